@@ -1,0 +1,6 @@
+"""Small real data sets as `LightningDataModule`s."""
+
+from examples.data.digits import DigitsDataModule
+from examples.data.fashion_mnist import FashionMNISTDataModule
+
+__all__ = ["DigitsDataModule", "FashionMNISTDataModule"]

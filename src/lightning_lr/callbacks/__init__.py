@@ -1,0 +1,6 @@
+"""Thin adapters between Lightning's hooks and the methods; one file per callback."""
+
+from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
+from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+
+__all__ = ["LearningRateScaling", "LearningRateSchedule"]

@@ -1,0 +1,190 @@
+"""What every callback of ours does in the same way: join the run, follow the loop, refuse what cannot work.
+
+A callback that inherits from :class:`MethodCallback` answers three questions: what cannot be combined with it
+(:meth:`~MethodCallback.check`), what it does to the optimizer when training starts (:meth:`~MethodCallback.start`),
+and its multiplier for the next update (:meth:`~MethodCallback.factor`). The rest is here, in the order in which the
+Trainer calls it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LinearLR
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.run import CountSamples, Run
+from lightning_lr.curves import Phase
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import RunShape, SampleClock
+
+
+class MethodCallback(Callback):
+    """Base of the callbacks that have a say about the optimizer's hyperparameters.
+
+    Args:
+        count_samples: samples in a batch, for loaders whose sampler does not tell and whose first tensor's first
+            dimension is not it (graphs, packed sequences). Importable by path from YAML.
+    """
+
+    name: ClassVar[str]
+    """Name of the multiplier and of the journal."""
+
+    def __init__(self, count_samples: CountSamples | None = None) -> None:
+        self.count_samples = count_samples
+        self.clock_state: dict[str, Any] | None = None
+        """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
+        self._run: Run | None = None
+
+    # ------------------------------------------------------------------ what a method says
+    @property
+    def decays(self) -> bool:
+        """Whether this method lowers the learning rate over the run; two that do are refused."""
+        return False
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse what cannot work, before anything has been trained or written."""
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
+        """Refuse a run of this shape; also called by ``plan``, which has no Trainer."""
+
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        """Training starts or goes on: set transforms of other hyperparameters."""
+
+    def factor(self, clock: SampleClock) -> float | list[float]:
+        """The multiplier for the update that ``clock`` stands before; one, or one per group."""
+        raise NotImplementedError
+
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]:
+        """The parts of the run that the method tells apart, for ``plan`` and the journal."""
+        return ()
+
+    def facts(self, shape: RunShape) -> dict[str, str]:
+        """What ``plan`` prints about the method for a run of this shape, by heading."""
+        return {}
+
+    # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        who = type(self).__name__
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{who}: {type(pl_module).__name__} uses manual optimization (automatic_optimization=False), where "
+                "Lightning does not tell which step belongs to which optimizer; use automatic optimization"
+            )
+        for other in members_of(trainer):
+            if other is not self and self.decays and other.decays:
+                raise MisconfigurationException(
+                    f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
+                    "keep one of the two"
+                )
+        counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
+        if len(counters) > 1:
+            raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        who = type(self).__name__
+        if len(trainer.optimizers) != 1:
+            raise MisconfigurationException(
+                f"{who}: configure_optimizers returned {len(trainer.optimizers)} optimizers; return exactly one (its "
+                "parameter groups may have different settings)"
+            )
+        if internals.given_loader_without_length(trainer) and trainer.max_steps == -1:
+            raise MisconfigurationException(
+                f"{who}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is not "
+                "known; set max_steps (or an integer limit_train_batches with max_epochs)"
+            )
+        for limit in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, limit) == 0:
+                raise MisconfigurationException(f"{who}: Trainer({limit}=0) makes 0 updates; set at least 1")
+        if self.decays:
+            self._refuse_fighting_schedulers(trainer)
+        self.check(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        members = members_of(trainer)
+        if members[0] is not self:
+            return
+        run = Run.attach(trainer, pl_module, members)
+        for member in members:
+            member._run = run
+            member.check_shape(run.clock.shape, run.writer.optimizer)
+            member.start(run.writer, run.clock.shape)
+        run.write_next_update()
+        for member in members:
+            run.note_start(member)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is not None and run.is_last(self):  # the accumulation may be another one in this epoch
+            run.clock.place(trainer.current_epoch, 0)
+            run.write_next_update()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is not None and run.is_first(self):
+            run.begin_micro_batch(trainer, batch, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        run = self._run
+        if run is not None and run.is_first(self):
+            run.close_window()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run = self._run
+        if run is not None and run.is_last(self) and internals.update_ends(trainer):
+            if internals.logs_now(trainer):
+                run.log(trainer, {})
+            run.clock.place(*internals.next_position(trainer))
+            run.write_next_update()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._leave()
+
+    # ------------------------------------------------------------------ state
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Lightning has dumped the optimizer before it asks the callbacks: put the scheduled values there
+        if self._run is not None and self._run.is_first(self) and checkpoint.get("optimizer_states"):
+            self._run.writer.rewrite_state(checkpoint["optimizer_states"][0])
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self.clock_state = self._run.clock.state_dict()
+        return {"clock": self.clock_state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.clock_state = state_dict["clock"]
+
+    # ------------------------------------------------------------------ inside
+    def _leave(self) -> None:
+        if self._run is not None:
+            self.clock_state = self._run.clock.state_dict()
+            self._run.detach()
+            self._run = None
+
+    def _refuse_fighting_schedulers(self, trainer: Trainer) -> None:
+        for config in trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            if isinstance(scheduler, ConstantLR):
+                continue
+            if isinstance(scheduler, LinearLR) and scheduler.end_factor >= scheduler.start_factor:
+                continue
+            raise MisconfigurationException(
+                f"{type(self).__name__}: configure_optimizers also returns a {type(scheduler).__name__}, and both "
+                "would lower the learning rate over the run; remove the scheduler or this callback (a warm-up by "
+                "LinearLR or ConstantLR may stay)"
+            )
+
+
+def members_of(trainer: Trainer) -> list[MethodCallback]:
+    """Our callbacks, in the Trainer's order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, MethodCallback)]  # type: ignore[attr-defined]

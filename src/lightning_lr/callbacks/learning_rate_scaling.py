@@ -1,0 +1,137 @@
+"""`LearningRateScaling`: the learning rate of a reference batch, carried over to the batch that is trained with."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.optim import Adam, NAdam, Optimizer, RAdam
+
+from lightning_lr import scaling
+from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.curves import Phase
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import RunShape, SampleClock
+
+
+class LearningRateScaling(MethodCallback):
+    r"""Scale a learning rate that was tuned for ``reference_batch_size`` to the global batch of this run.
+
+    With :math:`k = B / B_\text{ref}` (B: samples per update over devices and accumulation, at the start of the run):
+
+    - ``rule="linear"``: lr times k, reached by a climb of equal steps per update over ``warmup_epochs``
+      (Krizhevsky 2014; Goyal et al. 2017);
+    - ``rule="sqrt"``: lr times :math:`\sqrt k`, with the same climb; for Adam and its kin also
+      :math:`\beta' = 1 - k(1 - \beta)` and :math:`\epsilon' = \epsilon / \sqrt k` from the start (Malladi et al. 2022).
+
+    For k below 1 the smaller learning rate applies at once. A batch that grows during the run (``BatchSizeRamp``) does
+    not change k: following it would cancel what the ramp is for.
+
+    Args:
+        reference_batch_size: the global batch for which the learning rate was tuned, in samples.
+        rule: ``"linear"`` or ``"sqrt"``.
+        warmup_epochs: length of the climb, in epochs; 0 for none.
+        batch_size: the global batch, in samples, where the loader does not tell it (a batch sampler of one's own).
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+
+    Raises:
+        MisconfigurationException: at setup, where the batch size is not known, where ``warmup_epochs`` is longer than
+            the run, or where the square-root rule leaves the range of a beta (k > 1 / (1 - beta)).
+
+    Example::
+
+        Trainer(max_epochs=90, callbacks=[LearningRateScaling(256), LearningRateSchedule(Step([1/3, 2/3, 8/9]))])
+    """
+
+    name = "linear_scaling"
+
+    def __init__(
+        self,
+        reference_batch_size: int = 256,
+        rule: scaling.Rule = "linear",
+        warmup_epochs: float = 5.0,
+        batch_size: int | None = None,
+        count_samples: CountSamples | None = None,
+    ) -> None:
+        super().__init__(count_samples)
+        for argument, value in (("reference_batch_size", reference_batch_size), ("batch_size", batch_size)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"LearningRateScaling: got {argument}={value!r}; a batch is a whole number from 1")
+        if rule not in get_args(scaling.Rule):
+            raise ValueError(f"LearningRateScaling: got rule={rule!r}; allowed are {get_args(scaling.Rule)}")
+        if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
+            raise ValueError(f"LearningRateScaling: got warmup_epochs={warmup_epochs!r}; give 0 (none) or more epochs")
+        self.reference_batch_size = reference_batch_size
+        self.rule = rule
+        self.warmup_epochs = float(warmup_epochs)
+        self.batch_size = batch_size
+
+    def k(self, shape: RunShape) -> float:
+        """The global batch of this run over the reference batch."""
+        batch_size = self.batch_size or shape.batch_size
+        if batch_size is None:
+            raise MisconfigurationException(
+                "LearningRateScaling: the loader does not tell its batch size (it has a batch sampler of its own); "
+                "give the global batch as batch_size"
+            )
+        return batch_size / self.reference_batch_size
+
+    def scale(self, shape: RunShape) -> float:
+        """The full factor on the learning rate, after the climb."""
+        return scaling.learning_rate_scale(self.k(shape), self.rule)
+
+    def warmup(self, shape: RunShape) -> float:
+        """The climb's share of the run; 0 where there is nothing to climb."""
+        if self.warmup_epochs == 0 or self.scale(shape) <= 1.0:
+            return 0.0
+        epoch_units = shape.epoch.total_units
+        if epoch_units is None:
+            raise MisconfigurationException(
+                f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the loader has no length, so an "
+                "epoch is not known; set warmup_epochs=0 and give the curve a warmup instead"
+            )
+        share = self.warmup_epochs * epoch_units / shape.total_units
+        if share > 1.0 + 1e-9:
+            raise MisconfigurationException(
+                f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the run has only "
+                f"{shape.total_units / epoch_units:.4g} epochs, so the scaled learning rate would never be reached; "
+                "set a shorter warm-up (0 for none)"
+            )
+        return share
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
+        self.warmup(shape)
+        for group in optimizer.param_groups if self._scales_adam(optimizer) else ():
+            try:
+                scaling.scaled_betas(group["betas"], self.k(shape))
+            except ValueError as error:
+                raise MisconfigurationException(
+                    f"LearningRateScaling: {error}; use a smaller batch, a larger beta, or rule='linear'"
+                ) from error
+
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        if self._scales_adam(writer.optimizer) and self.k(shape) != 1.0:
+            k = self.k(shape)
+            writer.set_transform("betas", self.name, lambda betas: scaling.scaled_betas(betas, k))
+            writer.set_transform("eps", self.name, lambda eps: scaling.scaled_eps(eps, k))
+
+    def factor(self, clock: SampleClock) -> float:
+        shape = clock.shape
+        return scaling.gradual(self.scale(shape), clock.progress, clock.width, self.warmup(shape))
+
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]:
+        warmup = self.warmup(shape)
+        climb = (Phase("scaling climb", 0.0, warmup),) if warmup > 0 else ()
+        return (*climb, Phase("scaled", warmup, 1.0)) if warmup < 1 else climb
+
+    def facts(self, shape: RunShape) -> dict[str, str]:
+        k, scale = self.k(shape), self.scale(shape)
+        batch_size = self.batch_size or shape.batch_size
+        climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.warmup(shape) else ""
+        batch = f"batch {batch_size} = {k:.6g} x {self.reference_batch_size}"
+        return {"scaling": f"{self.rule}: lr x {scale:.6g} for {batch}{climb}"}
+
+    def _scales_adam(self, optimizer: Optimizer) -> bool:
+        return self.rule == "sqrt" and isinstance(optimizer, Adam | NAdam | RAdam)

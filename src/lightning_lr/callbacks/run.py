@@ -1,0 +1,198 @@
+"""What our callbacks share during one ``fit``: the writer, the clock, where to write decisions down.
+
+However many callbacks of ours are attached, there is one writer of the optimizer's hyperparameters and one clock.
+The first of them in the Trainer's order moves the clock, the last writes and logs; :class:`Run` knows which is which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.journal import Journal
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import RunShape, SampleClock
+
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.base import MethodCallback
+
+CountSamples = Callable[[Any], int]
+
+
+class Run:
+    """One ``fit`` of a Trainer under our control.
+
+    Args:
+        trainer: the Trainer, in ``on_train_start``: optimizers exist, a checkpoint is restored, loaders are set up.
+        module: its module.
+        members: our callbacks, in the Trainer's order.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, members: list[MethodCallback]) -> None:
+        self.members = members
+        self.clock = SampleClock(run_shape(trainer, who=type(members[0]).__name__))
+        self.writer = HyperparameterWriter(trainer.optimizers[0])
+        self.effective_lr: list[Any] = []
+        """The lr of each group in the last update that the optimizer really made."""
+        self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
+        # no log_dir is asked for in a fast_dev_run: it leaves no trace on disk
+        log_dir = None if internals.leaves_no_trace(trainer) else trainer.log_dir
+        self._journals = Path(log_dir) / "lightning_lr" if log_dir and trainer.is_global_zero else None
+        self._window_open = True
+        step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
+        self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
+
+    # ------------------------------------------------------------------ joining and leaving
+    @classmethod
+    def attach(cls, trainer: Trainer, module: LightningModule, members: list[MethodCallback]) -> Run:
+        """Start a run, at the place where a restored checkpoint left it."""
+        run = cls(trainer, module, members)
+        run._resume(trainer)
+        return run
+
+    def detach(self) -> None:
+        """End the run: the optimizer holds the scheduled values and no wrap is left. Does nothing the second time."""
+        for undo in self._undo:
+            undo()
+        if self._undo:
+            self.writer.release()
+        self._undo = []
+
+    def is_first(self, member: MethodCallback) -> bool:
+        """Whether ``member`` is the first of ours that Lightning calls."""
+        return self.members[0] is member
+
+    def is_last(self, member: MethodCallback) -> bool:
+        """Whether ``member`` is the last of ours that Lightning calls."""
+        return self.members[-1] is member
+
+    def journal(self, name: str) -> Journal | None:
+        """The journal of a callback, on rank 0."""
+        return None if self._journals is None else Journal(self._journals / f"{name}.jsonl")
+
+    # ------------------------------------------------------------------ walking with the loop
+    def begin_micro_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Count a micro-batch: by the sampler, else by the user's function, else by the batch's first tensor."""
+        self._window_open = True
+        shape = self.clock.shape.epoch
+        if shape.sizes_known:
+            self.clock.begin_micro_batch(shape.units(batch_idx))
+            return
+        samples = self._count_samples(batch) if self._count_samples else _first_dimension(batch)
+        if samples is None:
+            samples = shape.micro_batch_size or 0
+        if trainer.world_size > 1:  # ranks may differ here, and a schedule must not
+            counts = torch.tensor(samples, device=trainer.strategy.root_device)
+            samples = int(trainer.strategy.reduce(counts, reduce_op="sum"))
+        self.clock.begin_micro_batch(samples if shape.counts_samples else shape.units(batch_idx), samples)
+
+    def close_window(self) -> None:
+        """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
+        if self._window_open:
+            self._window_open = False
+            self.clock.close_window()
+
+    def write_next_update(self) -> None:
+        """Ask every method for its multiplier of the next update and write the product."""
+        for member in self.members:
+            self.writer.set_multiplier(member.name, member.factor(self.clock))
+        self.writer.write()
+
+    def note_start(self, member: MethodCallback) -> None:
+        """Write down what a method decided for the whole run."""
+        journal = self.journal(member.name)
+        if journal is not None:
+            shape = self.clock.shape
+            journal.append(
+                self.clock.updates,
+                "start",
+                callback=type(member).__name__,
+                facts=member.facts(shape),
+                phases=[[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
+                counts="samples" if shape.epoch.counts_samples else "micro-batches",
+                total=self.clock.total,
+                total_updates=shape.total_updates,
+                samples_seen=self.clock.samples_seen,
+                scheduled_lr={
+                    n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
+                },
+            )
+
+    def log(self, trainer: Trainer, extra: dict[str, float]) -> None:
+        """Log what was used in the update that has just been made, under the names of the public documentation."""
+        clock = self.clock
+        metrics = {f"lr/{n}": float(lr) for n, lr in zip(self.writer.group_names(), self.effective_lr, strict=False)}
+        metrics["samples_seen"] = float(clock.samples_seen)
+        metrics["updates"] = float(clock.updates)
+        metrics["batch_size"] = float(clock.batch_size)
+        metrics["accumulation"] = float(trainer.accumulate_grad_batches)
+        if clock.shape.epoch.micro_batch_size is not None:
+            metrics["micro_batch_size"] = float(clock.shape.epoch.micro_batch_size)
+        internals.log_metrics(trainer, metrics | extra)
+
+    # ------------------------------------------------------------------ inside
+    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # not reached when an AMP scaler skips the step
+        self.effective_lr = [
+            lr.clone() if isinstance(lr, torch.Tensor) else lr
+            for lr in (group["lr"] for group in optimizer.param_groups)
+        ]
+
+    def _resume(self, trainer: Trainer) -> None:
+        epoch, micro_batch = internals.next_position(trainer)
+        if trainer.global_step > 0 or micro_batch > 0:
+            state = next((m.clock_state for m in self.members if m.clock_state is not None), None)
+            if state is None:
+                self.clock.seek(trainer.global_step, epoch, micro_batch)
+            else:
+                self.clock.load_state_dict(state)
+        self.clock.place(epoch, micro_batch)
+        for member in self.members:
+            journal = self.journal(member.name)
+            if journal is not None:
+                journal.truncate(self.clock.updates)
+
+
+def run_shape(trainer: Trainer, who: str) -> RunShape:
+    """The shape of the run that a Trainer is about to make.
+
+    Raises:
+        MisconfigurationException: where its length does not follow from the Trainer and the loader.
+    """
+    try:
+        return RunShape(
+            internals.epoch_shape(trainer),
+            accumulation=_accumulation(trainer),
+            max_epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+            max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
+        )
+    except ValueError as error:
+        raise MisconfigurationException(f"{who}: {error}") from error
+
+
+def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches
+    return trainer.accumulate_grad_batches
+
+
+def _first_dimension(batch: Any) -> int | None:
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        batch = vars(batch)
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        return next((n for n in map(_first_dimension, batch) if n is not None), None)
+    return None

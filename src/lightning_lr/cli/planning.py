@@ -1,0 +1,258 @@
+"""What a run will do, before it runs: the learning rate and the batch of every update, and the phases between.
+
+The numbers are not computed a second time for the plan. :func:`make_plan` walks through the run with
+:func:`lightning_lr.progress.walk` and lets the very callbacks that train write their multipliers through the very
+:class:`~lightning_lr.learning_rate.HyperparameterWriter` that writes in training, so plan and run are equal by
+construction. Needs torch; no Lightning.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch.optim import SGD, Optimizer
+
+from lightning_lr.curves import SNAP, Phase
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import EpochShape, RunShape, SampleClock, walk
+
+MAX_POINTS = 20_000
+"""Updates at which the learning rate is evaluated; a longer run is evaluated at every n-th, and at phase boundaries."""
+
+
+class Method(Protocol):
+    """What a plan needs of a callback; every ``MethodCallback`` has it."""
+
+    name: ClassVar[str]
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None: ...
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None: ...
+    def factor(self, clock: SampleClock) -> float | list[float]: ...
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
+    def facts(self, shape: RunShape) -> dict[str, str]: ...
+
+
+class Scheduler(Protocol):
+    """What a plan needs of a torch LR scheduler."""
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedulers:
+    """The user's own LR schedulers, by when Lightning steps them."""
+
+    after_update: Sequence[Scheduler] = ()
+    after_epoch: Sequence[Scheduler] = ()
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """A part of the run in which neither the phases nor the batch change.
+
+    Args:
+        phases: what each method calls this part, in the order of the callbacks.
+        updates: the first update, and the one after the last.
+        units: samples (micro-batches where sizes are not known) consumed before the first and after the last.
+        epochs: the same in epochs; ``None`` where an epoch has no known length.
+        micro_batch_size: samples per device and backward; ``None`` where the loader does not tell.
+        accumulation: micro-batches per update and device.
+        world_size: devices.
+        lr_first: learning rate of each group in the first update.
+        lr_last: learning rate of each group in the last update.
+    """
+
+    phases: tuple[str, ...]
+    updates: tuple[int, int]
+    units: tuple[int, int]
+    epochs: tuple[float, float] | None
+    micro_batch_size: int | None
+    accumulation: int
+    world_size: int
+    lr_first: tuple[float, ...]
+    lr_last: tuple[float, ...]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Samples in a full update."""
+        if self.micro_batch_size is None:
+            return None
+        return self.micro_batch_size * self.accumulation * self.world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be.
+
+    Args:
+        shape: samples, updates and epochs.
+        groups: names of the optimizer's parameter groups.
+        rows: the run, part by part, without gaps.
+        method_phases: the phases of each method that has any, by the method's name.
+        facts: what holds for the whole run, by heading; each callback adds its own.
+        notes: what the reader should know before trusting the numbers.
+        updates: the updates at which the learning rate was evaluated.
+        units: samples consumed before each of these.
+        lr: learning rate of each group at each of these; factors on it where ``relative``.
+        relative: whether the optimizer is not known, so that only factors could be planned.
+    """
+
+    shape: RunShape
+    groups: tuple[str, ...]
+    rows: tuple[PlanRow, ...]
+    method_phases: dict[str, tuple[Phase, ...]]
+    facts: dict[str, str]
+    notes: tuple[str, ...]
+    updates: list[int]
+    units: list[int]
+    lr: list[list[float]]
+    relative: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What progress is counted in."""
+        return "samples" if self.shape.epoch.counts_samples else "micro-batches"
+
+
+def epoch_of(
+    dataset_size: int, micro_batch_size: int, world_size: int = 1, drop_last: bool = False, replicated: bool = False
+) -> EpochShape:
+    """An epoch over a data set of known size, split over the devices as torch's ``DistributedSampler`` does.
+
+    Args:
+        dataset_size: samples.
+        micro_batch_size: samples per device and backward (the loader's ``batch_size``).
+        world_size: devices.
+        drop_last: whether the loader leaves out a last batch that is not full.
+        replicated: whether every device goes through the whole data set (no distributed sampler).
+
+    Raises:
+        ValueError: where a number is not positive.
+    """
+    for name, value in (("dataset", dataset_size), ("batch", micro_batch_size), ("world", world_size)):
+        if value < 1:
+            raise ValueError(f"a {name} size of {value} makes no run; give a whole number from 1")
+    device_samples = dataset_size if replicated else math.ceil(dataset_size / world_size)
+    whole, rest = divmod(device_samples, micro_batch_size)
+    return EpochShape(whole + bool(rest and not drop_last), micro_batch_size, device_samples, world_size)
+
+
+def limited(epoch: EpochShape, limit_train_batches: int | float) -> EpochShape:
+    """The epoch under Lightning's ``limit_train_batches``: a number of micro-batches, or a share of them.
+
+    Raises:
+        ValueError: for a share of an epoch that has no length.
+    """
+    batches = epoch.micro_batches
+    if isinstance(limit_train_batches, int):
+        return replace(epoch, micro_batches=limit_train_batches if batches is None else min(batches, limit_train_batches))
+    if batches is None:
+        if limit_train_batches == 1.0:
+            return epoch
+        raise ValueError(
+            f"limit_train_batches={limit_train_batches} is a share of a loader that has no length; give a whole number"
+        )
+    return replace(epoch, micro_batches=int(batches * limit_train_batches))
+
+
+def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, ...], float], ...]:
+    """Cut the run wherever one of several methods changes its phase.
+
+    Returns:
+        The names of the phases that hold in a part, one per method that has any there, and where the part starts.
+    """
+    edges = sorted({0.0, *(edge for method in phases for p in method for edge in (p.start, p.end) if edge < 1.0 - SNAP)})
+    starts = [edge for i, edge in enumerate(edges) if i == 0 or edge - edges[i - 1] > SNAP]
+    return tuple(
+        (tuple(p.name for method in phases for p in method if p.start <= start + SNAP < p.end), start) for start in starts
+    )
+
+
+def make_plan(
+    shape: RunShape,
+    methods: Sequence[Method],
+    optimizer: Optimizer | None = None,
+    schedulers: Schedulers | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Walk through a run without training it.
+
+    Args:
+        shape: the run.
+        methods: our callbacks, in the Trainer's order.
+        optimizer: the run's optimizer. ``None`` plans factors on the learning rate instead.
+        schedulers: the user's LR schedulers; they are stepped as Lightning would, under the multipliers.
+        notes: what is known already that the reader should be told.
+
+    Raises:
+        MisconfigurationException, ValueError: where a method refuses a run of this shape.
+    """
+    relative = optimizer is None
+    if optimizer is None:
+        optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for method in methods:
+        method.check_shape(shape, optimizer)
+    parts = joined_phases([method.phases(shape) for method in methods])
+    walker = _Walker(shape, methods, HyperparameterWriter(optimizer), schedulers or Schedulers(), parts)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")  # nothing is trained here
+        walker.go()
+    planned = [names for row in walker.rows for names in row.phases]
+    skipped = [name for names, _ in parts for name in names if name not in planned]
+    notes = [*notes, *(f"the phase {name!r} is shorter than one update and does not happen" for name in skipped)]
+    return Plan(
+        shape=shape,
+        groups=tuple(walker.writer.group_names()),
+        rows=tuple(walker.rows),
+        method_phases={m.name: m.phases(shape) for m in methods if m.phases(shape)},
+        facts={heading: fact for method in methods for heading, fact in method.facts(shape).items()},
+        notes=tuple(notes),
+        updates=walker.updates,
+        units=walker.units,
+        lr=[list(values) for values in zip(*walker.lr, strict=True)],
+        relative=relative,
+    )
+
+
+@dataclass
+class _Walker:
+    """Goes through the run once, filling the rows and the points of the picture."""
+
+    shape: RunShape
+    methods: Sequence[Method]
+    writer: HyperparameterWriter
+    schedulers: Schedulers
+    parts: Sequence[tuple[tuple[str, ...], float]]
+    rows: list[PlanRow] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+    lr: list[tuple[float, ...]] = field(default_factory=list)
+
+    def go(self) -> None:
+        for method in self.methods:
+            method.start(self.writer, self.shape)
+        total, units = self.shape.total_updates, self.shape.total_units
+        stride = math.ceil(total / MAX_POINTS)
+        starts = [start for _, start in self.parts]
+        epoch, key, start_units = 0, None, 0
+        first_lr: tuple[float, ...] = ()
+        for clock in walk(self.shape):
+            update = clock.updates
+            here = self._epoch(clock)
+            self._step_schedulers(update, epoch_ended=here > epoch)
+            epoch = here
+            accumulation = self.shape.accumulation_in(epoch)
+            now = (bisect_right(starts, clock.progress + SNAP) - 1, accumulation)
+            position = round(clock.progress * units)
+            if now != key or update % stride == 0:
+                lr = self._learning_rates(clock)
+                self._note(update, position, lr)
+            if now != key:
+                pass
+            key = now

@@ -1,0 +1,243 @@
+"""The one writer of an optimizer's hyperparameters: named multipliers over scheduled values.
+
+Several methods have a say about the learning rate of one run: a schedule, layer-wise decay, a scaling rule, an
+automatic warm-up. None of them may write ``group["lr"]``; each gives this writer a *named multiplier*, and
+
+    effective lr(group) = scheduled lr(group) x product of named multipliers(group)
+
+*Scheduled* is whatever the user's optimizer and LR scheduler say. It is kept here as the very object that was found
+(never recomputed by a division), so that a scheduler which steps inside :meth:`HyperparameterWriter.scheduled_values`
+reads and writes bit for bit what it would without us. Other hyperparameters (betas, eps, momentum, weight decay) go
+through the same writer as named *transforms* of the scheduled value. Pure torch; no Lightning.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Transform = Callable[[Any], Any]
+"""Maps a scheduled hyperparameter (for example ``betas``) to the one in effect."""
+
+
+class HyperparameterWriter:
+    """Keeps ``scheduled`` and ``effective`` hyperparameters of one optimizer apart.
+
+    Between calls ``group["lr"]`` holds the effective value, so that everything that reads the optimizer sees what
+    will be used. Learning rates that are tensors (``capturable`` optimizers, CUDA graphs) are written in place.
+
+    A value that somebody else wrote into a group (a module that sets ``group["lr"]`` itself) is adopted as the new
+    scheduled value, with one warning per hyperparameter: what is computed *from* ``group["lr"]`` would already
+    contain our multipliers.
+
+    Args:
+        optimizer: the optimizer whose groups are written. Its current values are taken as the scheduled ones.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._multipliers: dict[str, float | tuple[float, ...]] = {}
+        self._transforms: dict[str, dict[str, Transform]] = {}
+        self._scheduled: list[dict[str, Any]] = []
+        self._written: list[dict[str, Any]] = []
+        self._warned: set[str] = set()
+        self._separate_shared_tensors()
+        self._capture()
+
+    # ------------------------------------------------------------------ what the methods say
+    def set_multiplier(self, name: str, factor: float | Sequence[float]) -> None:
+        """Set the named multiplier of the learning rate; takes effect at the next :meth:`write`.
+
+        Args:
+            name: who multiplies, for example ``"schedule"``.
+            factor: one factor for all groups, or one per group. Finite and not negative.
+
+        Raises:
+            ValueError: for a factor that is negative or not finite, or a sequence of the wrong length.
+        """
+        factors = tuple(float(f) for f in factor) if isinstance(factor, Sequence) else (float(factor),)
+        if isinstance(factor, Sequence) and len(factors) != len(self.optimizer.param_groups):
+            raise ValueError(
+                f"multiplier {name!r}: got {len(factors)} factors for {len(self.optimizer.param_groups)} parameter "
+                "groups; give one factor, or one per group"
+            )
+        for value in factors:
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ValueError(f"multiplier {name!r}: got {value}; a factor is finite and not negative")
+        self._multipliers[name] = factors if isinstance(factor, Sequence) else factors[0]
+
+    def remove_multiplier(self, name: str) -> None:
+        """Forget the named multiplier; takes effect at the next :meth:`write`."""
+        self._multipliers.pop(name, None)
+
+    def set_transform(self, key: str, name: str, transform: Transform) -> None:
+        """Set a named transform of another hyperparameter; groups without ``key`` are left alone.
+
+        Args:
+            key: the hyperparameter, for example ``"betas"``, ``"eps"``, ``"weight_decay"``. Not ``"lr"``.
+            name: who transforms. Transforms of one key apply in the order in which they were first set.
+            transform: scheduled value -> effective value.
+
+        Raises:
+            ValueError: for ``key="lr"``, which has multipliers.
+        """
+        if key == "lr":
+            raise ValueError("set_transform: got key='lr'; the learning rate has named multipliers (set_multiplier)")
+        self._adopt_foreign_values()
+        self._transforms.setdefault(key, {})[name] = transform
+        for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
+            if key in group and key not in scheduled:
+                scheduled[key] = _copied(group[key])
+                written[key] = _mark(group[key])
+
+    # ------------------------------------------------------------------ what can be read
+    def group_names(self) -> list[str]:
+        """The ``name`` of each group, or ``group_<index>`` where it has none."""
+        return [str(g.get("name", f"group_{i}")) for i, g in enumerate(self.optimizer.param_groups)]
+
+    def scheduled(self, key: str = "lr") -> list[Any]:
+        """The scheduled value of each group (``None`` where a group does not have ``key``)."""
+        return [values.get(key) for values in self._scheduled]
+
+    def effective(self, key: str = "lr") -> list[Any]:
+        """The value now in each group."""
+        return [group.get(key) for group in self.optimizer.param_groups]
+
+    def factors(self, group: int) -> dict[str, float]:
+        """The named multipliers of one group, by its index."""
+        return {name: self._factor(name, group) for name in self._multipliers}
+
+    # ------------------------------------------------------------------ writing
+    def write(self) -> None:
+        """Write the effective values into the groups."""
+        self._adopt_foreign_values()
+        self._write_effective()
+
+    @contextmanager
+    def scheduled_values(self) -> Iterator[None]:
+        """Inside, the groups hold the scheduled values; what is changed there is the new scheduled value.
+
+        The place for a scheduler's ``step()``: it sees exactly what it would see without us.
+        """
+        self._adopt_foreign_values()
+        self._write_scheduled()
+        try:
+            yield
+        finally:
+            self._capture()
+            self._write_effective()
+
+    def release(self) -> None:
+        """Give the optimizer back: groups hold the scheduled values again and nothing is multiplied any more."""
+        self._adopt_foreign_values()
+        self._write_scheduled()
+        self._multipliers.clear()
+        self._transforms.clear()
+        self._capture()
+
+    def rewrite_state(self, optimizer_state: dict[str, Any]) -> None:
+        """Put the scheduled values into an optimizer's ``state_dict()``, so that it can be loaded without us.
+
+        Args:
+            optimizer_state: what ``optimizer.state_dict()`` returned; its ``param_groups`` are changed in place.
+        """
+        self._adopt_foreign_values()
+        for group, scheduled in zip(optimizer_state["param_groups"], self._scheduled, strict=True):
+            group.update({key: _copied(value) for key, value in scheduled.items()})
+
+    # ------------------------------------------------------------------ inside
+    def _factor(self, name: str, group: int) -> float:
+        factor = self._multipliers[name]
+        if isinstance(factor, float):
+            return factor
+        return factor[group] if group < len(factor) else 1.0  # a group that was added during the run
+
+    def _managed(self, group: dict[str, Any]) -> list[str]:
+        return [key for key in ("lr", *self._transforms) if key in group]
+
+    def _capture(self) -> None:
+        groups = self.optimizer.param_groups
+        self._scheduled = [{key: _copied(g[key]) for key in self._managed(g)} for g in groups]
+        self._written = [
+            {key: _mark(g[key]) for key in values} for g, values in zip(groups, self._scheduled, strict=True)
+        ]
+
+    def _adopt_foreign_values(self) -> None:
+        groups = self.optimizer.param_groups
+        for group in groups[len(self._scheduled) :]:
+            self._scheduled.append({key: _copied(group[key]) for key in self._managed(group)})
+            self._written.append({key: _mark(group[key]) for key in self._managed(group)})
+        for index, (group, scheduled, written) in enumerate(zip(groups, self._scheduled, self._written, strict=True)):
+            for key, mark in written.items():
+                if _mark(group[key]) == mark:
+                    continue
+                scheduled[key] = _copied(group[key])
+                written[key] = _mark(group[key])
+                if key not in self._warned:
+                    self._warned.add(key)
+                    warnings.warn(
+                        f"parameter group {index}: {key!r} was set to {group[key]!r} by something other than the "
+                        f"optimizer's LR scheduler. It is taken as the new scheduled value, and the multipliers "
+                        f"{sorted(self._multipliers)} apply on top of it; a value that was computed from "
+                        f"group[{key!r}] already contained them.",
+                        stacklevel=3,
+                    )
+
+    def _write_effective(self) -> None:
+        for index, (group, scheduled, written) in enumerate(
+            zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True)
+        ):
+            for key, value in scheduled.items():
+                if key == "lr":
+                    product = 1.0
+                    for name in self._multipliers:
+                        product *= self._factor(name, index)
+                    # x 1.0 would be the same bits; skipping it keeps the user's own object and type (an int lr, say)
+                    effective = value if product == 1.0 else value * product
+                else:
+                    effective = value
+                    for transform in self._transforms[key].values():
+                        effective = transform(effective)
+                written[key] = _put(group, key, effective)
+
+    def _write_scheduled(self) -> None:
+        for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
+            for key, value in scheduled.items():
+                written[key] = _put(group, key, value)
+
+    def _separate_shared_tensors(self) -> None:
+        # torch hands one default lr tensor to every group; written in place, one group would write all of them
+        seen: set[int] = set()
+        for group in self.optimizer.param_groups:
+            for key, value in group.items():
+                if key != "params" and isinstance(value, Tensor):
+                    if id(value) in seen:
+                        group[key] = value.clone()
+                    seen.add(id(group[key]))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _put(group: dict[str, Any], key: str, value: Any) -> Any:
+    """Write ``value`` (in place where the group holds a tensor) and return the mark that recognises it."""
+    current = group[key]
+    if isinstance(current, Tensor):
+        with torch.no_grad():
+            current.copy_(value) if isinstance(value, Tensor) else current.fill_(value)
+    else:
+        group[key] = value
+    return _mark(group[key])
+
+
+def _mark(value: Any) -> Any:
+    """What tells whether a value is still the one that was written; for tensors without reading the device."""
+    return (id(value), value._version) if isinstance(value, Tensor) else value

@@ -1,0 +1,122 @@
+"""Every touch of what Lightning does not promise: private attributes, and the order in which its loop calls things.
+
+Checked against Lightning 2.6.6. Each function is named for its purpose; a new Lightning release can break this one
+room and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from lightning_lr.progress import EpochShape
+
+
+# ---------------------------------------------------------------------- data
+def epoch_shape(trainer: Trainer) -> EpochShape:
+    """What an epoch of the loaded training data yields (after ``fit`` has set the loaders up)."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    batches = trainer.num_training_batches
+    return loader_shape(combined.flattened[0], None if batches == float("inf") else int(batches), trainer.world_size)
+
+
+def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> EpochShape:
+    """What an epoch of ``loader`` yields on each of ``world_size`` devices in ``micro_batches`` micro-batches.
+
+    Only torch's own ``BatchSampler`` tells the size of each batch; a subclass or another class may do anything. An
+    iterable data set is batched inside the workers, so only the nominal size is known there.
+    """
+    if not isinstance(loader, DataLoader):
+        return EpochShape(micro_batches, None, None, world_size)
+    if isinstance(loader.dataset, IterableDataset):
+        return EpochShape(micro_batches, loader.batch_size, None, world_size)
+    sampler = loader.batch_sampler
+    if type(sampler) is not BatchSampler:
+        return EpochShape(micro_batches, None, None, world_size)
+    return EpochShape(micro_batches, sampler.batch_size, len(sampler.sampler), world_size)  # type: ignore[arg-type]
+
+
+def given_loader_without_length(trainer: Trainer) -> bool:
+    """Whether ``fit`` was handed a loader (not a hook that makes one) which has no length.
+
+    Asked before training starts, where calling the user's hook would run it once more than without us.
+    """
+    source = trainer.fit_loop._data_source
+    if source.is_module() or isinstance(trainer.limit_train_batches, int):
+        return False
+    loader = source.instance
+    try:
+        return isinstance(loader, DataLoader) and len(loader) is None
+    except TypeError:  # an IterableDataset without __len__
+        return True
+
+
+# ---------------------------------------------------------------------- the loop
+def update_ends(trainer: Trainer) -> bool:
+    """Whether the current micro-batch is the last of its update."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def next_position(trainer: Trainer) -> tuple[int, int]:
+    """Epoch (0-based) and micro-batch in it that the loop will process next: after a micro-batch, or after a resume."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    done = batches.current.ready
+    if done and (done >= trainer.num_training_batches or batches.is_last_batch):
+        return trainer.fit_loop.epoch_progress.current.ready, 0  # counts the epochs begun, that one included
+    return trainer.current_epoch, done
+
+
+def leaves_no_trace(trainer: Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which is to write nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether Lightning's ``log_every_n_steps`` is due at this update."""
+    return bool(trainer.loggers) and bool(trainer._logger_connector.should_update_logs)
+
+
+def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Log at the step number that Lightning uses for this update, and let other callbacks monitor the values."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def bracket_scheduler_steps(
+    module: LightningModule, bracket: Callable[[], AbstractContextManager[None]]
+) -> Callable[[], None]:
+    """Let every step of an LR scheduler happen inside ``bracket()``; returns a function that undoes this.
+
+    Lightning steps schedulers at three places that no callback hook encloses, but always through the module's
+    ``lr_scheduler_step``. It is shadowed on this one instance, so that a user's override keeps working.
+    """
+    name = "lr_scheduler_step"
+    before = module.__dict__.get(name)
+    step = getattr(module, name)
+
+    def bracketed(*args: Any, **kwargs: Any) -> None:
+        with bracket():
+            step(*args, **kwargs)
+
+    module.__dict__[name] = bracketed
+
+    def undo() -> None:
+        if module.__dict__.get(name) is bracketed:
+            if before is None:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = before
+
+    return undo

@@ -1,0 +1,282 @@
+"""How far a run is, counted in samples: the shape of a run, and the clock that walks through it.
+
+Curves are functions of progress in [0, 1]. Counting updates or epochs would bend them as soon as the batch changes,
+so progress is *samples*: those consumed before an update, over those of the whole run. :class:`RunShape` says how
+many there will be (the same arithmetic serves ``plan``, before there is a Trainer), :class:`SampleClock` where the
+run is now. Where a loader does not tell its batch sizes (a batch sampler of the user's own), one micro-batch counts
+as one unit instead. Pure Python; no Lightning, no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochShape:
+    """What one epoch of the training loader yields.
+
+    Args:
+        micro_batches: micro-batches per device in an epoch; ``None`` where the loader has no length.
+        micro_batch_size: samples in a full micro-batch of one device; ``None`` where the loader does not tell.
+        device_samples: samples per device in an epoch; ``None`` where there is no sampler that tells. The last
+            micro-batch is what is left of them.
+        world_size: devices that train together.
+    """
+
+    micro_batches: int | None
+    micro_batch_size: int | None
+    device_samples: int | None = None
+    world_size: int = 1
+
+    @property
+    def counts_samples(self) -> bool:
+        """Whether a unit of progress is a sample (else it is a micro-batch)."""
+        return self.micro_batch_size is not None
+
+    @property
+    def sizes_known(self) -> bool:
+        """Whether every micro-batch's size is known ahead, so that nothing has to be counted from batches."""
+        return self.micro_batch_size is not None and self.device_samples is not None
+
+    def units(self, index: int) -> int:
+        """Units (samples over all devices) of the micro-batch at ``index`` of an epoch."""
+        if self.micro_batch_size is None:
+            return self.world_size
+        size = self.micro_batch_size
+        if self.device_samples is not None:
+            size = max(0, min(size, self.device_samples - index * size))
+        return size * self.world_size
+
+    def units_before(self, index: int) -> int:
+        """Units of all micro-batches of an epoch before ``index``."""
+        if self.micro_batch_size is None:
+            return index * self.world_size
+        samples = index * self.micro_batch_size
+        if self.device_samples is not None:
+            samples = min(samples, self.device_samples)
+        return samples * self.world_size
+
+    @property
+    def total_units(self) -> int | None:
+        """Units in one epoch, or ``None`` where the loader has no length."""
+        return None if self.micro_batches is None else self.units_before(self.micro_batches)
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """A whole run: an epoch, how many micro-batches make an update, and where the run ends.
+
+    Args:
+        epoch: what one epoch yields.
+        accumulation: micro-batches per update and device; a function of the epoch where it changes between epochs.
+        max_epochs: epochs after which the run ends, or ``None``.
+        max_updates: updates after which the run ends, or ``None``. At least one of the two is given; the earlier ends.
+
+    Raises:
+        ValueError: where the length of the run does not follow from these.
+    """
+
+    epoch: EpochShape
+    accumulation: int | Callable[[int], int] = 1
+    max_epochs: int | None = None
+    max_updates: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_updates is None and (self.max_epochs is None or self.epoch.micro_batches is None):
+            given = f"max_epochs={self.max_epochs}, max_steps={self.max_updates}"
+            loader = "a loader without a length" if self.epoch.micro_batches is None else "a loader with a length"
+            raise ValueError(
+                f"the length of the run is not known ({given}, {loader}); a schedule needs its end. Set the Trainer's "
+                "max_steps, or max_epochs with a loader that has a length (or an integer limit_train_batches)"
+            )
+        if self.total_updates == 0:
+            raise ValueError(
+                f"the run has 0 updates (max_epochs={self.max_epochs}, max_steps={self.max_updates}, "
+                f"{self.epoch.micro_batches} micro-batches per epoch); a schedule needs at least one"
+            )
+
+    def accumulation_in(self, epoch: int) -> int:
+        """Micro-batches per update and device in an epoch (0-based)."""
+        return self.accumulation(epoch) if callable(self.accumulation) else self.accumulation
+
+    def updates_in(self, epoch: int) -> int:
+        """Updates in an epoch (0-based); the last window of an epoch may be short. The loader has a length."""
+        assert self.epoch.micro_batches is not None
+        return math.ceil(self.epoch.micro_batches / self.accumulation_in(epoch))
+
+    @property
+    def batch_size(self) -> int | None:
+        """Global batch of a full update in the first epoch, or ``None`` where the loader does not tell."""
+        if self.epoch.micro_batch_size is None:
+            return None
+        return self.epoch.micro_batch_size * self.accumulation_in(0) * self.epoch.world_size
+
+    @property
+    def total_updates(self) -> int:
+        """Updates in the run."""
+        return self._length[0]
+
+    @property
+    def total_units(self) -> int:
+        """Units (samples over all devices) in the run."""
+        return self._length[1]
+
+    @cached_property
+    def _length(self) -> tuple[int, int]:
+        if self.epoch.micro_batches is None:  # endless loader: nominal batches up to max_updates
+            assert self.max_updates is not None
+            return self.max_updates, self.max_updates * self.accumulation_in(0) * self.epoch.units(0)
+        epoch_units = self.epoch.units_before(self.epoch.micro_batches)
+        limit = math.inf if self.max_updates is None else self.max_updates
+        if not callable(self.accumulation):  # every epoch is alike: no walk over (perhaps very many) epochs
+            per_epoch = self.updates_in(0)
+            if per_epoch == 0:
+                return 0, 0
+            whole = int(min(math.inf if self.max_epochs is None else self.max_epochs, limit // per_epoch))
+            updates, units, epoch = whole * per_epoch, whole * epoch_units, whole
+        else:
+            updates = units = epoch = 0
+            while epoch != self.max_epochs and updates + self.updates_in(epoch) <= limit and self.updates_in(epoch) > 0:
+                updates, units, epoch = updates + self.updates_in(epoch), units + epoch_units, epoch + 1
+        if epoch != self.max_epochs and updates < limit:  # a part of one more epoch
+            rest = int(min(limit - updates, self.updates_in(epoch)))
+            batches = min(rest * self.accumulation_in(epoch), self.epoch.micro_batches)
+            updates, units = updates + rest, units + self.epoch.units_before(batches)
+        return updates, units
+
+
+class SampleClock:
+    """Where a run is: samples consumed before the next update, and how many that update will cover.
+
+    The order of calls in a run: ``begin_micro_batch`` for every micro-batch, ``close_window`` when the optimizer is
+    about to step (from then on :attr:`progress` speaks of the *next* update), ``place`` when the position in the
+    epoch is known. The state is consistent at every moment at which Lightning may write a checkpoint.
+
+    Args:
+        shape: the run to walk through.
+    """
+
+    def __init__(self, shape: RunShape) -> None:
+        self.shape = shape
+        self.total = shape.total_units
+        """Units in the whole run."""
+        self.updates = 0
+        """Updates done."""
+        self.samples_seen = 0
+        """Samples consumed over all devices, the open window included."""
+        self.batch_size = 0
+        """Samples in the last finished update."""
+        self._units = 0
+        self._window_start = 0
+        self._window_samples = 0
+        self._width = 0
+        self.place(epoch=0, micro_batch=0)
+
+    # ------------------------------------------------------------------ reading
+    @property
+    def progress(self) -> float:
+        """Share of the run done before the next update (the current one until its gradient is complete)."""
+        return min(1.0, self._window_start / self.total)
+
+    @property
+    def width(self) -> float:
+        """Share of the run that this update covers."""
+        return self._width / self.total
+
+    @property
+    def epochs(self) -> float | None:
+        """Epochs done before the next update, or ``None`` where an epoch has no known length."""
+        units = self.shape.epoch.total_units
+        return self._window_start / units if units else None
+
+    # ------------------------------------------------------------------ walking
+    def begin_micro_batch(self, units: int, samples: int | None = None) -> None:
+        """Count a micro-batch over all devices, in units of progress and in samples (the same where not given)."""
+        self._units += units
+        self.samples_seen += units if samples is None else samples
+        self._window_samples += units if samples is None else samples
+
+    def close_window(self) -> None:
+        """The update that consumes everything counted so far is about to be made."""
+        self.updates += 1
+        self.batch_size = self._window_samples
+        self._window_samples = 0
+        self._window_start = self._units
+        self._reckon_total()
+
+    def place(self, epoch: int, micro_batch: int) -> None:
+        """Say where in the data the next window begins, which tells how much it will cover."""
+        shape = self.shape
+        accumulation = shape.accumulation_in(epoch)
+        end = (micro_batch // accumulation + 1) * accumulation
+        if shape.epoch.micro_batches is not None:
+            end = min(end, shape.epoch.micro_batches)
+        self._width = shape.epoch.units_before(end) - shape.epoch.units_before(micro_batch)
+
+    def seek(self, updates: int, epoch: int, micro_batch: int) -> None:
+        """Place the clock by the loop's counters, for a run that is resumed without a state of ours."""
+        shape = self.shape.epoch
+        epoch_units = shape.total_units or 0
+        self._units = epoch * epoch_units + shape.units_before(micro_batch)
+        self._window_start = self._units
+        self.samples_seen = self._units
+        self.updates = updates
+        self._reckon_total()
+        self.place(epoch, micro_batch)
+
+    # ------------------------------------------------------------------ resuming
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers from which :meth:`load_state_dict` continues."""
+        return {
+            "updates": self.updates,
+            "samples_seen": self.samples_seen,
+            "batch_size": self.batch_size,
+            "units": self._units,
+            "window_start": self._window_start,
+            "window_samples": self._window_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken; follow with :meth:`place`."""
+        self.updates = int(state["updates"])
+        self.samples_seen = int(state["samples_seen"])
+        self.batch_size = int(state["batch_size"])
+        self._units = int(state["units"])
+        self._window_start = int(state["window_start"])
+        self._window_samples = int(state["window_samples"])
+        self._reckon_total()
+
+    def _reckon_total(self) -> None:
+        # Without a length the run ends by updates. Where some were smaller than nominal (the end of a stream), what is
+        # left is still that many nominal updates, so that a curve ends with the run.
+        shape = self.shape
+        if shape.epoch.micro_batches is None and shape.max_updates is not None:
+            nominal = shape.total_units // shape.max_updates
+            self.total = max(1, self._window_start + (shape.max_updates - self.updates) * nominal)
+
+
+def walk(shape: RunShape) -> Any:
+    """Yield the clock before every update of the run, as the run itself would see it.
+
+    What ``plan`` draws is computed by this walk through the very objects that train.
+    """
+    clock = SampleClock(shape)
+    epoch = 0
+    while clock.updates < shape.total_updates:
+        batches = shape.epoch.micro_batches
+        position = 0
+        while (batches is None or position < batches) and clock.updates < shape.total_updates:
+            clock.place(epoch, position)
+            yield clock
+            accumulation = shape.accumulation_in(epoch)
+            end = position + accumulation if batches is None else min(position + accumulation, batches)
+            for index in range(position, end):
+                clock.begin_micro_batch(shape.epoch.units(index))
+            clock.close_window()
+            position = end
+        epoch += 1

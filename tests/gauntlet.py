@@ -1,0 +1,112 @@
+"""The rows of the gauntlet: a method joins by adding one, and every case of ``test_gauntlet.py`` runs on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+
+from lightning_lr import Constant, Cosine, CosineRestarts, LearningRateScaling, LearningRateSchedule
+
+BATCH = 8
+"""Global batch of every case, however it is made of micro-batches, accumulation and devices."""
+
+
+@dataclass(frozen=True)
+class At:
+    """Where an update stands: samples before it, in it, in the whole run, in an epoch."""
+
+    before: int
+    size: int
+    total: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method (or combination) under test.
+
+    Args:
+        name: shown in the test's name.
+        make: the callbacks that do something.
+        off: the same callbacks, set so that they have no effect.
+        factor: closed form of the factor on the lr at an update, written without the package.
+        yaml: the callbacks in a LightningCLI configuration.
+        configure: the user's optimizer, where SGD with momentum will not do.
+    """
+
+    name: str
+    make: Callable[[], list[Callback]]
+    off: Callable[[], list[Callback]]
+    factor: Callable[[At], float]
+    yaml: list[dict[str, Any]]
+    configure: Callable[[LightningModule], Any] | None = None
+
+
+def _cosine_after_warmup(at: At) -> float:
+    progress, width, warmup = at.before / at.total, at.size / at.total, 0.25
+    if progress < warmup:
+        return min(1.0, (progress + width) / warmup)
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+
+
+def _restarts(at: At) -> float:
+    progress, start, length = at.before / at.total, 0.0, 0.2
+    while progress >= start + length - 1e-9:
+        start, length = start + length, length * 1.5
+    return (1 + math.cos(math.pi * (progress - start) / length)) / 2
+
+
+def _linear(at: At) -> float:
+    return 1 + (BATCH / 4 - 1) * min(1.0, (at.before + at.size) / at.epoch)
+
+
+def _adam(module: LightningModule) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=0.01, betas=(0.9, 0.99))
+
+
+ROWS = [
+    Row(
+        "schedule",
+        lambda: [LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [LearningRateSchedule(Constant())],
+        _cosine_after_warmup,
+        [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}}],
+    ),
+    Row(
+        "schedule-restarts",
+        lambda: [LearningRateSchedule(CosineRestarts(first_cycle=0.2, cycle_growth=1.5))],
+        lambda: [LearningRateSchedule(Constant())],
+        _restarts,
+        [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "CosineRestarts", "init_args": {"first_cycle": 0.2, "cycle_growth": 1.5}}}}],
+    ),
+    Row(
+        "scaling-linear",
+        lambda: [LearningRateScaling(4, warmup_epochs=1)],
+        lambda: [LearningRateScaling(BATCH)],
+        _linear,
+        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 4, "warmup_epochs": 1}}],
+    ),
+    Row(
+        "scaling-sqrt-adam",
+        lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
+        lambda: [LearningRateScaling(BATCH, rule="sqrt")],
+        lambda at: math.sqrt(BATCH / 2),
+        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
+        configure=_adam,
+    ),
+    Row(
+        "scaling-and-schedule",
+        lambda: [LearningRateScaling(4, warmup_epochs=1), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [LearningRateScaling(BATCH), LearningRateSchedule(Constant())],
+        lambda at: _linear(at) * _cosine_after_warmup(at),
+        [
+            {"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 4, "warmup_epochs": 1}},
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+        ],
+    ),
+]  # fmt: skip
