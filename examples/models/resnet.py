@@ -1,6 +1,7 @@
 """The batch-normalised residual network that He et al. use for CIFAR-10 (section 4.2 of arXiv:1512.03385), for small
 grey images; where the shape changes, the shortcut is a 1 x 1 convolution (their option B)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -11,6 +12,7 @@ class ResNet(nn.Module):
     Args:
         depth: Layers, 6 n + 2: at width 16, depth 8 has 78 000 parameters, 14 has 175 000 and 20 has 272 000.
         width: Channels of the first stage.
+        stem_stride: Of the first convolution: 2 suits 28 x 28 pixels on a CPU, 1 is the paper's and suits 8 x 8.
         num_classes: Length of the output.
         in_channels: Channels of the input.
 
@@ -18,13 +20,17 @@ class ResNet(nn.Module):
         ValueError: `depth` is not 6 n + 2.
     """
 
-    def __init__(self, depth: int = 14, width: int = 16, num_classes: int = 10, in_channels: int = 1) -> None:
+    def __init__(
+        self, depth: int = 14, width: int = 16, stem_stride: int = 2, num_classes: int = 10, in_channels: int = 1
+    ) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth={depth} must be 6 n + 2 with n at least 1: 8, 14, 20, ...")
         blocks = (depth - 2) // 6
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, width, 3, stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.Sequential(
             _stage(width, width, blocks, stride=1),
@@ -35,6 +41,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (batch x num_classes) of images (batch x in_channels x height x width)."""
+        images = images.to(memory_format=torch.channels_last)  # a third less time on a CPU, the same numbers
         logits: Tensor = self.classifier(self.stages(self.stem(images)).mean(dim=(2, 3)))
         return logits
 

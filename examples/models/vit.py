@@ -26,7 +26,7 @@ class ViT(nn.Module):
     def __init__(
         self,
         image_size: int = 28,
-        patch: int = 4,
+        patch: int = 7,
         dim: int = 64,
         depth: int = 4,
         heads: int = 4,

@@ -8,6 +8,7 @@ Trainer calls it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -47,6 +48,16 @@ class MethodCallback(Callback):
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse what cannot work, before anything has been trained or written."""
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        """Refuse what the module's ``configure_optimizers`` returned; also called by ``plan``, which has no Trainer."""
+        if len(optimizers) != 1:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: configure_optimizers returned {len(optimizers)} optimizers; return exactly "
+                "one (its parameter groups may have different settings)"
+            )
+        if self.decays:
+            self._refuse_fighting_schedulers(schedulers)
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         """Refuse a run of this shape; also called by ``plan``, which has no Trainer."""
@@ -88,11 +99,7 @@ class MethodCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         who = type(self).__name__
-        if len(trainer.optimizers) != 1:
-            raise MisconfigurationException(
-                f"{who}: configure_optimizers returned {len(trainer.optimizers)} optimizers; return exactly one (its "
-                "parameter groups may have different settings)"
-            )
+        self.check_optimizers(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
         if internals.given_loader_without_length(trainer) and trainer.max_steps == -1:
             raise MisconfigurationException(
                 f"{who}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is not "
@@ -101,8 +108,6 @@ class MethodCallback(Callback):
         for limit in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, limit) == 0:
                 raise MisconfigurationException(f"{who}: Trainer({limit}=0) makes 0 updates; set at least 1")
-        if self.decays:
-            self._refuse_fighting_schedulers(trainer)
         self.check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,9 +176,8 @@ class MethodCallback(Callback):
             self._run.detach()
             self._run = None
 
-    def _refuse_fighting_schedulers(self, trainer: Trainer) -> None:
-        for config in trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
+    def _refuse_fighting_schedulers(self, schedulers: Sequence[Any]) -> None:
+        for scheduler in schedulers:
             if isinstance(scheduler, ConstantLR):
                 continue
             if isinstance(scheduler, LinearLR) and scheduler.end_factor >= scheduler.start_factor:

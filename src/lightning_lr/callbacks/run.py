@@ -42,7 +42,7 @@ class Run:
         self.clock = SampleClock(run_shape(trainer, who=type(members[0]).__name__))
         self.writer = HyperparameterWriter(trainer.optimizers[0])
         self.effective_lr: list[Any] = []
-        """The lr of each group in the last update that the optimizer really made."""
+        """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         # no log_dir is asked for in a fast_dev_run: it leaves no trace on disk
         log_dir = None if internals.leaves_no_trace(trainer) else trainer.log_dir
@@ -99,6 +99,7 @@ class Run:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
         if self._window_open:
             self._window_open = False
+            self.effective_lr = []
             self.clock.close_window()
 
     def write_next_update(self) -> None:

@@ -13,7 +13,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -151,7 +151,9 @@ def limited(epoch: EpochShape, limit_train_batches: int | float) -> EpochShape:
     """
     batches = epoch.micro_batches
     if isinstance(limit_train_batches, int):
-        return replace(epoch, micro_batches=limit_train_batches if batches is None else min(batches, limit_train_batches))
+        return replace(
+            epoch, micro_batches=limit_train_batches if batches is None else min(batches, limit_train_batches)
+        )
     if batches is None:
         if limit_train_batches == 1.0:
             return epoch
@@ -167,10 +169,13 @@ def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, .
     Returns:
         The names of the phases that hold in a part, one per method that has any there, and where the part starts.
     """
-    edges = sorted({0.0, *(edge for method in phases for p in method for edge in (p.start, p.end) if edge < 1.0 - SNAP)})
+    edges = sorted(
+        {0.0, *(edge for method in phases for p in method for edge in (p.start, p.end) if edge < 1.0 - SNAP)}
+    )
     starts = [edge for i, edge in enumerate(edges) if i == 0 or edge - edges[i - 1] > SNAP]
     return tuple(
-        (tuple(p.name for method in phases for p in method if p.start <= start + SNAP < p.end), start) for start in starts
+        (tuple(p.name for method in phases for p in method if p.start <= start + SNAP < p.end), start)
+        for start in starts
     )
 
 
@@ -229,6 +234,7 @@ class _Walker:
     writer: HyperparameterWriter
     schedulers: Schedulers
     parts: Sequence[tuple[tuple[str, ...], float]]
+    """The parts of the run: names of their phases, and where they start."""
     rows: list[PlanRow] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
@@ -237,22 +243,60 @@ class _Walker:
     def go(self) -> None:
         for method in self.methods:
             method.start(self.writer, self.shape)
-        total, units = self.shape.total_updates, self.shape.total_units
+        total = self.shape.total_updates
         stride = math.ceil(total / MAX_POINTS)
-        starts = [start for _, start in self.parts]
-        epoch, key, start_units = 0, None, 0
-        first_lr: tuple[float, ...] = ()
+        begun: tuple[int, int, tuple[float, ...]] | None = None  # update, units and lr where the open row began
         for clock in walk(self.shape):
-            update = clock.updates
-            here = self._epoch(clock)
-            self._step_schedulers(update, epoch_ended=here > epoch)
-            epoch = here
-            accumulation = self.shape.accumulation_in(epoch)
-            now = (bisect_right(starts, clock.progress + SNAP) - 1, accumulation)
-            position = round(clock.progress * units)
-            if now != key or update % stride == 0:
-                lr = self._learning_rates(clock)
-                self._note(update, position, lr)
-            if now != key:
-                pass
-            key = now
+            update, units = clock.updates, clock.samples_seen
+            after = units + round(clock.width * clock.total)
+            ends = update + 1 == total or self._part(after) != self._part(units)
+            if begun is None or ends or update % stride == 0:
+                self._note(clock)
+            if begun is None:
+                begun = (update, units, self.lr[-1])
+            if ends:
+                self._close_row(begun, (update + 1, after, self.lr[-1]))
+                begun = None
+            self._step_schedulers(epoch_ends=self._epoch(after) > self._epoch(units))
+
+    def _epoch(self, units: int) -> int:
+        epoch_units = self.shape.epoch.total_units
+        return units // epoch_units if epoch_units else 0
+
+    def _part(self, units: int) -> tuple[int, int]:
+        """What may not change within a row: the phases, and the accumulation."""
+        starts = [start for _, start in self.parts]
+        part = bisect_right(starts, units / self.shape.total_units + SNAP) - 1
+        return part, self.shape.accumulation_in(self._epoch(units))
+
+    def _note(self, clock: SampleClock) -> None:
+        for method in self.methods:
+            self.writer.set_multiplier(method.name, method.factor(clock))
+        self.writer.write()
+        self.updates.append(clock.updates)
+        self.units.append(clock.samples_seen)
+        self.lr.append(tuple(float(value) for value in self.writer.effective()))
+
+    def _close_row(self, first: tuple[int, int, tuple[float, ...]], last: tuple[int, int, tuple[float, ...]]) -> None:
+        epoch_units = self.shape.epoch.total_units
+        part, accumulation = self._part(first[1])
+        self.rows.append(
+            PlanRow(
+                phases=self.parts[part][0],
+                updates=(first[0], last[0]),
+                units=(first[1], last[1]),
+                epochs=(first[1] / epoch_units, last[1] / epoch_units) if epoch_units else None,
+                micro_batch_size=self.shape.epoch.micro_batch_size,
+                accumulation=accumulation,
+                world_size=self.shape.epoch.world_size,
+                lr_first=first[2],
+                lr_last=last[2],
+            )
+        )
+
+    def _step_schedulers(self, epoch_ends: bool) -> None:
+        due = [*self.schedulers.after_update, *(self.schedulers.after_epoch if epoch_ends else ())]
+        if due:
+            with self.writer.scheduled_values():
+                for scheduler in due:
+                    scheduler.step()

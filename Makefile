@@ -1,0 +1,52 @@
+# Two commands set everything up on a machine with nothing but Python >= 3.10: `make demo` and `make test`.
+# pip's own options pass through, for example PIP_EXTRA_INDEX_URL for a CPU build of torch.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+# one thread per process: the cases are tiny, and two processes share the cores
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: demo test test-all lint fashion-mnist clean
+
+demo: $(VENV)/.examples
+	rm -rf runs/demo
+	$(BIN)/lightning-lr plan --config configs/digits.yaml --out runs/demo/plan.png
+	$(BIN)/lightning-lr fit --config configs/digits.yaml --trainer.default_root_dir runs/demo
+	$(BIN)/lightning-lr test --config configs/digits.yaml --trainer.logger false --ckpt_path runs/demo/last.ckpt
+	$(BIN)/lightning-lr report runs/demo --out runs/demo/report.png
+	@echo "Look at runs/demo/plan.png (before) and runs/demo/report.png (after)."
+
+test: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -q -m ""
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fashion-mnist:
+	bash scripts/fashion_mnist.sh
+
+# torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
+	sys.exit(0 if sys.version_info >= (3, 10) else f"lightning-lr needs Python >= 3.10, {sys.executable} is {v}; make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch and the rest into $(VENV) (a few minutes the first time) ..."
+	$(PIP) torch
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

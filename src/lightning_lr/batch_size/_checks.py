@@ -1,0 +1,33 @@
+"""One-line checks of what comes from outside, so that every module of the room words its refusals in the same way."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+
+def is_real(value: object) -> bool:
+    """Whether ``value`` is a finite number (a bool is none)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require(is_allowed: bool, who: str, argument: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that quotes what was given and says what is allowed, unless ``is_allowed``."""
+    if not is_allowed:
+        raise ValueError(f"{who}: {argument}={value!r} is not allowed; give {allowed}")
+
+
+def require_count(who: str, argument: str, value: object, unit: str) -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least 1."""
+    is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    require(is_count, who, argument, value, f"a whole number of {unit}, at least 1")
+
+
+def require_momentum(who: str, value: object, argument: str = "momentum") -> None:
+    """Raise a ValueError unless ``value`` is a momentum coefficient."""
+    require(is_real(value) and 0 <= value < 1, who, argument, value, "a number in [0, 1)")  # type: ignore[operator]
+
+
+def require_positive(who: str, argument: str, value: object, meaning: str) -> None:
+    """Raise a ValueError unless ``value`` is a number above 0."""
+    require(is_real(value) and value > 0, who, argument, value, f"{meaning} above 0")  # type: ignore[operator]

@@ -1,0 +1,253 @@
+"""Ramp schedules decide how far the noise scale has fallen at a point of the run, and how much of it the batch takes.
+
+A schedule answers with two factors, both 1 at the start: ``decay`` for the noise scale lr N / (B (1 - m)), and
+``batch_decay`` for the part of it that a growing batch is to bring about; the learning rate brings about the rest.
+:class:`~lightning_lr.batch_size.plan.RampPlan` turns them into batch sizes and learning-rate factors, under a cap.
+``StepRamp`` and ``CurveRamp`` are known before training; ``AdaptiveRamp`` decides from the measured gradient noise
+scale. Sources: Smith et al. 2018, arXiv:1711.00489; McCandlish et al. 2018, arXiv:1812.06162.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar, Literal, get_args
+
+from lightning_lr.batch_size._checks import is_real, require, require_count
+from lightning_lr.curves import SNAP, Curve
+
+Mode = Literal["increase", "hybrid", "decay"]
+
+
+class RampSchedule(ABC):
+    """How the noise scale falls over a run; subclass it for a schedule of your own.
+
+    ``RampSchedule`` itself is no dataclass, as :class:`~lightning_lr.curves.Curve` is none: jsonargparse has to offer a
+    choice of subclasses here, by ``class_path``.
+    """
+
+    known_ahead: ClassVar[bool] = True
+    """Whether the whole run follows from the schedule; otherwise batch sizes are decided while it trains."""
+
+    @abstractmethod
+    def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
+        """Return the noise scale lr N / (B (1 - m)) of an update over that of the first.
+
+        Args:
+            epoch: epochs done before the update, with a fraction.
+            progress: share of the run, in samples, done before the update.
+            width: share of the run that the update covers; it counts in the climb of a warm-up only.
+
+        Returns:
+            A factor, 1 at the start (below it during a warm-up).
+        """
+
+    @abstractmethod
+    def batch_decay(self, epoch: float, progress: float) -> float:
+        """Return the part of :meth:`decay` that the batch takes: it is to be the starting batch over this."""
+
+    def changes(self) -> tuple[float, ...] | None:
+        """Return the epochs at which the factors change, constant in between; ``None`` if they change all the time."""
+        return None
+
+    def part(self, epoch: float, progress: float) -> int:
+        """Return the number of the part of the run that a point belongs to, for the rows of a table."""
+        return 0
+
+    def check_length(self, epochs: float) -> None:
+        """Refuse a run of so many epochs.
+
+        Raises:
+            ValueError: if the schedule does not fit into it.
+        """
+
+
+@dataclass(frozen=True)
+class StepRamp(RampSchedule):
+    """The noise scale falls by ``factor`` at each milestone: ``decay = factor ** -(milestones passed)``.
+
+    Args:
+        milestones: epochs at which it falls, above 0 and strictly increasing; with a fraction, the fall is within an
+            epoch, at the first update that starts at or after it. Kept as a tuple.
+        factor: noise scale before a milestone over that after it, above 1.
+        mode: what brings the fall about. "increase": the batch, at every milestone. "hybrid": the batch at the first,
+            the learning rate at the later ones (the hardware's limit is reached). "decay": the learning rate.
+
+    Raises:
+        ValueError: if an argument is outside its range; from :meth:`check_length`, if a milestone is not before the
+            end of the run.
+
+    Source: arXiv:1711.00489, section 5.1; factor 5 at epochs 60, 120 and 160 of 200 is that of wide residual networks.
+    """
+
+    milestones: Sequence[float]
+    factor: float = 5.0
+    mode: Mode = "increase"
+
+    def __post_init__(self) -> None:
+        given = self.milestones
+        # A tuple, because a YAML list would leave the frozen dataclass without a hash.
+        milestones = tuple(given) if isinstance(given, Iterable) else ()
+        if not (milestones and all(map(is_real, milestones)) and all(a < b for a, b in pairwise((0, *milestones)))):
+            raise ValueError(
+                f"StepRamp: milestones={given!r} is not a list of epochs that are above 0 and strictly increase; give "
+                "for example [60, 120, 160]"
+            )
+        object.__setattr__(self, "milestones", tuple(map(float, milestones)))
+        require(is_real(self.factor) and self.factor > 1, "StepRamp", "factor", self.factor, "a number above 1")
+        object.__setattr__(self, "factor", float(self.factor))
+        require(self.mode in get_args(Mode), "StepRamp", "mode", self.mode, f"one of {', '.join(get_args(Mode))}")
+
+    def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
+        return math.pow(self.factor, -self.part(epoch, progress))
+
+    def batch_decay(self, epoch: float, progress: float) -> float:
+        steps_of_the_batch = {"increase": len(self.milestones), "hybrid": 1, "decay": 0}[self.mode]
+        return math.pow(self.factor, -min(self.part(epoch, progress), steps_of_the_batch))
+
+    def changes(self) -> tuple[float, ...]:
+        return tuple(self.milestones)
+
+    def part(self, epoch: float, progress: float) -> int:
+        return bisect_right(self.milestones, epoch + SNAP)
+
+    def check_length(self, epochs: float) -> None:
+        if self.milestones[-1] >= epochs:
+            raise ValueError(
+                f"StepRamp: milestones={list(self.milestones)!r} reach past the end of the run, which has "
+                f"{epochs:g} epochs; give milestones below that, or train longer"
+            )
+
+
+@dataclass(frozen=True)
+class CurveRamp(RampSchedule):
+    """The noise scale follows a curve: where the curve halves, the batch doubles (up to the cap).
+
+    A climb at the start of the curve (its warm-up) is left to the learning rate, and the batch stays at its start:
+    the batch follows the body of the curve. The climb is the first of ``curve.phases()``, if the curve rises over it.
+
+    Args:
+        curve: any curve, from 1 (after its climb) down. Where it rises again, as at a restart, the batch shrinks.
+
+    Raises:
+        ValueError: if curve is none, or does not stand at 1 after its climb.
+
+    Source: arXiv:1711.00489, section 2, says it for any schedule and shows steps; with ``lr_rule="sqrt"``, Seesaw
+    (arXiv:2510.14717).
+    """
+
+    curve: Curve
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.curve, Curve):
+            raise ValueError(f"CurveRamp: curve={self.curve!r} is no Curve; give for example Cosine(floor=0.01)")
+        top = self.curve(self.climb)
+        if abs(top - 1.0) > SNAP:
+            raise ValueError(
+                f"CurveRamp: {type(self.curve).__name__} stands at {top!r} at {self.climb:g} of the run, where its "
+                "fall begins, and not at 1, so the run would not begin with the starting batch; give a curve that "
+                "starts at 1 or names its climb as the first of its phases()"
+            )
+
+    @cached_property
+    def climb(self) -> float:
+        """Share of the run in which the curve climbs at its start; 0 where it does not."""
+        first = self.curve.phases()[0]
+        return first.end if self.curve(first.start) < self.curve(first.end) else 0.0
+
+    @cached_property
+    def _ends(self) -> tuple[float, ...]:
+        return tuple(phase.end for phase in self.curve.phases()[:-1])
+
+    def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
+        return self.curve(progress, width)
+
+    def batch_decay(self, epoch: float, progress: float) -> float:
+        return 1.0 if progress < self.climb else self.curve(progress)
+
+    def part(self, epoch: float, progress: float) -> int:
+        return bisect_right(self._ends, progress + SNAP)
+
+
+@dataclass(frozen=True)
+class AdaptiveRamp(RampSchedule):
+    """The batch grows by ``growth`` whenever the measured gradient noise scale passes ``ratio`` x the batch.
+
+    What the gradients tell decides, so nothing is known ahead. Each growth counts as a fall of the noise scale by as
+    much: with ``lr_rule="linear"`` the learning rate stays, with "sqrt" it falls by the root of the growth. At the cap
+    the batch stays; the learning rate takes nothing over, for there is no path to keep.
+
+    Args:
+        ratio: gradient noise scale over batch size from which the batch grows, above 0.
+        growth: batch after a growth over that before, above 1.
+        check_every: updates between two decisions; more than the estimator's smoothing remembers, so that a decision
+            sees gradients of the present batch.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+
+    Source: gradient noise scale as a measure of the largest useful batch: arXiv:1812.06162, section 2.2; doubling when
+    it is passed: arXiv:2505.23971 (who measure the critical batch by branched runs instead, and raise the lr).
+    """
+
+    known_ahead: ClassVar[bool] = False
+
+    ratio: float = 1.0
+    growth: float = 2.0
+    check_every: int = 100
+
+    def __post_init__(self) -> None:
+        require(is_real(self.ratio) and self.ratio > 0, "AdaptiveRamp", "ratio", self.ratio, "a number above 0")
+        require(is_real(self.growth) and self.growth > 1, "AdaptiveRamp", "growth", self.growth, "a number above 1")
+        require_count("AdaptiveRamp", "check_every", self.check_every, "updates")
+
+    def next_batch_size(self, current: int, measured: float | None, cap: int) -> int:
+        """Return the batch size after a decision.
+
+        Args:
+            current: samples per update now.
+            measured: gradient noise scale in samples; ``None`` or NaN, nothing measured yet, changes nothing. Infinity
+                (a gradient lost in its noise) is above every ratio.
+            cap: samples per update that the batch may not pass.
+        """
+        if measured is None or not measured > self.ratio * current:  # NaN compares false as well
+            return current
+        return max(current, min(cap, max(current + 1, round(current * self.growth))))
+
+    def decided(self, epochs: Sequence[float], decays: Sequence[float]) -> RampSchedule:
+        """Return the schedule of a run in which the noise scale came to ``decays[i]`` at ``epochs[i]``."""
+        return _Grown(tuple(epochs), tuple(decays))
+
+    def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
+        return 1.0
+
+    def batch_decay(self, epoch: float, progress: float) -> float:
+        return 1.0
+
+    def changes(self) -> tuple[float, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class _Grown(RampSchedule):
+    """An ``AdaptiveRamp``'s decisions so far: from each of ``epochs`` on, the noise scale is at one of ``decays``."""
+
+    epochs: tuple[float, ...]
+    decays: tuple[float, ...]
+
+    def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
+        return (1.0, *self.decays)[self.part(epoch, progress)]
+
+    def batch_decay(self, epoch: float, progress: float) -> float:
+        return self.decay(epoch, progress)
+
+    def changes(self) -> tuple[float, ...]:
+        return self.epochs
+
+    def part(self, epoch: float, progress: float) -> int:
+        return bisect_right(self.epochs, epoch + SNAP)

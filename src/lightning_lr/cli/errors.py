@@ -1,0 +1,46 @@
+"""What the command line says when a configuration cannot work: one paragraph instead of a traceback.
+
+What was refused before anything was trained is the configuration's fault and is said in a sentence; whatever goes wrong
+later is unexpected and keeps its traceback. With ``LIGHTNING_LR_DEBUG=1`` everything does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXPLAINED = (ValueError, OSError, ImportError)
+"""What constructors, data modules and callbacks raise for a configuration that cannot work."""
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot work; the message says what was given and what to do."""
+
+
+def debugging() -> bool:
+    """Whether the user wants to see tracebacks."""
+    return os.environ.get("LIGHTNING_LR_DEBUG", "0") not in ("", "0")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception with which it began: jsonargparse wraps what a constructor raised into layers of its own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def refusing(prefix: str = "") -> Iterator[None]:
+    """Inside, what a configuration can be blamed for becomes :class:`ConfigurationError`."""
+    try:
+        yield
+    except EXPLAINED as error:
+        raise ConfigurationError(f"{prefix}{described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """The message of the root cause; with its type where the message alone says little."""
+    cause = root_cause(error)
+    text = str(cause).strip()
+    return text if len(text.split()) > 3 else f"{type(cause).__name__}: {text}".rstrip(": ")

@@ -1,0 +1,259 @@
+"""How pictures of a run are laid out: panels over one axis of samples, and a strip that names the phases above.
+
+A :class:`Panel` says whether there is something to draw and draws it; ``plan`` and ``report`` each keep a list of them,
+and a later method adds its own. matplotlib alone, on its own canvas, so nothing of the user's pyplot is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lightning_lr.curves import Phase
+
+T = TypeVar("T")
+
+COLORS = ("#0b6bb3", "#d1495b", "#2e8b57", "#e08e1b", "#7b52ab", "#4d4d4d", "#17a2b8", "#b5651d")
+"""One per line of a panel; the first two also stand for training and validation."""
+
+MAX_LINES = 8
+"""Parameter groups that are drawn one by one; of more, the envelope is drawn."""
+
+LOG_RANGE = 30.0
+"""A panel has a logarithmic axis where the highest value is more than this many times the usual ones."""
+
+WIDTH, DPI = 10.0, 120  # inches, dots per inch: 1200 px
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Panel(Generic[T]):
+    """One part of a picture.
+
+    Args:
+        label: the vertical axis, with its unit.
+        has: whether the run has what the panel draws.
+        draw: draws it.
+        height: in inches.
+    """
+
+    label: str
+    has: Callable[[T], bool]
+    draw: Callable[[Axes, T], None]
+    height: float = 2.6
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is around the panels.
+
+    Args:
+        title: what the picture shows.
+        lines: what was decided, a line each.
+        xlabel: the common axis, with its unit.
+        end: its end.
+        strips: the phases of each method, by its name.
+        per_epoch: units of the axis in one epoch, for a second axis of epochs on top.
+        now: how far a run that is not finished has come.
+    """
+
+    title: str
+    lines: Sequence[str]
+    xlabel: str
+    end: float
+    strips: dict[str, Sequence[Phase]]
+    per_epoch: float | None = None
+    now: float | None = None
+
+
+def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) -> None:
+    """Draw the panels for which the data has something, and write the picture.
+
+    Raises:
+        OSError: where ``out`` cannot be written.
+        ValueError: where the ending of ``out`` is no format of matplotlib's.
+    """
+    panels = [panel for panel in panels if panel.has(data)]
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        head, strip = 0.32 + 0.2 * len(frame.lines), 0.26 * len(frame.strips) + 0.02
+        heights = [strip, *(panel.height for panel in panels)]
+        figure = Figure(figsize=(WIDTH, head + sum(heights) + 0.35 * len(panels) + 0.6), dpi=DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        top = 1 - head / figure.get_figheight()
+        figure.get_layout_engine().set(rect=(0.005, 0, 0.985, top), h_pad=0.06, hspace=0)  # type: ignore[union-attr, call-arg]
+        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        axes[0].set_xlim(0, frame.end)
+        for ax, panel in zip(axes[1:], panels, strict=True):
+            panel.draw(ax, data)
+            ax.set_ylabel(panel.label)
+            _shade(ax, frame)
+            if frame.now is not None and frame.now < frame.end:
+                ax.axvline(frame.now, color="#777777", linewidth=1, linestyle=":")
+        axes[-1].set_xlabel(frame.xlabel)
+        axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        figure.align_ylabels(axes[1:])
+        _write_head(figure, frame)
+        _draw_epochs(axes[0], frame)
+        canvas.draw()  # type: ignore[no-untyped-call]  # places the axes, so that the strip knows which names fit
+        _draw_strips(axes[0], frame)
+        figure.savefig(out)
+
+
+def short_number(value: float) -> str:
+    """A count for an axis: 950, 1.5k, 60k, 1.2M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether values span so much that the axis should be logarithmic.
+
+    The lowest fifth does not count: a cosine that ends near zero is read best on a linear axis, steps of a tenth not.
+    """
+    ordered = sorted(value for value in values if math.isfinite(value))
+    return bool(ordered) and 0 < ordered[len(ordered) // 5] * LOG_RANGE < ordered[-1]
+
+
+def label_point(ax: Axes, x: float, y: float, text: str, color: str, below: bool = False) -> None:
+    """Write a value above (or below) the point that it belongs to, on a light ground so that it stays readable."""
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    late = x > 0.8 * ax.get_xlim()[1]
+    ax.annotate(
+        text,
+        (x, y),
+        xytext=(-5 if late else 5, -6 if below else 6),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        va="top" if below else "bottom",
+        color=color,
+        fontsize=8.5,
+        bbox=box,
+    )
+
+
+def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
+    """Write each line's last value right of the panel at its height, moved apart where two would overlap.
+
+    Args:
+        ax: the panel, its limits and scale already set.
+        labels: (last value, text, colour) of each line.
+        gap: least distance of two labels, as a share of the panel's height.
+    """
+    to_share = ax.transData + ax.transAxes.inverted()
+    placed = sorted((float(to_share.transform((0.0, y))[1]), text, color) for y, text, color in labels if y == y)
+    heights = [min(max(height, 0.0), 1.0) for height, _, _ in placed]
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + gap)
+    excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for index in reversed(range(len(heights))):  # push what rose above the top down again
+        ceiling = 1.0 if index == len(heights) - 1 else heights[index + 1] - gap
+        heights[index] = min(heights[index], ceiling) if excess else heights[index]
+    for height, (_, text, color) in zip(heights, placed, strict=True):
+        place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (5, 0), "textcoords": "offset points"}
+        ax.annotate(text, (1.0, height), color=color, fontsize=8.5, va="center", annotation_clip=False, **place)
+
+
+# ---------------------------------------------------------------------- around the panels
+def _write_head(figure: Figure, frame: Frame) -> None:
+    height = figure.get_figheight()
+    figure.text(0.012, 1 - 0.1 / height, frame.title, fontsize=13, fontweight="bold", va="top", color="#222222")
+    for number, line in enumerate(frame.lines):
+        figure.text(0.012, 1 - (0.36 + 0.2 * number) / height, line, fontsize=9, va="top", color="#555555")
+
+
+def _draw_epochs(ax: Axes, frame: Frame) -> None:
+    ax.grid(False)
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(axis="x", bottom=False)
+    per_epoch = frame.per_epoch
+    if per_epoch:
+        top = ax.secondary_xaxis("top", functions=(_times(1 / per_epoch), _times(per_epoch)))
+        top.set_xlabel("epochs", labelpad=3)
+        top.spines["top"].set_visible(False)
+        top.tick_params(length=3, pad=1)
+
+
+def _times(factor: float) -> Callable[[Any], Any]:
+    return lambda x: x * factor
+
+
+def _shade(ax: Axes, frame: Frame) -> None:
+    edges = {edge * frame.end for phases in frame.strips.values() for p in phases for edge in (p.start, p.end)}
+    inner = sorted(edge for edge in edges if 0 < edge < frame.end)
+    for number, (left, right) in enumerate(zip([0.0, *inner], [*inner, frame.end], strict=True)):
+        if number % 2 == 0 and inner:
+            ax.axvspan(left, right, color="#f5f6f8", zorder=-2, linewidth=0)
+    if len(inner) <= 40:
+        for edge in inner:
+            ax.axvline(edge, color="#c9cdd3", linewidth=0.8, zorder=-1)
+
+
+def _draw_strips(ax: Axes, frame: Frame) -> None:
+    """One row per method: its phases as blocks, each with its name where that fits."""
+    count = max(1, len(frame.strips))
+    ax.set_ylim(count, 0)
+    for row, (method, phases) in enumerate(frame.strips.items()):
+        ax.text(-0.008, row + 0.5, method, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+        for number, phase in enumerate(phases):
+            left, width = phase.start * frame.end, (phase.end - phase.start) * frame.end
+            face = ("#dbe7f3", "#eef3f8")[number % 2]
+            ax.barh(row + 0.5, width, left=left, height=0.78, color=face, edgecolor="white", linewidth=0.6)
+        _name_blocks(ax, row + 0.5, phases, frame.end)
+
+
+def _name_blocks(ax: Axes, y: float, phases: Sequence[Phase], end: float) -> None:
+    """The name in each block where it fits, else beside it in the next block, else its last word (``cycle 7``: 7).
+
+    Else nothing: the table in the terminal names every phase.
+    """
+    scale = ax.bbox.width / ax.get_xlim()[1] * end
+    free = 0.0  # pixels from the left that an earlier name has taken
+
+    def write(text: str, left: float, right: float, ha: str) -> float | None:
+        x = {"center": (left + right) / 2, "left": left + 3}[ha]
+        label = ax.text(x / scale * end, y, text, ha=ha, va="center", fontsize=8, color="#34495e")
+        box = label.get_window_extent()
+        start = x - box.width / 2 if ha == "center" else x
+        if start < max(left, free) or start + box.width + 3 > right:
+            label.remove()
+            return None
+        return float(start + box.width + 6)
+
+    for number, phase in enumerate(phases):
+        left, right = phase.start * scale, phase.end * scale
+        after = phases[number + 1].end * scale if number + 1 < len(phases) else right
+        taken = write(phase.name, left, right, "center")
+        if taken is None and after > right and after - right > 4 * (right - left):
+            taken = write(f"\u25c2 {phase.name}", right, right + (after - right) * 0.4, "left")
+        if taken is None:
+            taken = write(phase.name.rsplit(" ", 1)[-1], left, right, "center")
+        free = max(free, taken or 0.0)

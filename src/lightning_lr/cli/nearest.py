@@ -1,0 +1,251 @@
+"""Which name in a configuration is unknown, where it stands, and which known one is nearest.
+
+Asked only after jsonargparse has refused a configuration. The file is walked beside the signatures of the classes that
+it names, so the answer does not depend on the wording of anybody's error message.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+SECTIONS = ("class_path", "init_args", "dict_kwargs")
+
+
+def did_you_mean(given: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean 'X'?`` with the known name nearest to what was given, or the choice where it is small.
+
+    Args:
+        given: the unknown name.
+        known: the names that there are.
+        prefix: stands before each of them.
+    """
+    names = sorted(set(known))
+    folded = {name.lower(): name for name in names}
+    near = get_close_matches(given.lower(), folded, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {prefix + folded[near[0]]!r}?"
+    return f"; known are {', '.join(names)}" if 0 < len(names) <= 12 else ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The names that a command accepts: options, and the classes that may stand in some of them.
+
+    Args:
+        command: the subcommand, under which a file may nest its options.
+        options: all options, with dots (``trainer.max_epochs``).
+        types: the annotation of those options that take an object, for example ``trainer.callbacks``.
+        bases: classes whose subclasses may be given by their name alone.
+    """
+
+    command: str
+    options: Sequence[str]
+    types: Mapping[str, Any]
+    bases: Sequence[type]
+
+    @property
+    def groups(self) -> set[str]:
+        """Options that stand for several (``trainer``)."""
+        return {option.split(".")[0] for option in self.options if "." in option}
+
+
+def unknown_names(words: Sequence[str], known: Known) -> list[str]:
+    """A sentence for every unknown name in the options and in the files that ``--config`` names."""
+    walk = _Walk(known)
+    options = list(_options(words))
+    complaints = [
+        complaint
+        for option, value in options
+        if option in ("-c", "--config") and value is not None and Path(value).is_file()
+        for complaint in walk.file(value)
+    ]
+    complaints += [complaint for option, _ in options if option.startswith("--") for complaint in walk.option(option)]
+    return list(dict.fromkeys(complaints))
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    for word, after in zip(words, [*words[1:], None], strict=True):
+        if word.startswith("-"):
+            name, equals, value = word.partition("=")
+            yield name, value if equals else after
+
+
+class _Walk:
+    """Configuration files and options beside what is known."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.path = ""
+        self.objects: dict[str, type] = {}
+        """The class that the files give to an option."""
+
+    def file(self, path: str) -> Iterator[str]:
+        self.path = path
+        try:
+            root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            yield f"{path} is not valid YAML: {' '.join(str(error).split())}"
+        else:
+            if isinstance(root, MappingNode):
+                yield from self._options(root)
+
+    def option(self, option: str) -> Iterator[str]:
+        name = option.lstrip("-").rstrip("+")
+        if name in self.known.options or name in self.known.groups or name in ("help", "print_config"):
+            return
+        leaf, _, rest = name.partition(".")
+        if leaf not in self.known.options:
+            yield f"there is no option {option!r}{did_you_mean(name, self.known.options, '--')}"
+        elif leaf in self.objects and rest not in SECTIONS:
+            argument = rest.removeprefix("init_args.").split(".")[0]
+            arguments = _arguments(self.objects[leaf])
+            if argument not in arguments:
+                who, hint = self.objects[leaf].__name__, did_you_mean(argument, arguments, f"--{leaf}.")
+                yield f"{who} has no argument {argument!r} ({option}){hint}"
+
+    # ------------------------------------------------------------------ inside a file
+    def _options(self, node: MappingNode, prefix: str = "") -> Iterator[str]:
+        here = {option[len(prefix) :].split(".")[0] for option in self.known.options if option.startswith(prefix)}
+        for key, value in node.value:
+            name = prefix + key.value
+            if not prefix and key.value == self.known.command and isinstance(value, MappingNode):
+                yield from self._options(value)
+            elif key.value not in here:
+                yield self._at(key, f"there is no option {name!r}", did_you_mean(key.value, here, prefix))
+            elif name in self.known.groups and isinstance(value, MappingNode):
+                yield from self._options(value, f"{name}.")
+            else:
+                yield from self._value(value, self.known.types.get(name), name)
+
+    def _value(self, node: Node, annotation: Any, where: str) -> Iterator[str]:
+        if isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                yield from self._value(item, annotation, f"{where}[{index}]")
+        elif isinstance(node, MappingNode):
+            entries = {key.value: value for key, value in node.value}
+            if "class_path" in entries:
+                yield from self._object(node, entries["class_path"], annotation, where)
+            else:
+                for key, value in node.value:
+                    yield from self._value(value, None, f"{where}.{key.value}")
+        elif isinstance(node, ScalarNode):
+            classes, plain = _classes_in(annotation)
+            if classes and not plain and node.tag.endswith(":str"):
+                yield from self._class(node, classes, where)
+
+    def _object(self, node: MappingNode, class_path: Node, annotation: Any, where: str) -> Iterator[str]:
+        classes = _classes_in(annotation)[0] or list(self.known.bases)
+        yield from self._class(class_path, classes, where)
+        found = _find_class(str(class_path.value), classes)
+        if found is None:
+            return
+        self.objects[where] = found
+        arguments = _arguments(found)
+        for key, value in node.value:
+            if key.value not in SECTIONS:
+                hint = "; it belongs under init_args" if key.value in arguments else did_you_mean(key.value, SECTIONS)
+                yield self._at(key, f"there is no key {key.value!r} at {where}", hint)
+            elif key.value == "init_args" and isinstance(value, MappingNode):
+                for name, content in value.value:
+                    if name.value in arguments:
+                        yield from self._value(content, arguments[name.value], f"{where}.{name.value}")
+                    else:
+                        hint = did_you_mean(name.value, arguments)
+                        yield self._at(name, f"{found.__name__} has no argument {name.value!r} at {where}", hint)
+
+    def _class(self, node: Node, classes: Sequence[type], where: str) -> Iterator[str]:
+        name = str(node.value)
+        if _find_class(name, classes) is not None:
+            return
+        module, dot, attribute = name.rpartition(".")
+        try:
+            inside = vars(importlib.import_module(module)) if dot else _subclasses(classes)
+            hint = did_you_mean(attribute, [n for n, value in inside.items() if isinstance(value, type)], module + dot)
+        except ImportError as error:
+            hint = f": {error}{_nearest_module(error, module)}"
+        yield self._at(node, f"there is no class {name!r} at {where}", hint)
+
+    def _at(self, node: Node, sentence: str, hint: str) -> str:
+        return f"{sentence} ({self.path}, line {node.start_mark.line + 1}){hint}"
+
+
+def _nearest_module(error: ImportError, module: str) -> str:
+    """The nearest module in the working directory, or in the package that does exist."""
+    parents, _, missing = (error.name or module).rpartition(".")
+    names = [info.name for info in pkgutil.iter_modules(_package_path(parents) if parents else ["."])]
+    near = get_close_matches(missing, names, n=1)
+    return f"; did you mean {'.'.join(filter(None, (parents, near[0])))!r}?" if near else ""
+
+
+def _package_path(name: str) -> list[str]:
+    try:
+        return list(getattr(importlib.import_module(name), "__path__", []))
+    except ImportError:
+        return []
+
+
+def _classes_in(annotation: Any) -> tuple[list[type], bool]:
+    """The classes of objects that an annotation allows, and whether it allows plain strings as well."""
+    if annotation is None:
+        return [], True
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        is_plain = annotation.__module__ == "builtins" or issubclass(annotation, Path)
+        return ([], annotation is str or annotation is object) if is_plain else ([annotation], False)
+    if typing.get_origin(annotation) is typing.Literal or annotation is Any:
+        return [], True
+    parts = [_classes_in(part) for part in typing.get_args(annotation) if part is not type(None)]
+    return [c for classes, _ in parts for c in classes], any(plain for _, plain in parts)
+
+
+def _subclasses(bases: Sequence[type]) -> dict[str, type]:
+    """All loaded subclasses by their name, the bases included."""
+    found: dict[str, type] = {}
+    waiting = list(bases)
+    while waiting:
+        cls = waiting.pop()
+        waiting += type.__subclasses__(cls)
+        if not cls.__name__.startswith("_"):
+            found.setdefault(cls.__name__, cls)
+    return found
+
+
+def _find_class(name: str, classes: Sequence[type]) -> type | None:
+    if "." not in name:
+        return _subclasses(classes).get(name)
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _arguments(cls: type) -> dict[str, Any]:
+    """The arguments of a class with their annotations; those of its bases too where it passes ``**kwargs`` on."""
+    arguments: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        init = vars(owner).get("__init__")
+        if init is None or owner is object:
+            continue
+        try:
+            hints = typing.get_type_hints(init)
+        except Exception:  # an annotation that cannot be evaluated only costs the check of what is below it
+            hints = {}
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                arguments.setdefault(parameter.name, hints.get(parameter.name))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return arguments

@@ -1,0 +1,187 @@
+"""The picture of a report: loss, scores, learning rate and batch over the samples seen, phases named above.
+
+A later method adds what it logs by appending a :class:`~lightning_lr.cli.figure.Panel` to :data:`PANELS`; the panel
+says whether a run has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from lightning_lr.cli.figure import (
+    COLORS,
+    MAX_LINES,
+    Frame,
+    Panel,
+    label_ends,
+    label_point,
+    save_figure,
+    short_number,
+    spans_decades,
+)
+from lightning_lr.cli.report_summary import (
+    batch_varies,
+    best,
+    is_loss,
+    is_score,
+    model_metrics,
+    progress_of,
+    run_lines,
+    stage_of,
+    warnings_of,
+)
+from lightning_lr.cli.run_record import RunRecord
+from lightning_lr.curves import Phase
+
+DENSE = 150
+"""Points above which a line is drawn pale, with a running mean over it."""
+
+
+def _losses(record: RunRecord) -> list[str]:
+    return [name for name in model_metrics(record) if is_loss(name) and stage_of(name) != "test"]
+
+
+def _scores(record: RunRecord) -> list[str]:
+    return [name for name in model_metrics(record) if is_score(name) and stage_of(name) != "test"]
+
+
+def draw_loss(ax: Axes, record: RunRecord) -> None:
+    """Training and validation losses; logarithmic where they fall far."""
+    _draw_metrics(ax, record, _losses(record))
+    every = [value for name in _losses(record) for _, value in record.metrics[name].finite]
+    if spans_decades(every):
+        ax.set_yscale("log")
+    elif every and min(every) >= 0:
+        ax.set_ylim(bottom=0, top=min(1.06 * max(every), 3 * float(np.quantile(every, 0.98))) or 1.0)
+    _label_metrics(ax, record, _losses(record))
+
+
+def draw_scores(ax: Axes, record: RunRecord) -> None:
+    """What is better when it is higher."""
+    _draw_metrics(ax, record, _scores(record))
+    _label_metrics(ax, record, _scores(record))
+
+
+def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
+    """The learning rate of each group, or the envelope of many."""
+    lines = {group: record.points(name) for group, name in record.learning_rates.items()}
+    labels = []
+    if len(lines) > MAX_LINES:
+        at = next(iter(lines.values()))[0]
+        stacked = [values for x, values in lines.values() if len(x) == len(at)]
+        lows, highs = np.nanmin(stacked, axis=0), np.nanmax(stacked, axis=0)
+        ax.fill_between(at, lows, highs, color=COLORS[0], alpha=0.2, linewidth=0)
+        for values, word in ((highs, "highest"), (lows, "lowest")):
+            ax.plot(at, values, color=COLORS[0])
+            labels.append((float(values[-1]), f"{word} of {len(lines)} groups", COLORS[0]))
+    else:
+        for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
+            ax.plot(at, values, color=color, marker="." if len(at) < 30 else "")
+            name = f"{group}  " if len(lines) > 1 else ""
+            labels.append((values[-1], f"{name}{values[-1]:.2g}", color))
+    every = [value for _, values in lines.values() for value in values]
+    if spans_decades(every):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, 1.12 * max(every) or 1.0)
+    label_ends(ax, labels)
+
+
+def draw_batch_size(ax: Axes, record: RunRecord) -> None:
+    """Samples per update."""
+    at, values = record.points("batch_size")
+    ax.step(at, values, where="pre", color=COLORS[2])
+    ax.set_ylim(0, 1.2 * max(values))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    label_ends(ax, [(values[-1], f"{values[-1]:g}", COLORS[2])])
+
+
+PANELS: list[Panel[RunRecord]] = [
+    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
+    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
+    Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
+    Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
+]
+"""What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
+
+
+def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
+    """Write the picture of a run.
+
+    Args:
+        record: what the run left so far.
+        title: stands on top.
+        out: the file; its ending gives the format.
+    """
+    planned = record.planned_samples if record.counts_samples else record.planned_updates
+    scale = (planned or record.end) / record.end
+    frame = Frame(
+        title=title,
+        lines=[*(f"{heading}: {fact}" for heading, fact in run_lines(record).items()), *warnings_of(record)],
+        xlabel="samples seen" if record.counts_samples else "updates",
+        end=record.end,
+        strips={
+            name.replace("_", " "): [Phase(p.name, p.start * scale, p.end * scale) for p in phases]
+            for name, phases in record.phases.items()
+        },
+        now=None if progress_of(record).finished else record.positions([record.seen_updates - 1])[0],
+    )
+    save_figure(frame, PANELS, record, out)
+
+
+# ---------------------------------------------------------------------- the model's metrics
+def _colors(names: Sequence[str]) -> dict[str, str]:
+    """Training blue and validation red, in every panel; further ones in the colours that are left."""
+    rest = iter([*COLORS[2:], *COLORS[2:], *COLORS[2:]])
+    used: dict[str, str] = {}
+    for name in names:
+        color = {"train": COLORS[0], "val": COLORS[1]}.get(stage_of(name), COLORS[2])
+        used[name] = next(rest, "#888888") if color in used.values() else color
+    return used
+
+
+def _draw_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
+    for name, color in _colors(names).items():
+        at, values = record.points(name)
+        if len(at) > DENSE:
+            ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
+            ax.plot(at, _running_mean(values, len(at) // 40), color=color)
+        else:
+            ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5)
+        gaps = [x for x, value in zip(at, values, strict=True) if not math.isfinite(value)]
+        ax.plot(gaps, [0.02] * len(gaps), "x", color=color, markersize=5, transform=ax.get_xaxis_transform())
+
+
+def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
+    ends = []
+    for name, color in _colors(names).items():
+        series = record.metrics[name]
+        top = best(name, series)
+        if top is None:
+            continue
+        last = series.finite[-1][1]
+        if stage_of(name) == "val":
+            x = record.positions([top[0]])[0]
+            ax.plot([x], [top[1]], "o", color=color, markersize=7, markerfacecolor="none", markeredgewidth=1.6)
+            label_point(ax, x, top[1], f"best {top[1]:.4g}", color, below=is_score(name))
+        ends.append((last, f"{name}  {last:.3g}", color))
+    label_ends(ax, ends)
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of the finite values among the last ``window``; a gap stays a gap."""
+    given = np.asarray(values, dtype=float)
+    finite = np.isfinite(given)
+    sums = np.cumsum(np.where(finite, given, 0.0))
+    counts = np.cumsum(finite)
+    before = np.maximum(np.arange(len(given)) - window, -1)
+    start = np.where(before >= 0, sums[before], 0.0)
+    number = counts - np.where(before >= 0, counts[before], 0)
+    mean = np.where(finite, (sums - start) / np.maximum(number, 1), np.nan)
+    return [float(value) for value in mean]

@@ -1,0 +1,194 @@
+"""What a report says of a run in words: how far it is, what each metric came to, what was decided.
+
+Which metrics are losses and which are better when they are higher is read off their names, here and nowhere else. The
+terminal and the picture both take their sentences from here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_lr.cli.run_record import RunRecord, Series
+
+OURS = re.compile(
+    r"^(epoch|lr[/-].*|samples_seen|updates|batch_size|micro_batch_size|accumulation|noise_scale|gradient_noise_scale"
+    r"|(warmup|hypergradient|trust_ratio|compression)/.*)$"
+)
+"""What is logged about the run itself, not about the model."""
+
+SCORE = re.compile(
+    r"(^|[^a-z])(m?acc(uracy)?|top_?\d+|f1|f_?score|au(c|roc|prc)|precision|recall|m?iou|m?ap|dice|r2|bleu|rouge)"
+    r"($|[^a-z])",
+    re.IGNORECASE,
+)
+"""Metrics that are better when they are higher."""
+
+
+def is_loss(name: str) -> bool:
+    """Whether a metric is a loss: better when it is lower."""
+    return "loss" in name.lower() and not OURS.match(name)
+
+
+def is_score(name: str) -> bool:
+    """Whether a metric is better when it is higher."""
+    return not is_loss(name) and SCORE.search(name) is not None and not OURS.match(name)
+
+
+def stage_of(name: str) -> str:
+    """``train``, ``val`` or ``test``, by the name of a metric."""
+    lowered = name.lower()
+    return "val" if "val" in lowered else "test" if "test" in lowered else "train"
+
+
+def model_metrics(record: RunRecord) -> list[str]:
+    """The metrics of the model; of a metric logged both per step and per epoch, those of the steps."""
+    names = sorted(name for name in record.metrics if not OURS.match(name))
+    return [n for n in names if not (n.endswith("_epoch") and f"{n.removesuffix('_epoch')}_step" in names)]
+
+
+def best(name: str, series: Series) -> tuple[int, float] | None:
+    """Step and value of the best finite value; ``None`` where better is not known, or there is none."""
+    if not series.finite or not (is_loss(name) or is_score(name)):
+        return None
+    return (min if is_loss(name) else max)(series.finite, key=lambda point: point[1])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        sentence: in words.
+        finished: whether everything planned was done; ``None`` where no plan was written down.
+    """
+
+    sentence: str
+    finished: bool | None
+
+
+def progress_of(record: RunRecord) -> Progress:
+    """How far a run is, as its metrics and journals show it."""
+    seen, planned, samples = record.seen_updates, record.planned_updates, record.planned_samples
+    total = record.positions([seen - 1])[0] if record.counts_samples and seen else 0.0
+    of_samples = f", {total:,.0f} of {samples:,} samples" if samples else f", {total:,.0f} samples" if total else ""
+    epochs = record.metrics.get("epoch")
+    of_epochs = f", in epoch {epochs.values[-1] + 1:g}" if epochs else ""
+    if planned is None:
+        return Progress(f"{seen:,} updates{of_samples}{of_epochs} (how many were planned is not written down)", None)
+    share = f"{seen:,} of {planned:,} updates{of_samples}{of_epochs}"
+    if seen >= planned:
+        return Progress(f"{share}: finished", True)
+    return Progress(f"{share} ({seen / planned:.0%}): still going, or stopped", False)
+
+
+def run_lines(record: RunRecord) -> dict[str, str]:
+    """What holds for the whole run, by heading."""
+    lines = {"run": progress_of(record).sentence}
+    resumed = sorted({r["update"] for rs in record.journals.values() for r in rs if r["event"] == "start"} - {0})
+    if resumed:
+        lines["resumed"] = "at update " + ", ".join(map(str, resumed))
+    if "batch_size" in record.metrics and not batch_varies(record):
+        size = max(record.metrics["batch_size"].values)
+        made = [
+            record.metrics[name].values[-1] for name in ("micro_batch_size", "accumulation") if name in record.metrics
+        ]
+        world = f" = {made[0]:g} x {made[1]:g} x {size / (made[0] * made[1]):g}" if len(made) == 2 else ""
+        lines["batch"] = f"{size:g}{world}" + ("  (micro-batch x accumulation x devices)" if world else "")
+    return lines | record.facts
+
+
+def batch_varies(record: RunRecord) -> bool:
+    """Whether the batch was changed; the short last one of an epoch does not count."""
+    return any(
+        len(set(record.metrics[n].values)) > 1 for n in ("micro_batch_size", "accumulation") if n in record.metrics
+    )
+
+
+def warnings_of(record: RunRecord) -> list[str]:
+    """What the reader should not overlook."""
+    found = []
+    for name in model_metrics(record):
+        series = record.metrics[name]
+        bad = [step for step, value in zip(series.steps, series.values, strict=True) if value - value != 0.0]
+        if bad:
+            found.append(
+                f"{name} is not finite at {len(bad)} of its {len(series.steps)} logged steps, "
+                f"first at update {bad[0] + 1:,}; drawn as a gap"
+            )
+    if not record.metrics:
+        found.append("no metric is logged yet (see trainer.log_every_n_steps)")
+    return found
+
+
+def decisions(record: RunRecord) -> Iterator[str]:
+    """What the callbacks decided during the run, in its order; events that come in numbers are counted."""
+    events = [(r, name) for name, records in record.journals.items() for r in records if r["event"] != "start"]
+    kinds = {(name, r["event"]) for r, name in events}
+    count = {kind: sum((name, r["event"]) == kind for r, name in events) for kind in kinds}
+    for r, name in sorted(events, key=lambda event: event[0]["update"]):
+        if count[name, r["event"]] <= 12:
+            facts = ", ".join(f"{key}={value}" for key, value in r.items() if key not in ("update", "event"))
+            yield f"update {r['update']:,}: {name} {r['event']}" + (f" ({facts})" if facts else "")
+    for (name, event), number in sorted(count.items()):
+        if number > 12:
+            yield f"{number:,} x {name} {event}"
+
+
+# ---------------------------------------------------------------------- in the terminal
+def report_summary(record: RunRecord, title: str) -> RenderableType:
+    """The report as something that rich prints."""
+    head = Table.grid(padding=(0, 2))
+    for heading, fact in run_lines(record).items():
+        head.add_row(Text(heading, style="cyan"), Text(fact))
+    source = " and ".join(record.sources) or "none"
+    age = time.time() - record.modified
+    head.add_row(Text("metrics", style="cyan"), Text(f"{source}, last written {_duration(age)} ago"))
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(), head]
+    names = model_metrics(record)
+    if names:
+        parts += [Text(), _metrics_table(record, names)]
+    if record.learning_rates:
+        parts += [Text(), _learning_rate_table(record)]
+    parts += [Text(line) for line in decisions(record)]
+    parts += [Text(f"note: {warning}", style="yellow") for warning in warnings_of(record)]
+    return Group(*parts)
+
+
+def _metrics_table(record: RunRecord, names: list[str]) -> Table:
+    table = Table(header_style="bold", padding=(0, 1))
+    table.add_column("metric")
+    for heading in ("last", "best", "best at update"):
+        table.add_column(heading, justify="right")
+    for name in names:
+        series = record.metrics[name]
+        top = best(name, series)
+        cells = (f"{top[1]:.4g}", f"{top[0] + 1:,}") if top else ("", "")
+        table.add_row(name, f"{series.values[-1]:.4g}", *cells)
+    return table
+
+
+def _learning_rate_table(record: RunRecord) -> Table:
+    table = Table(header_style="bold", padding=(0, 1))
+    table.add_column("learning rate")
+    for heading in ("first", "highest", "last"):
+        table.add_column(heading, justify="right")
+    groups = record.learning_rates
+    for group, name in groups.items():
+        values = [value for _, value in record.metrics[name].finite]
+        if values:
+            table.add_row(group, *(f"{value:.4g}" for value in (values[0], max(values), values[-1])))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

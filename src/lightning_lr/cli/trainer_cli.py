@@ -1,0 +1,148 @@
+"""``lightning-lr fit|validate|test|predict``: Lightning's own command line, made to say clearly what it refuses.
+
+Model and data are given by ``class_path``; every public name of :mod:`lightning_lr` can be used without a module path.
+A configuration that is refused leaves nothing on disk, as far as this package writes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
+
+from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
+from lightning_lr.cli.nearest import Known, unknown_names
+from lightning_lr.curves import Curve
+
+BASES = (Callback, Curve, LightningModule, LightningDataModule, torch.optim.Optimizer)
+
+
+class LateSaveConfigCallback(SaveConfigCallback):
+    """Write ``config.yaml`` of a ``fit`` only when training starts.
+
+    Lightning writes it in ``setup``, before other callbacks have had a chance to refuse. This one is the last in the
+    Trainer's order, so its ``on_train_start`` comes after everything that refuses a configuration.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+        elif not self.already_saved and not self.overwrite:
+            log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
+            exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
+            if trainer.strategy.broadcast(exists):
+                raise MisconfigurationException(
+                    f"{log_dir} holds the {self.config_filename} of an earlier run, which a new one would overwrite; "
+                    "move it away, or set trainer.logger or trainer.default_root_dir to another place"
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
+
+
+class Begun(Callback):
+    """Remembers whether a loop has begun: what goes wrong from then on is not the configuration's fault."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
+
+
+class LearningRateCLI(LightningCLI):
+    """`LightningCLI` for any model and data, whose parsers raise, with the nearest names, instead of exiting.
+
+    Args:
+        words: the command and its options.
+        **kwargs: as of `LightningCLI`.
+
+    Raises:
+        ConfigurationError: for a configuration that cannot be parsed or instantiated.
+    """
+
+    def __init__(self, words: Sequence[str], **kwargs: Any) -> None:
+        self.words = list(words)
+        self.parsers: list[LightningArgumentParser] = []
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            save_config_callback=LateSaveConfigCallback,
+            parser_kwargs={"prog": "lightning-lr", **quiet, **{command: dict(quiet) for command in self.subcommands()}},
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.parsers.append(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(self.words)
+        except argparse.ArgumentError as error:
+            complaints = unknown_names(self.words, self.known())
+            raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
+
+    def instantiate_classes(self) -> None:
+        with refusing():
+            super().instantiate_classes()
+
+    def known(self) -> Known:
+        """The names that the given command accepts."""
+        commands = list(self.subcommands())
+        command = next((word for word in self.words if word in commands), commands[0])
+        parser = self.parsers[commands.index(command)]
+        types = {f"trainer.{name}": hint for name, hint in typing.get_type_hints(Trainer.__init__).items()}
+        types |= {"model": LightningModule, "data": LightningDataModule}
+        types |= {"optimizer": torch.optim.Optimizer, "lr_scheduler": LRSchedulerTypeUnion}
+        return Known(command, list(parser.get_defaults().keys()), types, BASES)
+
+
+def run_trainer(words: Sequence[str]) -> None:
+    """Run a command of Lightning's.
+
+    Args:
+        words: the command and its options.
+
+    Raises:
+        ConfigurationError: for a configuration that cannot work, found before the first batch.
+    """
+    begun = Begun()
+    try:
+        LearningRateCLI(words, trainer_defaults={"callbacks": [begun]})
+    except MisconfigurationException as error:
+        raise ConfigurationError(described(error)) from error
+    except EXPLAINED as error:
+        if begun.begun:
+            raise
+        raise ConfigurationError(described(error)) from error
+
+
+def _shortened(message: str) -> str:
+    """jsonargparse's message without what it could not know to be useless here."""
+    noise = (
+        "Expected a <class 'NoneType'>",
+        "Given value type",
+        "Subtypes:",
+        "Does not validate against any",
+        "Errors:",
+    )
+    lines = [line for line in message.splitlines() if not line.strip().lstrip("- ").startswith(noise)]
+    return "\n".join(line for line in lines if "Given value:" not in line or len(line) < 80)
