@@ -4,22 +4,27 @@ import gzip
 import hashlib
 import io
 import os
+import re
+import shutil
 import struct
+import subprocess
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import examples
 import pytest
 import torch
-from examples import Classifier, DigitsDataModule, FashionMNISTDataModule, ResNet, SmallCNN, ViT, plain
-from examples.data import fashion_mnist_files as files
-from examples.data.idx import CorruptFileError, load_idx, parse_idx, read_contents
-from examples.data.images import ImageDataset, collate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, default_collate
+
+import examples
+from examples import Classifier, DigitsDataModule, FashionMNISTDataModule, ResNet, SmallCNN, ViT, plain
+from examples.data import fashion_mnist_files as files
+from examples.data.idx import CorruptFileError, load_idx, parse_idx, read_contents
+from examples.data.images import ImageDataset, collate
 
 REPOSITORY = Path(__file__).parents[1]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = files.SHA256
@@ -84,7 +89,7 @@ def test_digits_splits_are_stratified() -> None:
     data = DigitsDataModule(val_fraction=0.1, test_fraction=0.2)
     data.setup()
     labels = [part.labels for part in (data.train_set, data.val_set, data.test_set)]
-    per_class = torch.cat(labels).bincount()
+    per_class = torch.cat(labels).bincount().double()
     for part, share in zip(labels, (0.7, 0.1, 0.2), strict=True):
         # each count is rounded to a whole image; the training part gets the rounding of the other two
         torch.testing.assert_close(part.bincount().double(), per_class * share, atol=1.0, rtol=0.0)
@@ -400,6 +405,49 @@ def test_real_fashion_mnist_is_balanced_and_normalised() -> None:
     assert abs(batch.std() - 1) < 0.02
 
 
+# --- Debian's package ---
+
+SCRIPT = REPOSITORY / "scripts/fashion_mnist.sh"
+
+
+def run_script(tmp_path: Path, **programs: str) -> subprocess.CompletedProcess[str]:
+    """Runs the script into tmp_path/data with a path that holds the usual tools and `programs`, but not apt-get."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    for tool in ("bash", "cat", "cut", "dirname", "gzip", "mkdir", "mktemp", "rm", "sha256sum"):
+        if found := shutil.which(tool):
+            (path / tool).symlink_to(found)
+    for name, text in programs.items():
+        (path / name.replace("_", "-")).write_text(f"#!/bin/sh\n{text}\n")
+        (path / name.replace("_", "-")).chmod(0o755)
+    return subprocess.run(
+        ["bash", SCRIPT, tmp_path / "data"], env={"PATH": str(path)}, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_script_and_loader_expect_the_same_contents() -> None:
+    found = re.findall(r"^([0-9a-f]{64})  (\S+)$", SCRIPT.read_text(), re.MULTILINE)
+    assert {name: checksum for checksum, name in found} == files.SHA256
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_script_without_apt_says_what_else_to_do(tmp_path: Path) -> None:
+    result = run_script(tmp_path)
+    assert result.returncode == 1
+    assert "apt-get is not on this machine" in result.stderr
+    assert "put the four .gz files" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs bash and the GNU tools")
+def test_script_shows_why_apt_failed(tmp_path: Path) -> None:
+    result = run_script(tmp_path, apt_get="echo mirror is down >&2; exit 100", dpkg_deb="exit 1")
+    assert result.returncode == 1
+    assert "mirror is down" in result.stderr
+    assert "put the four .gz files" in result.stderr
+    assert not (tmp_path / "data").exists()
+
+
 # --- networks ---
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -418,7 +466,7 @@ def test_network_fits_a_batch(name: str, size: int) -> None:
     images, labels = torch.randn(16, 1, size, size), torch.arange(16) % 10
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
-    for _ in range(15):
+    for _ in range(30):
         loss = nn.functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -454,7 +502,7 @@ def test_vit_refuses_a_patch_that_does_not_divide_the_image() -> None:
 # --- Lightning ---
 
 
-def bare_trainer(**arguments: object) -> Trainer:
+def bare_trainer(**arguments: Any) -> Trainer:
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

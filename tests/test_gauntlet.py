@@ -144,8 +144,9 @@ def test_yaml_round_trip_trains_the_same_weights(row: Row, tmp_path: Path, monke
     assert lightning_lr.LearningRateSchedule, "short names resolve once the package is imported"
     monkeypatch.setattr("sys.argv", ["lightning-lr"])
     config = {
-        "trainer": {"callbacks": row.yaml, "max_epochs": 2, "accelerator": "cpu", "logger": False, "default_root_dir": str(tmp_path),
-                    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False},
+        "trainer": {"callbacks": row.yaml, "max_epochs": 2, "accelerator": "cpu", "logger": False,
+                    "default_root_dir": str(tmp_path), "enable_checkpointing": False,
+                    "enable_progress_bar": False, "enable_model_summary": False},
     }  # fmt: skip
 
     def parsed(file: Path) -> LightningCLI:

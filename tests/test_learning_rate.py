@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD, Adam, Optimizer
-from torch.optim import lr_scheduler as S
+from torch.optim import lr_scheduler as sched
 
 from lightning_lr.learning_rate import HyperparameterWriter
 
@@ -22,36 +22,36 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected call of")
 
 
 def _chained(optimizer: Optimizer) -> Any:
-    return S.ChainedScheduler([S.ExponentialLR(optimizer, 0.99), S.StepLR(optimizer, 50, 0.5)], optimizer)
+    return sched.ChainedScheduler([sched.ExponentialLR(optimizer, 0.99), sched.StepLR(optimizer, 50, 0.5)], optimizer)
 
 
 def _sequential(optimizer: Optimizer) -> Any:
-    return S.SequentialLR(
-        optimizer, [S.LinearLR(optimizer, 0.1, 1.0, 20), S.CosineAnnealingLR(optimizer, 180)], milestones=[20]
+    return sched.SequentialLR(
+        optimizer, [sched.LinearLR(optimizer, 0.1, 1.0, 20), sched.CosineAnnealingLR(optimizer, 180)], milestones=[20]
     )
 
 
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
-    "LambdaLR": lambda o: S.LambdaLR(o, lambda t: 1 / (1 + t)),
-    "MultiplicativeLR": lambda o: S.MultiplicativeLR(o, lambda t: 0.98),
-    "StepLR": lambda o: S.StepLR(o, 30, 0.3),
-    "MultiStepLR": lambda o: S.MultiStepLR(o, [20, 90], 0.1),
-    "ConstantLR": lambda o: S.ConstantLR(o, 0.3, 40),
-    "LinearLR": lambda o: S.LinearLR(o, 0.1, 1.0, 50),
-    "ExponentialLR": lambda o: S.ExponentialLR(o, 0.97),
-    "PolynomialLR": lambda o: S.PolynomialLR(o, 150, 2.0),
-    "CosineAnnealingLR": lambda o: S.CosineAnnealingLR(o, 60, 1e-4),  # goes down and up again: chainable recurrence
-    "CosineAnnealingWarmRestarts": lambda o: S.CosineAnnealingWarmRestarts(o, 20, 2),
-    "CyclicLR": lambda o: S.CyclicLR(o, 1e-3, 0.5, step_size_up=15, mode="exp_range", gamma=0.99),
-    "OneCycleLR": lambda o: S.OneCycleLR(o, [0.3, 0.7], total_steps=UPDATES + 1),
-    "ReduceLROnPlateau": lambda o: S.ReduceLROnPlateau(o, factor=0.5, patience=3),
+    "LambdaLR": lambda o: sched.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "MultiplicativeLR": lambda o: sched.MultiplicativeLR(o, lambda t: 0.98),
+    "StepLR": lambda o: sched.StepLR(o, 30, 0.3),
+    "MultiStepLR": lambda o: sched.MultiStepLR(o, [20, 90], 0.1),
+    "ConstantLR": lambda o: sched.ConstantLR(o, 0.3, 40),
+    "LinearLR": lambda o: sched.LinearLR(o, 0.1, 1.0, 50),
+    "ExponentialLR": lambda o: sched.ExponentialLR(o, 0.97),
+    "PolynomialLR": lambda o: sched.PolynomialLR(o, 150, 2.0),
+    "CosineAnnealingLR": lambda o: sched.CosineAnnealingLR(o, 60, 1e-4),  # goes down and up again: chainable recurrence
+    "CosineAnnealingWarmRestarts": lambda o: sched.CosineAnnealingWarmRestarts(o, 20, 2),
+    "CyclicLR": lambda o: sched.CyclicLR(o, 1e-3, 0.5, step_size_up=15, mode="exp_range", gamma=0.99),
+    "OneCycleLR": lambda o: sched.OneCycleLR(o, [0.3, 0.7], total_steps=UPDATES + 1),
+    "ReduceLROnPlateau": lambda o: sched.ReduceLROnPlateau(o, factor=0.5, patience=3),
     "ChainedScheduler": _chained,
     "SequentialLR": _sequential,
 }
 
 
 def test_every_scheduler_class_of_torch_is_here() -> None:
-    names = {name for name in S.__all__ if name not in {"LRScheduler", "SWALR"}}
+    names = {name for name in sched.__all__ if name not in {"LRScheduler", "SWALR"}}
     assert names <= set(SCHEDULERS), names - set(SCHEDULERS)
 
 
@@ -67,7 +67,7 @@ def wander(update: int) -> float:
 
 
 def step(scheduler: Any, update: int) -> None:
-    if isinstance(scheduler, S.ReduceLROnPlateau):
+    if isinstance(scheduler, sched.ReduceLROnPlateau):
         scheduler.step(1.0 + abs(math.sin(update)))
     else:
         scheduler.step()
@@ -144,7 +144,7 @@ def test_tensor_learning_rates_are_written_in_place_and_apart() -> None:
         warnings.filterwarnings("error", ".*was set to")  # our own writes are not foreign
         with writer.scheduled_values():
             assert [float(g["lr"]) for g in optimizer.param_groups] == [0.1, 0.1]
-            S.ExponentialLR(optimizer, 0.5).step()
+            sched.ExponentialLR(optimizer, 0.5).step()
         writer.write()
     assert [float(g["lr"]) for g in optimizer.param_groups] == [0.05, 0.025]
     optimizer.param_groups[0]["lr"].fill_(1.0)
@@ -184,7 +184,7 @@ def test_a_group_added_during_the_run_is_scheduled_and_multiplied() -> None:
 def test_transforms_apply_to_the_scheduled_value_and_survive_cycled_momentum() -> None:
     def make() -> tuple[Optimizer, Any]:
         optimizer = optimizer_of((0.1,), Adam)
-        return optimizer, S.OneCycleLR(optimizer, 0.3, total_steps=UPDATES + 1)  # cycles betas[0]
+        return optimizer, sched.OneCycleLR(optimizer, 0.3, total_steps=UPDATES + 1)  # cycles betas[0]
 
     (bare, bare_scheduler), (ours, our_scheduler) = make(), make()
     writer = HyperparameterWriter(ours)

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD
-from torch.optim import lr_scheduler as S
+from torch.optim import lr_scheduler as sched
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
 
@@ -61,14 +61,14 @@ def scheduled_by(make: Callable[[SGD], Any], **config: Any) -> Callable[[Lightni
 
 
 USER_SCHEDULERS = {
-    "chainable, per step": scheduled_by(lambda o: S.ExponentialLR(o, 0.9), interval="step"),
-    "chainable, per epoch": scheduled_by(lambda o: S.StepLR(o, 1, 0.5), interval="epoch"),
-    "closed form, per step": scheduled_by(lambda o: S.OneCycleLR(o, 0.1, total_steps=20), interval="step"),
+    "chainable, per step": scheduled_by(lambda o: sched.ExponentialLR(o, 0.9), interval="step"),
+    "chainable, per epoch": scheduled_by(lambda o: sched.StepLR(o, 1, 0.5), interval="epoch"),
+    "closed form, per step": scheduled_by(lambda o: sched.OneCycleLR(o, 0.1, total_steps=20), interval="step"),
     "plateau, per epoch": scheduled_by(
-        lambda o: S.ReduceLROnPlateau(o, patience=0, factor=0.5), monitor="val_loss", interval="epoch"
+        lambda o: sched.ReduceLROnPlateau(o, patience=0, factor=0.5), monitor="val_loss", interval="epoch"
     ),
     "plateau, per step": scheduled_by(
-        lambda o: S.ReduceLROnPlateau(o, patience=1, factor=0.5), monitor="train_loss", interval="step"
+        lambda o: sched.ReduceLROnPlateau(o, patience=1, factor=0.5), monitor="train_loss", interval="step"
     ),
 }
 schedulers = pytest.mark.parametrize("configure", USER_SCHEDULERS.values(), ids=USER_SCHEDULERS.keys())
@@ -184,8 +184,8 @@ def test_checkpoint_resumes_to_the_scheduled_values_without_us(configure: Any, a
     assert group["lr"] == scheduler["_last_lr"][0]
 
     resumed = Probe()
-    fit([resumed], module=Toy(configure), loader=ResumableLoader(data(), 8), ckpt_path=str(tmp_path / f"step={at}.ckpt"),
-        validation=validation)  # fmt: skip
+    fit([resumed], module=Toy(configure), loader=ResumableLoader(data(), 8), validation=validation,
+        ckpt_path=str(tmp_path / f"step={at}.ckpt"))  # fmt: skip
     if "best" in scheduler:
         return  # a plateau scheduler follows the loss, which is another one without our factor; next test
     bare = Probe()
@@ -204,9 +204,9 @@ def test_resumed_at_any_update_it_is_bare_lightning_with_twice_the_lr(configure:
         out = configure(module)
         [scheduler], [group] = [out["lr_scheduler"]["scheduler"]], out["optimizer"].param_groups
         group["lr"] *= 2
-        if not isinstance(scheduler, S.ReduceLROnPlateau):
+        if not isinstance(scheduler, sched.ReduceLROnPlateau):
             scheduler.base_lrs = [2 * lr for lr in scheduler.base_lrs]
-        if isinstance(scheduler, S.OneCycleLR):
+        if isinstance(scheduler, sched.OneCycleLR):
             for key in ("initial_lr", "max_lr", "min_lr"):
                 group[key] *= 2
         return out
@@ -289,7 +289,7 @@ def test_a_crash_leaves_a_checkpoint_with_scheduled_values(tmp_path: Path) -> No
 
 # ---------------------------------------------------------------------- what is left behind
 def test_second_fit_starts_clean_with_and_without_us() -> None:
-    module = Toy(scheduled_by(lambda o: S.ExponentialLR(o, 0.9), interval="step"))
+    module = Toy(scheduled_by(lambda o: sched.ExponentialLR(o, 0.9), interval="step"))
     scaling = LearningRateScaling(4, warmup_epochs=1)
     series = []
     for callbacks in ([scaling], [scaling], []):
@@ -320,7 +320,7 @@ def test_a_users_own_lr_scheduler_step_is_kept_and_called() -> None:
             self.calls += 1
             scheduler.step()
 
-    module = Own(scheduled_by(lambda o: S.ExponentialLR(o, 0.9), interval="step"))
+    module = Own(scheduled_by(lambda o: sched.ExponentialLR(o, 0.9), interval="step"))
     probe = Probe()
     fit([LearningRateScaling(4, warmup_epochs=0), probe], module=module)
     assert module.calls == 18
@@ -429,8 +429,8 @@ def test_square_root_scaling_changes_adam_and_gives_it_back() -> None:
 
     probe = Probe("lr", "betas", "eps")
     _, trainer = fit([LearningRateScaling(2, rule="sqrt", warmup_epochs=0), probe], module=Toy(adam))
-    [row] = {repr(row) for row in probe.series}
-    [(lr, betas, eps)] = [values for values in probe.series[0]]
+    assert len({repr(row) for row in probe.series}) == 1
+    [(lr, betas, eps)] = probe.series[0]
     # Malladi et al. 2022 with k = 4: lr x 2, 1 - 4 (1 - beta), eps / 2
     assert lr == pytest.approx(0.02)
     assert betas == pytest.approx((0.6, 0.96))
@@ -444,6 +444,11 @@ class Manual(Toy):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+
+
+class NoOptimizer(Toy):
+    def configure_optimizers(self) -> None:
+        return None
 
 
 def _two_optimizers(module: LightningModule) -> Any:
@@ -466,6 +471,10 @@ REFUSED: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any], str]] = {
         lambda: [LearningRateSchedule(Cosine())],
         {"module": lambda: Toy(USER_SCHEDULERS["chainable, per step"])},
         "also returns a ExponentialLR.*remove the scheduler or this callback"),
+    "no optimizer": (
+        lambda: [LearningRateSchedule(Cosine())], {"module": lambda: Toy(lambda module: [])}, "returned 0 optimizers"),
+    "no learning rate": (
+        lambda: [LearningRateSchedule(Cosine())], {"module": NoOptimizer}, "the optimizer has no learning rate"),
     "no end": (
         lambda: [LearningRateSchedule(Cosine())], {"loader": lambda: DataLoader(Stream(48), batch_size=8)},
         "has no length and the Trainer no max_steps"),
@@ -505,7 +514,7 @@ def test_refused_at_setup_nothing_trained(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "scheduler",
-    [lambda o: S.LinearLR(o, 0.1, 1.0, 6), lambda o: S.ConstantLR(o, 0.5, 3)],
+    [lambda o: sched.LinearLR(o, 0.1, 1.0, 6), lambda o: sched.ConstantLR(o, 0.5, 3)],
     ids=["LinearLR up", "ConstantLR"],
 )
 def test_a_users_warm_up_may_stay_beside_a_curve(scheduler: Any) -> None:
@@ -548,12 +557,13 @@ def test_decisions_are_written_and_a_resume_truncates_them(tmp_path: Path) -> No
     def run(**arguments: Any) -> None:
         logger = CSVLogger(tmp_path, name="", version="run")
         fit(
-            [LearningRateSchedule(CosineRestarts(first_cycle=0.5, cycle_growth=1.0)), LearningRateScaling(4, warmup_epochs=1),
-             *arguments.pop("callbacks", [])],
+            [LearningRateSchedule(CosineRestarts(first_cycle=0.5, cycle_growth=1.0)),
+             LearningRateScaling(4, warmup_epochs=1), *arguments.pop("callbacks", [])],
             module=Toy(two_groups), loader=ResumableLoader(data(), 8), logger=logger, **arguments,
         )  # fmt: skip
 
-    run(callbacks=[ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)], enable_checkpointing=True)
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+    run(callbacks=[save], enable_checkpointing=True)
     files = sorted(path.name for path in (tmp_path / "run" / "lightning_lr").iterdir())
     assert files == ["linear_scaling.jsonl", "schedule.jsonl"]
     [start] = read_journal(tmp_path / "run" / "lightning_lr" / "schedule.jsonl")

@@ -194,6 +194,11 @@ class SampleClock:
         units = self.shape.epoch.total_units
         return self._window_start / units if units else None
 
+    @property
+    def counts(self) -> str:
+        """What a unit of progress is: ``"samples"``, or ``"micro-batches"`` where the loader does not tell."""
+        return "samples" if self.shape.epoch.counts_samples else "micro-batches"
+
     # ------------------------------------------------------------------ walking
     def begin_micro_batch(self, units: int, samples: int | None = None) -> None:
         """Count a micro-batch over all devices, in units of progress and in samples (the same where not given)."""
@@ -233,6 +238,7 @@ class SampleClock:
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers from which :meth:`load_state_dict` continues."""
         return {
+            "counts": self.counts,
             "updates": self.updates,
             "samples_seen": self.samples_seen,
             "batch_size": self.batch_size,
@@ -242,7 +248,7 @@ class SampleClock:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken; follow with :meth:`place`."""
+        """Continue where ``state`` was taken (with the same :attr:`counts`); follow with :meth:`place`."""
         self.updates = int(state["updates"])
         self.samples_seen = int(state["samples_seen"])
         self.batch_size = int(state["batch_size"])

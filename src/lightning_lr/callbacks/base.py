@@ -100,6 +100,12 @@ class MethodCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         who = type(self).__name__
         self.check_optimizers(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
+        groups = trainer.optimizers[0].param_groups
+        if not groups or any("lr" not in group for group in groups):
+            raise MisconfigurationException(
+                f"{who}: the optimizer has no learning rate (configure_optimizers returned none, or one whose "
+                "groups have no 'lr'); return a torch optimizer"
+            )
         if internals.given_loader_without_length(trainer) and trainer.max_steps == -1:
             raise MisconfigurationException(
                 f"{who}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is not "

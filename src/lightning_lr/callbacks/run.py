@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_info
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
@@ -44,9 +45,7 @@ class Run:
         self.effective_lr: list[Any] = []
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
-        # no log_dir is asked for in a fast_dev_run: it leaves no trace on disk
-        log_dir = None if internals.leaves_no_trace(trainer) else trainer.log_dir
-        self._journals = Path(log_dir) / "lightning_lr" if log_dir and trainer.is_global_zero else None
+        self._journals = _journal_folder(trainer)
         self._window_open = True
         step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
         self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
@@ -119,7 +118,7 @@ class Run:
                 callback=type(member).__name__,
                 facts=member.facts(shape),
                 phases=[[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
-                counts="samples" if shape.epoch.counts_samples else "micro-batches",
+                counts=self.clock.counts,
                 total=self.clock.total,
                 total_updates=shape.total_updates,
                 samples_seen=self.clock.samples_seen,
@@ -152,7 +151,7 @@ class Run:
         epoch, micro_batch = internals.next_position(trainer)
         if trainer.global_step > 0 or micro_batch > 0:
             state = next((m.clock_state for m in self.members if m.clock_state is not None), None)
-            if state is None:
+            if state is None or state["counts"] != self.clock.counts:
                 self.clock.seek(trainer.global_step, epoch, micro_batch)
             else:
                 self.clock.load_state_dict(state)
@@ -178,6 +177,16 @@ def run_shape(trainer: Trainer, who: str) -> RunShape:
         )
     except ValueError as error:
         raise MisconfigurationException(f"{who}: {error}") from error
+
+
+def _journal_folder(trainer: Trainer) -> Path | None:
+    log_dir = trainer.log_dir  # asks all ranks
+    if log_dir is None or not trainer.is_global_zero or internals.leaves_no_trace(trainer):
+        return None
+    if "://" in log_dir:
+        rank_zero_info(f"lightning_lr: decisions are not written down, since {log_dir} is not a local folder")
+        return None
+    return Path(log_dir) / "lightning_lr"
 
 
 def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:

@@ -69,6 +69,23 @@ class Panel(Generic[T]):
 
 
 @dataclass(frozen=True)
+class EndLabel:
+    """What is written beside the end of a line.
+
+    Args:
+        x: where the line ends.
+        y: its last value.
+        text: one line of text or two.
+        color: that of the line.
+    """
+
+    x: float
+    y: float
+    text: str
+    color: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """What is around the panels.
 
@@ -121,6 +138,7 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         _draw_epochs(axes[0], frame)
         canvas.draw()  # type: ignore[no-untyped-call]  # places the axes, so that the strip knows which names fit
         _draw_strips(axes[0], frame)
+        out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
 
 
@@ -141,43 +159,39 @@ def spans_decades(values: Sequence[float]) -> bool:
     return bool(ordered) and 0 < ordered[len(ordered) // 5] * LOG_RANGE < ordered[-1]
 
 
-def label_point(ax: Axes, x: float, y: float, text: str, color: str, below: bool = False) -> None:
-    """Write a value above (or below) the point that it belongs to, on a light ground so that it stays readable."""
+def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
+    """Write a value above the point that it belongs to, on a light ground so that it stays readable."""
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    late = x > 0.8 * ax.get_xlim()[1]
-    ax.annotate(
-        text,
-        (x, y),
-        xytext=(-5 if late else 5, -6 if below else 6),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        va="top" if below else "bottom",
-        color=color,
-        fontsize=8.5,
-        bbox=box,
-    )
+    place: dict[str, Any] = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left", "va": "bottom"}
+    ax.annotate(text, (x, y), color=color, fontsize=8.5, bbox=box, **place)
 
 
-def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]], gap: float = 0.075) -> None:
-    """Write each line's last value right of the panel at its height, moved apart where two would overlap.
+def label_ends(ax: Axes, labels: Sequence[EndLabel], line_height: float = 0.075) -> None:
+    """Write what a line came to beside its end; labels that would overlap are moved apart.
+
+    They stand right of the panel, or inside it where the lines end early (a run that is still going).
 
     Args:
         ax: the panel, its limits and scale already set.
-        labels: (last value, text, colour) of each line.
-        gap: least distance of two labels, as a share of the panel's height.
+        labels: one for each line.
+        line_height: height of a line of text, as a share of the panel's.
     """
+    ax.autoscale_view()  # else limits that are not asked for are computed later, and the heights below are not true
     to_share = ax.transData + ax.transAxes.inverted()
-    placed = sorted((float(to_share.transform((0.0, y))[1]), text, color) for y, text, color in labels if y == y)
-    heights = [min(max(height, 0.0), 1.0) for height, _, _ in placed]
-    for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + gap)
-    excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
-    for index in reversed(range(len(heights))):  # push what rose above the top down again
-        ceiling = 1.0 if index == len(heights) - 1 else heights[index + 1] - gap
-        heights[index] = min(heights[index], ceiling) if excess else heights[index]
-    for height, (_, text, color) in zip(heights, placed, strict=True):
-        place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (5, 0), "textcoords": "offset points"}
-        ax.annotate(text, (1.0, height), color=color, fontsize=8.5, va="center", annotation_clip=False, **place)
+    ends = [float(to_share.transform((label.x, label.y))[0]) for label in labels]
+    x = 1.0 if not ends or max(ends) > 0.9 else max(ends)
+    labels = sorted((label for label in labels if math.isfinite(label.y)), key=lambda label: label.y)
+    halves = [line_height * (1 + label.text.count("\n")) / 2 for label in labels]
+    centres = [float(to_share.transform((0.0, label.y))[1]) for label in labels]
+    for i, half in enumerate(halves):  # upwards from the lowest, then down again from the top
+        centres[i] = max(centres[i], centres[i - 1] + halves[i - 1] + half if i else half)
+    for i, half in reversed(list(enumerate(halves))):
+        centres[i] = min(centres[i], centres[i + 1] - halves[i + 1] - half if i + 1 < len(halves) else 1.0 - half)
+    place: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (6, 0), "textcoords": "offset points"}
+    for label, centre in zip(labels, centres, strict=True):
+        ax.annotate(
+            label.text, (x, centre), color=label.color, fontsize=8.5, va="center", annotation_clip=False, **place
+        )
 
 
 # ---------------------------------------------------------------------- around the panels

@@ -14,8 +14,9 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 
 from lightning_lr.cli.errors import refusing
-from lightning_lr.cli.plan_table import plan_table, run_facts, terminal
+from lightning_lr.cli.plan_table import plan_table, run_facts
 from lightning_lr.cli.planned_run import PlanOptions, TrainerSettings, plan_run
+from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import LearningRateCLI
 
 

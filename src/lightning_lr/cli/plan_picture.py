@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from lightning_lr.cli.figure import (
     COLORS,
     MAX_LINES,
+    EndLabel,
     Frame,
     Panel,
     label_ends,
@@ -47,7 +48,7 @@ def draw_learning_rate(ax: Axes, plan: Plan) -> None:
     else:
         peak = lr[0].index(max(lr[0]))
         label_point(ax, units[peak], lr[0][peak], f"{lr[0][peak]:.4g}", COLORS[0])
-        label_ends(ax, [(lr[0][-1], f"{lr[0][-1]:.2g}", COLORS[0])])
+        label_ends(ax, [EndLabel(units[-1], lr[0][-1], f"{lr[0][-1]:.2g}", COLORS[0])])
 
 
 def draw_batch_size(ax: Axes, plan: Plan) -> None:

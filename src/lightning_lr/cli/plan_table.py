@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.planning import Plan, PlanRow
+from lightning_lr.cli.terminal import facts_block
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,6 @@ def _short_batch(plan: Plan) -> str:
 
 def plan_table(plan: Plan, title: str) -> RenderableType:
     """The plan as something that rich prints."""
-    head = Table.grid(padding=(0, 2))
-    for heading, fact in run_facts(plan).items():
-        head.add_row(Text(heading, style="cyan"), Text(fact))
     columns = [column for column in COLUMNS if any(column.cell(row) is not None for row in plan.rows)]
     columns += _lr_columns(plan)
     table = Table(header_style="bold", padding=(0, 1))
@@ -110,10 +108,4 @@ def plan_table(plan: Plan, title: str) -> RenderableType:
     for row in plan.rows:
         table.add_row(*(Text(column.cell(row) or "") for column in columns))
     notes = [Text(f"note: {note}", style="yellow") for note in plan.notes]
-    return Group(Text(title, style="bold"), Text(), head, Text(), table, *notes)
-
-
-def terminal() -> Console:
-    """Standard output; where it is no terminal (a pipe, a log of CI), wide enough for a table."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
+    return Group(Text(title, style="bold"), Text(), facts_block(run_facts(plan)), Text(), table, *notes)

@@ -146,7 +146,11 @@ def _train_loader(model: LightningModule, data: LightningDataModule | None) -> A
 
 
 def _epoch_of_loader(loaded: Any, world_size: int, distributed: bool, options: PlanOptions) -> EpochShape:
-    loaders = (loaded if isinstance(loaded, CombinedLoader) else CombinedLoader(loaded, "max_size_cycle")).flattened
+    if isinstance(loaded, DataLoader):
+        loaders: list[Any] = [loaded]
+    else:
+        combined = loaded if isinstance(loaded, CombinedLoader) else CombinedLoader(loaded, "max_size_cycle")
+        loaders = combined.flattened
     lengths = [_length(loader) for loader in loaders]
     known = [length for length in lengths if length is not None]
     shape = internals.loader_shape(loaders[0], max(known) if len(known) == len(lengths) else None, world_size)

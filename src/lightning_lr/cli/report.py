@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_lr.cli.errors import ConfigurationError, refusing
-from lightning_lr.cli.plan_table import terminal
 from lightning_lr.cli.report_summary import report_summary
 from lightning_lr.cli.run_record import find_run, read_run
+from lightning_lr.cli.terminal import terminal
 
 
 def report(words: Sequence[str]) -> None:

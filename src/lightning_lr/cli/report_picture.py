@@ -17,10 +17,10 @@ from matplotlib.ticker import FuncFormatter
 from lightning_lr.cli.figure import (
     COLORS,
     MAX_LINES,
+    EndLabel,
     Frame,
     Panel,
     label_ends,
-    label_point,
     save_figure,
     short_number,
     spans_decades,
@@ -79,12 +79,18 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
         ax.fill_between(at, lows, highs, color=COLORS[0], alpha=0.2, linewidth=0)
         for values, word in ((highs, "highest"), (lows, "lowest")):
             ax.plot(at, values, color=COLORS[0])
-            labels.append((float(values[-1]), f"{word} of {len(lines)} groups", COLORS[0]))
+            text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
+            labels.append(EndLabel(_now(record), float(values[-1]), text, COLORS[0]))
     else:
         for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
-            ax.plot(at, values, color=color, marker="." if len(at) < 30 else "")
+            # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
+            every_update = len(at) == record.metrics[record.learning_rates[group]].steps[-1] + 1
+            if every_update:
+                ax.step([0.0, *at], [values[0], *values], where="pre", color=color)
+            else:
+                ax.plot(at, values, color=color)
             name = f"{group}  " if len(lines) > 1 else ""
-            labels.append((values[-1], f"{name}{values[-1]:.2g}", color))
+            labels.append(EndLabel(_now(record), values[-1], f"{name}{values[-1]:.2g}", color))
     every = [value for _, values in lines.values() for value in values]
     if spans_decades(every):
         ax.set_yscale("log")
@@ -94,12 +100,17 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
 
 
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
-    """Samples per update."""
+    """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
     at, values = record.points("batch_size")
-    ax.step(at, values, where="pre", color=COLORS[2])
+    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
+    if [len(part) for part in parts] == [len(at), len(at)]:
+        made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
+        devices = max(round(value / product) for value, product in zip(values, made, strict=True))
+        values = [product * devices for product in made]
+    ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    label_ends(ax, [(values[-1], f"{values[-1]:g}", COLORS[2])])
+    label_ends(ax, [EndLabel(_now(record), values[-1], f"{values[-1]:g}", COLORS[2])])
 
 
 PANELS: list[Panel[RunRecord]] = [
@@ -130,9 +141,14 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
             name.replace("_", " "): [Phase(p.name, p.start * scale, p.end * scale) for p in phases]
             for name, phases in record.phases.items()
         },
-        now=None if progress_of(record).finished else record.positions([record.seen_updates - 1])[0],
+        now=None if progress_of(record).finished else _now(record),
     )
     save_figure(frame, PANELS, record, out)
+
+
+def _now(record: RunRecord) -> float:
+    """Where the run is on the axis."""
+    return record.positions([record.seen_updates - 1])[0]
 
 
 # ---------------------------------------------------------------------- the model's metrics
@@ -151,7 +167,7 @@ def _draw_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            ax.plot(at, _running_mean(values, len(at) // 40), color=color)
+            ax.plot(at, _running_mean(values, _window(values)), color=color)
         else:
             ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5)
         gaps = [x for x, value in zip(at, values, strict=True) if not math.isfinite(value)]
@@ -166,12 +182,20 @@ def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         if top is None:
             continue
         last = series.finite[-1][1]
-        if stage_of(name) == "val":
-            x = record.positions([top[0]])[0]
-            ax.plot([x], [top[1]], "o", color=color, markersize=7, markerfacecolor="none", markeredgewidth=1.6)
-            label_point(ax, x, top[1], f"best {top[1]:.4g}", color, below=is_score(name))
-        ends.append((last, f"{name}  {last:.3g}", color))
+        text = f"{name}  {last:.3g}"
+        if len(series.steps) > DENSE:
+            last = next(v for v in reversed(_running_mean(series.values, _window(series.values))) if math.isfinite(v))
+            text = f"{name}  {last:.3g}\nmean of {_window(series.values)} logged"
+        elif stage_of(name) == "val":
+            (x,) = record.positions([top[0]])
+            ax.plot([x], [top[1]], "o", color=color, markersize=8, markerfacecolor="none", clip_on=False)
+            text += f"\nbest {top[1]:.4g}"
+        ends.append(EndLabel(_now(record), last, text, color))
     label_ends(ax, ends)
+
+
+def _window(values: Sequence[float]) -> int:
+    return len(values) // 40
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.run_record import RunRecord, Series
+from lightning_lr.cli.terminal import facts_block
 
 OURS = re.compile(
     r"^(epoch|lr[/-].*|samples_seen|updates|batch_size|micro_batch_size|accumulation|noise_scale|gradient_noise_scale"
@@ -144,13 +145,9 @@ def decisions(record: RunRecord) -> Iterator[str]:
 # ---------------------------------------------------------------------- in the terminal
 def report_summary(record: RunRecord, title: str) -> RenderableType:
     """The report as something that rich prints."""
-    head = Table.grid(padding=(0, 2))
-    for heading, fact in run_lines(record).items():
-        head.add_row(Text(heading, style="cyan"), Text(fact))
-    source = " and ".join(record.sources) or "none"
-    age = time.time() - record.modified
-    head.add_row(Text("metrics", style="cyan"), Text(f"{source}, last written {_duration(age)} ago"))
-    parts: list[RenderableType] = [Text(title, style="bold"), Text(), head]
+    age = _duration(time.time() - record.modified)
+    facts = {**run_lines(record), "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago"}
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(), facts_block(facts)]
     names = model_metrics(record)
     if names:
         parts += [Text(), _metrics_table(record, names)]
@@ -177,7 +174,7 @@ def _metrics_table(record: RunRecord, names: list[str]) -> Table:
 def _learning_rate_table(record: RunRecord) -> Table:
     table = Table(header_style="bold", padding=(0, 1))
     table.add_column("learning rate")
-    for heading in ("first", "highest", "last"):
+    for heading in ("first logged", "highest", "last"):
         table.add_column(heading, justify="right")
     groups = record.learning_rates
     for group, name in groups.items():

@@ -28,20 +28,23 @@ class LateSaveConfigCallback(SaveConfigCallback):
     """Write ``config.yaml`` of a ``fit`` only when training starts.
 
     Lightning writes it in ``setup``, before other callbacks have had a chance to refuse. This one is the last in the
-    Trainer's order, so its ``on_train_start`` comes after everything that refuses a configuration.
+    Trainer's order, so its ``on_train_start`` comes after everything that refuses a configuration. The other commands
+    write theirs in ``setup``, as Lightning does, but only where a logger has a directory for it: without one it would
+    land in the working directory, and the next command would refuse to overwrite it.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved or (stage != "fit" and not trainer.loggers):
+            return
+        log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
+        exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
+        if trainer.strategy.broadcast(exists) and not self.overwrite:
+            raise MisconfigurationException(
+                f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move it "
+                "away, or set trainer.logger or trainer.default_root_dir to another place"
+            )
         if stage != "fit":
             super().setup(trainer, pl_module, stage)
-        elif not self.already_saved and not self.overwrite:
-            log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
-            exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
-            if trainer.strategy.broadcast(exists):
-                raise MisconfigurationException(
-                    f"{log_dir} holds the {self.config_filename} of an earlier run, which a new one would overwrite; "
-                    "move it away, or set trainer.logger or trainer.default_root_dir to another place"
-                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().setup(trainer, pl_module, "fit")
@@ -127,7 +130,7 @@ def run_trainer(words: Sequence[str]) -> None:
     begun = Begun()
     try:
         LearningRateCLI(words, trainer_defaults={"callbacks": [begun]})
-    except MisconfigurationException as error:
+    except (MisconfigurationException, argparse.ArgumentError) as error:  # the latter: hyperparameters in a checkpoint
         raise ConfigurationError(described(error)) from error
     except EXPLAINED as error:
         if begun.begun:
