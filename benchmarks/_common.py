@@ -22,7 +22,7 @@ from typing import Any
 
 import lightning
 import torch
-from scipy.stats import t as student
+from scipy.stats import t as student  # type: ignore[import-untyped]
 
 RESULTS = Path(__file__).parent / "results"
 

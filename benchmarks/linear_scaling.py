@@ -15,32 +15,36 @@ Krizhevsky 2014, arXiv 1404.5997; Goyal et al. 2017, arXiv 1706.02677.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import math
+import operator
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from torch import channels_last
 
+from benchmarks import linear_scaling_report as report
 from benchmarks._common import RESULTS, ResultStore, clock, environment, one_thread_steady_memory, run_all
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import SmallCNN
 from lightning_lr import Cosine, LearningRateScaling, LearningRateSchedule
+from lightning_lr.scaling import Rule
 
 REFERENCE_BATCH = 128
 MODELS = ("batch norm", "no norm")
 RULES = ("linear", "sqrt", "none")
 WIDTH = 8
 CHANCE = 0.1
+CPU_SECONDS_PER_IMAGE, CPU_SECONDS_AROUND = 85e-6, 1.0  # measured, see the docstring
 FOLDER = RESULTS / "linear_scaling"
 
 
@@ -71,7 +75,7 @@ class Protocol:
 
 DEFAULT = Protocol(
     name="linear_scaling",
-    batch_sizes=(128, 512, 2048, 4096),
+    batch_sizes=(128, 256, 1024, 4096),
     learning_rates=(0.0125, 0.025, 0.05, 0.1, 0.2),
     train_size=40_960,
     val_size=10_000,
@@ -93,7 +97,8 @@ FULL = Protocol(
 
 @dataclass(frozen=True)
 class Config:
-    """One run. ``lr`` is that of the reference batch; ``warmup_epochs`` 0 is none."""
+    """One run. ``lr`` is that of the reference batch; ``warmup_epochs`` 0 is none. The number of ``parameters`` tells
+    results of another version of the network apart."""
 
     model: str
     batch_size: int
@@ -104,6 +109,7 @@ class Config:
     epochs: int
     train_size: int
     val_size: int
+    parameters: int
 
     @property
     def name(self) -> str:
@@ -171,8 +177,26 @@ def _config(
     protocol: Protocol, model: str, batch_size: int, lr: float, rule: str, warmup_epochs: float, seed: int
 ) -> Config:
     return Config(
-        model, batch_size, lr, rule, warmup_epochs, seed, protocol.epochs, protocol.train_size, protocol.val_size
+        model=model,
+        batch_size=batch_size,
+        lr=lr,
+        rule=rule,
+        warmup_epochs=warmup_epochs,
+        seed=seed,
+        epochs=protocol.epochs,
+        train_size=protocol.train_size,
+        val_size=protocol.val_size,
+        parameters=_parameters(model),
     )
+
+
+def _network(model: str) -> SmallCNN:
+    return SmallCNN(WIDTH, batch_norm=model == "batch norm")
+
+
+@functools.cache
+def _parameters(model: str) -> int:
+    return sum(parameter.numel() for parameter in _network(model).parameters())
 
 
 # ---------------------------------------------------------------------- one run
@@ -198,13 +222,13 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     """Make one run; a loss that is no longer finite is a result, with the accuracy of guessing."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     seed_everything(config.seed, verbose=False)
-    network = SmallCNN(WIDTH, batch_norm=config.model == "batch norm").to(memory_format=channels_last)
-    module = Classifier(network, lr=config.lr)
+    module = Classifier(_network(config.model), lr=config.lr)
     data = FashionMNISTDataModule(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
     watch = WatchLoss()
     callbacks: list[Callback] = [LearningRateSchedule(Cosine()), watch]
     if config.rule != "none":
-        callbacks.append(LearningRateScaling(REFERENCE_BATCH, config.rule, config.warmup_epochs))
+        rule = cast(Rule, config.rule)
+        callbacks.append(LearningRateScaling(REFERENCE_BATCH, rule, config.warmup_epochs))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="cpu",
@@ -245,6 +269,64 @@ def _accuracies(module: Classifier, data: FashionMNISTDataModule) -> list[float]
 def work(config: Config, data_dir: str | None, folder: Path) -> None:
     """Make one run and write it down; in a process of its own where there are several."""
     one_thread_steady_memory()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 15 % of the time
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     ResultStore(folder).save(config.name, train(config, data_dir))
+
+
+# ---------------------------------------------------------------------- the command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs that are missing; write and print the table and the picture."""
+    options = _options(arguments)
+    protocol = FULL if options.full else DEFAULT
+    store = ResultStore(options.results)
+    reference = reference_configs(protocol)
+    if options.dry_run:
+        _show_plan(protocol, store)
+        return
+    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
+    label = operator.attrgetter("label")
+    run_all(do, missing(reference, store), options.jobs, label, "tuning at the reference batch")
+    tuned = _records(reference, store)
+    best_lr = best_learning_rates(tuned)
+    print("\n".join(f"{model}: best lr at batch {REFERENCE_BATCH} is {lr:g}" for model, lr in best_lr.items()))
+    scaled = scaled_configs(protocol, best_lr)
+    run_all(do, missing(scaled, store), options.jobs, label, "larger batches")
+    report.write(options.results.parent / protocol.name, tuned, _records(scaled, store))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
+    parser.add_argument("--full", action="store_true", help="all sizes, all images, 10 epochs, 5 seeds: hours")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
+    return parser.parse_args(arguments)
+
+
+def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
+    loaded = (store.load(config.name, asdict(config)) for config in configs)
+    return [record for record in loaded if record is not None]
+
+
+def _show_plan(protocol: Protocol, store: ResultStore) -> None:
+    """Print the grid; before the tuning is done, the larger batches are shown at the middle rate of the grid."""
+    reference = reference_configs(protocol)
+    to_tune = missing(reference, store)
+    middle = protocol.learning_rates[len(protocol.learning_rates) // 2]
+    best_lr = dict.fromkeys(MODELS, middle) if to_tune else best_learning_rates(_records(reference, store))
+    larger = [c for c in scaled_configs(protocol, best_lr) if c.batch_size != REFERENCE_BATCH]
+    to_scale = larger if to_tune else missing(larger, store)
+    for config in [*reference, *larger]:
+        print(config.label + ("" if config in to_tune or config in to_scale else "  (done)"))
+    seconds = sum(CPU_SECONDS_PER_IMAGE * c.epochs * c.train_size + CPU_SECONDS_AROUND for c in [*to_tune, *to_scale])
+    print(
+        f"{len(reference)} + {len(larger)} runs, {len(to_tune)} + {len(to_scale)} to make: about {clock(seconds)} on "
+        "one idle core, half of it with --jobs 2 on two"
+    )
+
+
+if __name__ == "__main__":
+    main()

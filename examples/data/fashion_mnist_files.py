@@ -6,11 +6,12 @@ import os
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from torch import Tensor
 
-from examples.data.idx import load_idx, read_contents
+from examples.data.idx import CorruptFileError, load_idx, read_contents
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,7 @@ def fetch_if_missing(data_dir: str | Path | None = None) -> None:
     A file gets its name only once its contents are checked: a broken download leaves nothing behind.
 
     Raises:
-        FileNotFoundError: The address cannot be reached.
-        CorruptFileError: What arrived is not Fashion-MNIST.
+        FileNotFoundError: The address cannot be reached, or what arrived is not Fashion-MNIST.
     """
     if find_folder(data_dir) is not None:
         return
@@ -67,7 +67,7 @@ def fetch_if_missing(data_dir: str | Path | None = None) -> None:
         for name in SHA256:
             if _path(folder, name) is None:
                 _download(name, folder)
-    except OSError as error:  # includes urllib's URLError and time-outs
+    except (OSError, HTTPException, CorruptFileError) as error:  # OSError: urllib's URLError and time-outs as well
         raise FileNotFoundError(_ways_out(data_dir, f"failed ({error})")) from error
 
 

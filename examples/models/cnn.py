@@ -24,10 +24,11 @@ class SmallCNN(nn.Module):
         in_channels: int = 1,
     ) -> None:
         super().__init__()
-        self.stem = _block(in_channels, width, batch_norm, kernel_size=5, stride=stem_stride)
+        self.stem = nn.Conv2d(in_channels, width, 5, stem_stride, padding=2, bias=not batch_norm)
         self.features = nn.Sequential(
-            _block(width, 2 * width, batch_norm, pool=True),
-            _block(2 * width, 3 * width, batch_norm, pool=True),
+            *_activation(width, batch_norm),
+            _block(width, 2 * width, batch_norm, nn.MaxPool2d(2)),
+            _block(2 * width, 3 * width, batch_norm, nn.MaxPool2d(2)),
             _block(3 * width, 4 * width, batch_norm),
             nn.AdaptiveMaxPool2d(2),
         )
@@ -35,18 +36,18 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (batch x num_classes) of images (batch x in_channels x height x width)."""
-        images = images.to(memory_format=torch.channels_last)  # a third less time on a CPU, the same numbers
-        logits: Tensor = self.classifier(self.features(self.stem(images)).flatten(1))
+        # Channels last takes a quarter less time on a CPU. Not before the stem: with one input channel its gradient
+        # would have other strides than its weight, of which DistributedDataParallel warns.
+        maps = self.stem(images).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.classifier(self.features(maps).flatten(1))
         return logits
 
 
-def _block(
-    in_channels: int, out_channels: int, batch_norm: bool, kernel_size: int = 3, stride: int = 1, pool: bool = False
-) -> nn.Sequential:
+def _block(in_channels: int, out_channels: int, batch_norm: bool, *pooling: nn.Module) -> nn.Sequential:
     """Pooling comes before the normalisation, which then has a quarter of the work."""
-    convolution = nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=not batch_norm
-    )
-    pooling = [nn.MaxPool2d(2)] if pool else []
-    normalisation = [nn.BatchNorm2d(out_channels)] if batch_norm else []
-    return nn.Sequential(convolution, *pooling, *normalisation, nn.ReLU(inplace=True))
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm)
+    return nn.Sequential(convolution, *pooling, *_activation(out_channels, batch_norm))
+
+
+def _activation(channels: int, batch_norm: bool) -> list[nn.Module]:
+    return [*([nn.BatchNorm2d(channels)] if batch_norm else []), nn.ReLU(inplace=True)]

@@ -10,7 +10,7 @@ as one unit instead. Pure Python; no Lightning, no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -108,6 +108,18 @@ class RunShape:
         """Updates in an epoch (0-based); the last window of an epoch may be short. The loader has a length."""
         assert self.epoch.micro_batches is not None
         return math.ceil(self.epoch.micro_batches / self.accumulation_in(epoch))
+
+    def units(self, epoch: int, micro_batch: int) -> int:
+        """Units (samples over all devices) of a micro-batch."""
+        return self.epoch.units(micro_batch)
+
+    def window(self, epoch: int, micro_batch: int) -> tuple[int, int]:
+        """Where the update that begins at ``micro_batch`` ends (the first micro-batch after it), and its units."""
+        accumulation = self.accumulation_in(epoch)
+        end = (micro_batch // accumulation + 1) * accumulation
+        if self.epoch.micro_batches is not None:
+            end = min(end, self.epoch.micro_batches)
+        return end, self.epoch.units_before(end) - self.epoch.units_before(micro_batch)
 
     @property
     def batch_size(self) -> int | None:
@@ -216,12 +228,7 @@ class SampleClock:
 
     def place(self, epoch: int, micro_batch: int) -> None:
         """Say where in the data the next window begins, which tells how much it will cover."""
-        shape = self.shape
-        accumulation = shape.accumulation_in(epoch)
-        end = (micro_batch // accumulation + 1) * accumulation
-        if shape.epoch.micro_batches is not None:
-            end = min(end, shape.epoch.micro_batches)
-        self._width = shape.epoch.units_before(end) - shape.epoch.units_before(micro_batch)
+        _, self._width = self.shape.window(epoch, micro_batch)
 
     def seek(self, updates: int, epoch: int, micro_batch: int) -> None:
         """Place the clock by the loop's counters, for a run that is resumed without a state of ours."""
@@ -266,7 +273,7 @@ class SampleClock:
             self.total = max(1, self._window_start + (shape.max_updates - self.updates) * nominal)
 
 
-def walk(shape: RunShape) -> Any:
+def walk(shape: RunShape) -> Iterator[SampleClock]:
     """Yield the clock before every update of the run, as the run itself would see it.
 
     What ``plan`` draws is computed by this walk through the very objects that train.
@@ -279,10 +286,7 @@ def walk(shape: RunShape) -> Any:
         while (batches is None or position < batches) and clock.updates < shape.total_updates:
             clock.place(epoch, position)
             yield clock
-            accumulation = shape.accumulation_in(epoch)
-            end = position + accumulation if batches is None else min(position + accumulation, batches)
-            for index in range(position, end):
-                clock.begin_micro_batch(shape.epoch.units(index))
+            position, units = shape.window(epoch, position)
+            clock.begin_micro_batch(units)
             clock.close_window()
-            position = end
         epoch += 1

@@ -19,7 +19,7 @@ def require(is_allowed: bool, who: str, argument: str, value: object, allowed: s
 
 def require_count(who: str, argument: str, value: object, unit: str) -> None:
     """Raise a ValueError unless ``value`` is an integer of at least 1."""
-    is_count = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    is_count = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
     require(is_count, who, argument, value, f"a whole number of {unit}, at least 1")
 
 

@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import NamedTuple
 
 from lightning_lr.batch_size.batch_rule import BatchRule
@@ -72,16 +71,20 @@ class Cutter:
         """A number that epochs share which are cut alike in windows all alike; ``None`` for any other epoch."""
         return bisect_right(self._changes or (), epoch + SNAP) if self.epochs_alike(epoch) else None
 
-    def position_after(self, updates: int) -> int:
-        """Samples of the run over all devices up to the end of update number ``updates``, left out ones included."""
-        epoch = 0
-        while True:
-            sizes = list(islice(self._sizes(epoch), updates))
-            whole = int(min(max(1, self.epochs_alike(epoch)), updates // len(sizes)))
-            epoch, updates = epoch + whole, updates - whole * len(sizes)
-            if updates == 0:
-                position, size, _, _ = sizes[-1]
-                return ((epoch - 1) * self.device_samples + position + size) * self.rule.world_size
+    def updates_before(self, samples: float) -> int:
+        """Number of windows that begin before so many samples of the run, over all devices, are consumed."""
+        epoch, updates = 0, 0
+        epoch_samples = self.device_samples * self.rule.world_size
+        while epoch * epoch_samples < samples:
+            alike = min(self.epochs_alike(epoch), samples // epoch_samples - epoch)
+            if alike >= 1:
+                updates += int(alike) * sum(1 for _ in self._sizes(epoch))
+                epoch += int(alike)
+                continue
+            last = samples / self.rule.world_size - epoch * self.device_samples
+            updates += sum(position < last for position, _, _, _ in self._sizes(epoch))
+            epoch += 1
+        return updates
 
     @cached_property
     def _span(self) -> float:

@@ -44,8 +44,9 @@ class RampPlan:
     - The batch over all devices is world size x per-device batch. One that the devices do not divide is rounded up
       (the cap down), and the learning-rate factor is that of the real one; :attr:`warnings` says so.
     - A window never reaches into the next epoch: the last one has what is left, at an undiminished learning rate.
-    - Progress is samples over samples of the run. With ``max_updates`` the two depend on each other: the run's samples
-      are solved for, to within one starting batch, and a curve ends with the run.
+    - Progress is samples over samples of the run (those that ``drop_last`` leaves out are counted as passed). With
+      ``max_updates`` the run's samples depend on the batches, which follow progress: they are solved for, see
+      :mod:`~lightning_lr.batch_size.run_length`, so that a curve ends with the run.
     - Plans do not change: :meth:`grown` and :meth:`begun` return new ones that agree with the old up to that point.
 
     Args:
@@ -67,7 +68,7 @@ class RampPlan:
             ``DistributedSampler`` pads.
         begin_samples: samples of the run before the ramp, at the starting batch; ``None``: it has not begun. A curve
             runs from there to the end; milestones stay where they are, and passed ones take effect there.
-        growths: what an ``AdaptiveRamp`` has decided so far.
+        growths: what an ``AdaptiveRamp`` has decided so far; a resumed run gives back its plan's.
 
     Raises:
         ValueError: if an argument is outside its range, or they do not fit together.
@@ -92,6 +93,7 @@ class RampPlan:
     growths: tuple[Growth, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "growths", tuple(Growth(*growth) for growth in self.growths))  # a state's are lists
         refuse(self)
 
     # ------------------------------------------------------------------ the run, epoch by epoch
@@ -169,7 +171,7 @@ class RampPlan:
         def updates_in(position: int) -> int:
             return position // local if self.drop_last else -(-position // local)
 
-        return (math.ceil(totals.epochs) - 1) * updates_in(samples) + updates_in(totals.last_epoch_position)
+        return (math.ceil(totals.epochs) - 1) * updates_in(samples) + updates_in(totals.last_position)
 
     @cached_property
     def phases(self) -> list[RampPhase]:

@@ -63,8 +63,14 @@ class RampSchedule(ABC):
         """Refuse a run of so many epochs.
 
         Raises:
-            ValueError: if the schedule does not fit into it.
+            ValueError: if the schedule changes at its end or past it.
         """
+        late = [change for change in self.changes() or () if change >= epochs]
+        if late:
+            raise ValueError(
+                f"{type(self).__name__}: milestones {late} are not before the end of the run, which has {epochs:g} "
+                "epochs; give milestones below that, or train longer"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,13 +121,6 @@ class StepRamp(RampSchedule):
 
     def part(self, epoch: float, progress: float) -> int:
         return bisect_right(self.milestones, epoch + SNAP)
-
-    def check_length(self, epochs: float) -> None:
-        if self.milestones[-1] >= epochs:
-            raise ValueError(
-                f"StepRamp: milestones={list(self.milestones)!r} reach past the end of the run, which has "
-                f"{epochs:g} epochs; give milestones below that, or train longer"
-            )
 
 
 @dataclass(frozen=True)

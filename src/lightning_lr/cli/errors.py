@@ -31,11 +31,11 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def refusing(prefix: str = "") -> Iterator[None]:
+def refusing(prefix: str = "", kinds: tuple[type[Exception], ...] = EXPLAINED) -> Iterator[None]:
     """Inside, what a configuration can be blamed for becomes :class:`ConfigurationError`."""
     try:
         yield
-    except EXPLAINED as error:
+    except kinds as error:
         raise ConfigurationError(f"{prefix}{described(error)}") from error
 
 

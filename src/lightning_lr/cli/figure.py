@@ -136,8 +136,11 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         figure.align_ylabels(axes[1:])
         _write_head(figure, frame)
         _draw_epochs(axes[0], frame)
-        canvas.draw()  # type: ignore[no-untyped-call]  # places the axes, so that the strip knows which names fit
         _draw_strips(axes[0], frame)
+        canvas.draw()  # type: ignore[no-untyped-call]  # places the axes, so that the strips know which names fit
+        figure.set_layout_engine("none")
+        for row, phases in enumerate(frame.strips.values()):
+            _name_blocks(axes[0], row + 0.5, phases, frame.end)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
 
@@ -241,7 +244,6 @@ def _draw_strips(ax: Axes, frame: Frame) -> None:
             left, width = phase.start * frame.end, (phase.end - phase.start) * frame.end
             face = ("#dbe7f3", "#eef3f8")[number % 2]
             ax.barh(row + 0.5, width, left=left, height=0.78, color=face, edgecolor="white", linewidth=0.6)
-        _name_blocks(ax, row + 0.5, phases, frame.end)
 
 
 def _name_blocks(ax: Axes, y: float, phases: Sequence[Phase], end: float) -> None:

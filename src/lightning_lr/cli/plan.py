@@ -17,7 +17,7 @@ from lightning_lr.cli.errors import refusing
 from lightning_lr.cli.plan_table import plan_table, run_facts
 from lightning_lr.cli.planned_run import PlanOptions, TrainerSettings, plan_run
 from lightning_lr.cli.terminal import terminal
-from lightning_lr.cli.trainer_cli import LearningRateCLI
+from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 
 
 def plan(words: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ def plan(words: Sequence[str]) -> None:
     """
     options, rest = _parse(words)
     configured = PlanCLI(rest)
-    with refusing("plan: "):
+    with refusing("plan: ", REFUSALS):
         planned = plan_run(configured.settings, configured.model, configured.datamodule, options)
     name = options.config or "the run"
     terminal().print(plan_table(planned, f"Plan of {name}"))

@@ -37,7 +37,7 @@ def _range(first: float, last: float, decimals: int = 0) -> str:
 
 
 def _batch(row: PlanRow) -> str:
-    micro = "?" if row.micro_batch_size is None else str(row.micro_batch_size)
+    micro = "?" if row.micro_batch_size is None else f"{row.micro_batch_size:,}"
     total = "" if row.batch_size is None else f"{row.batch_size:,} = "
     return f"{total}{micro} x {row.accumulation} x {row.world_size}"
 

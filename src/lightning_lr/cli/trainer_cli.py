@@ -24,6 +24,10 @@ from lightning_lr.curves import Curve
 BASES = (Callback, Curve, LightningModule, LightningDataModule, torch.optim.Optimizer)
 
 
+REFUSALS = (*EXPLAINED, MisconfigurationException)
+"""What a configuration can be blamed for before anything has been trained."""
+
+
 class LateSaveConfigCallback(SaveConfigCallback):
     """Write ``config.yaml`` of a ``fit`` only when training starts.
 
@@ -40,8 +44,8 @@ class LateSaveConfigCallback(SaveConfigCallback):
         exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
         if trainer.strategy.broadcast(exists) and not self.overwrite:
             raise MisconfigurationException(
-                f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move it "
-                "away, or set trainer.logger or trainer.default_root_dir to another place"
+                f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move "
+                "it away, or set trainer.logger or trainer.default_root_dir to another place"
             )
         if stage != "fit":
             super().setup(trainer, pl_module, stage)
@@ -93,6 +97,11 @@ class LearningRateCLI(LightningCLI):
             **kwargs,
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # an instance's: only the command given
+        every = LightningCLI.subcommands()
+        given = next((word for word in self.words if word in every), None)
+        return every if given is None else {given: every[given]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         self.parsers.append(parser)
 
@@ -104,14 +113,12 @@ class LearningRateCLI(LightningCLI):
             raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
 
     def instantiate_classes(self) -> None:
-        with refusing():
+        with refusing(kinds=REFUSALS):
             super().instantiate_classes()
 
     def known(self) -> Known:
         """The names that the given command accepts."""
-        commands = list(self.subcommands())
-        command = next((word for word in self.words if word in commands), commands[0])
-        parser = self.parsers[commands.index(command)]
+        command, parser = next(iter(self.subcommands())), self.parsers[0]
         types = {f"trainer.{name}": hint for name, hint in typing.get_type_hints(Trainer.__init__).items()}
         types |= {"model": LightningModule, "data": LightningDataModule}
         types |= {"optimizer": torch.optim.Optimizer, "lr_scheduler": LRSchedulerTypeUnion}
