@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lightning_lr.batch_size.sampler import RampBatchSampler
 from lightning_lr.progress import EpochShape
 
 
@@ -37,9 +38,62 @@ def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> Epo
     if isinstance(loader.dataset, IterableDataset):
         return EpochShape(micro_batches, loader.batch_size, None, world_size)
     sampler = loader.batch_sampler
-    if type(sampler) is not BatchSampler:
+    if type(sampler) not in (BatchSampler, RampBatchSampler):
         return EpochShape(micro_batches, None, None, world_size)
+    assert isinstance(sampler, BatchSampler)
     return EpochShape(micro_batches, sampler.batch_size, len(sampler.sampler), world_size)  # type: ignore[arg-type]
+
+
+def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let ``change`` see every training loader before Lightning measures it and makes its iterator.
+
+    Lightning passes each loader through the strategy's ``process_dataloader`` after it has injected samplers; loops
+    and callbacks are restored by then. It is shadowed on this one strategy; returns a function that undoes this.
+    """
+    strategy = trainer.strategy
+    process = strategy.process_dataloader
+
+    def processed(loader: object) -> object:
+        loader = process(loader)
+        return change(loader) if trainer.training else loader
+
+    strategy.__dict__["process_dataloader"] = processed
+    return lambda: strategy.__dict__.pop("process_dataloader", None)
+
+
+def limited_batches(trainer: Trainer, batches: int) -> int:
+    """Batches of an epoch that ``limit_train_batches`` leaves."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def replace_batch_sampler(loader: DataLoader[Any], batch_sampler: BatchSampler) -> None:
+    """Put another batch sampler into a loader that has no iterator yet; torch forbids it after construction."""
+    loader.__dict__["batch_sampler"] = batch_sampler
+
+
+def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:
+    """Tell every place that counts an epoch's micro-batches: progress bar, end of epoch, validation interval."""
+    loop = trainer.fit_loop
+    combined, fetcher = loop._combined_loader, loop._data_fetcher
+    assert combined is not None
+    assert fetcher is not None
+    if loop.max_batches == micro_batches:
+        return
+    loop.max_batches = micro_batches
+    combined.limits = [micro_batches] * len(combined.flattened)
+    fetcher.length = micro_batches
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
+        trainer.val_check_batch = max(1, int(micro_batches * trainer.val_check_interval))
+
+
+def roll_back_to(trainer: Trainer, micro_batch: int) -> None:
+    """Let a restored loop go on at an earlier micro-batch of its epoch, which it will run again."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    done = batches.current.ready - micro_batch
+    for progress in (batches.current, batches.total):
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(progress, count, max(0, getattr(progress, count) - done))
 
 
 def given_loader_without_length(trainer: Trainer) -> bool:

@@ -109,9 +109,17 @@ class RunShape:
         assert self.epoch.micro_batches is not None
         return math.ceil(self.epoch.micro_batches / self.accumulation_in(epoch))
 
+    def micro_batches_in(self, epoch: int) -> int | None:
+        """Micro-batches per device in an epoch, or ``None`` where the loader has no length."""
+        return self.epoch.micro_batches
+
     def units(self, epoch: int, micro_batch: int) -> int:
         """Units (samples over all devices) of a micro-batch."""
         return self.epoch.units(micro_batch)
+
+    def units_before(self, epoch: int, micro_batch: int) -> int:
+        """Units of an epoch before a micro-batch."""
+        return self.epoch.units_before(micro_batch)
 
     def window(self, epoch: int, micro_batch: int) -> tuple[int, int]:
         """Where the update that begins at ``micro_batch`` ends (the first micro-batch after it), and its units."""
@@ -187,6 +195,10 @@ class SampleClock:
         self._window_start = 0
         self._window_samples = 0
         self._width = 0
+        self.epoch = 0
+        """Epoch (from 0) of the next update."""
+        self.micro_batch = 0
+        """Micro-batch of that epoch at which the next update begins."""
         self.place(epoch=0, micro_batch=0)
 
     # ------------------------------------------------------------------ reading
@@ -226,15 +238,20 @@ class SampleClock:
         self._window_start = self._units
         self._reckon_total()
 
+    def drop_open_window(self) -> None:
+        """Forget the micro-batches of an unfinished update: they will be run again."""
+        self._units = self._window_start
+        self.samples_seen -= self._window_samples
+        self._window_samples = 0
+
     def place(self, epoch: int, micro_batch: int) -> None:
         """Say where in the data the next window begins, which tells how much it will cover."""
+        self.epoch, self.micro_batch = epoch, micro_batch
         _, self._width = self.shape.window(epoch, micro_batch)
 
     def seek(self, updates: int, epoch: int, micro_batch: int) -> None:
         """Place the clock by the loop's counters, for a run that is resumed without a state of ours."""
-        shape = self.shape.epoch
-        epoch_units = shape.total_units or 0
-        self._units = epoch * epoch_units + shape.units_before(micro_batch)
+        self._units = epoch * (self.shape.epoch.total_units or 0) + self.shape.units_before(epoch, micro_batch)
         self._window_start = self._units
         self.samples_seen = self._units
         self.updates = updates
@@ -281,7 +298,7 @@ def walk(shape: RunShape) -> Iterator[SampleClock]:
     clock = SampleClock(shape)
     epoch = 0
     while clock.updates < shape.total_updates:
-        batches = shape.epoch.micro_batches
+        batches = shape.micro_batches_in(epoch)
         position = 0
         while (batches is None or position < batches) and clock.updates < shape.total_updates:
             clock.place(epoch, position)

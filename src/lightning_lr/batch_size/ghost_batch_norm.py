@@ -104,9 +104,10 @@ class _GhostBatchNorm(_BatchNorm):
         # momentum None asks for the plain average of all batches
         momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         means, variances = torch.cat(statistics, dim=1)
-        shares = means.new_tensor(sizes) / sum(sizes)
-        self.running_mean.lerp_(shares @ means, momentum)
-        self.running_var.lerp_(shares @ variances, momentum)
+        shares = means.new_tensor(sizes).unsqueeze(1) / sum(sizes)
+        # no matrix product: autocast would take it in half precision
+        self.running_mean.lerp_((shares * means).sum(dim=0), momentum)
+        self.running_var.lerp_((shares * variances).sum(dim=0), momentum)
 
 
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):

@@ -147,10 +147,11 @@ class CurveRamp(RampSchedule):
             raise ValueError(f"CurveRamp: curve={self.curve!r} is no Curve; give for example Cosine(floor=0.01)")
         top = self.curve(self.climb)
         if abs(top - 1.0) > SNAP:
+            where = f"at {self.climb:g} of the run, the end of its climb," if self.climb else "at its start"
             raise ValueError(
-                f"CurveRamp: {type(self.curve).__name__} stands at {top!r} at {self.climb:g} of the run, where its "
-                "fall begins, and not at 1, so the run would not begin with the starting batch; give a curve that "
-                "starts at 1 or names its climb as the first of its phases()"
+                f"CurveRamp: {type(self.curve).__name__} stands at {top!r} {where} and not at 1, so its fall would not "
+                "begin with the starting batch; give a curve that starts at 1 or names its climb as the first of its "
+                "phases()"
             )
 
     @cached_property

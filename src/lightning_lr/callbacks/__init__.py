@@ -1,6 +1,7 @@
 """Thin adapters between Lightning's hooks and the methods; one file per callback."""
 
+from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 
-__all__ = ["LearningRateScaling", "LearningRateSchedule"]
+__all__ = ["BatchSizeRamp", "LearningRateScaling", "LearningRateSchedule"]

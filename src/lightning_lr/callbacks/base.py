@@ -62,6 +62,10 @@ class MethodCallback(Callback):
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         """Refuse a run of this shape; also called by ``plan``, which has no Trainer."""
 
+    def reshape(self, shape: RunShape) -> RunShape:
+        """The shape of the run under this method, where it decides about the batch."""
+        return shape
+
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         """Training starts or goes on: set transforms of other hyperparameters."""
 
@@ -72,6 +76,10 @@ class MethodCallback(Callback):
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         """The parts of the run that the method tells apart, for ``plan`` and the journal."""
         return ()
+
+    def metrics(self, clock: SampleClock, writer: HyperparameterWriter) -> dict[str, float]:
+        """What the method logs about the update that was just made."""
+        return {}
 
     def facts(self, shape: RunShape) -> dict[str, str]:
         """What ``plan`` prints about the method for a run of this shape, by heading."""
@@ -151,15 +159,15 @@ class MethodCallback(Callback):
         run = self._run
         if run is not None and run.is_last(self) and internals.update_ends(trainer):
             if internals.logs_now(trainer):
-                run.log(trainer, {})
+                run.log(trainer)
             run.clock.place(*internals.next_position(trainer))
             run.write_next_update()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._leave()
+        self._leave(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._leave()
+        self._leave(trainer)
 
     # ------------------------------------------------------------------ state
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -176,7 +184,7 @@ class MethodCallback(Callback):
         self.clock_state = state_dict["clock"]
 
     # ------------------------------------------------------------------ inside
-    def _leave(self) -> None:
+    def _leave(self, trainer: Trainer) -> None:
         if self._run is not None:
             self.clock_state = self._run.clock.state_dict()
             self._run.detach()

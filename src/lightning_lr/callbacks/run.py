@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
-from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.progress import EpochShape, RunShape, SampleClock
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import MethodCallback
@@ -40,7 +40,10 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, members: list[MethodCallback]) -> None:
         self.members = members
-        self.clock = SampleClock(run_shape(trainer, who=type(members[0]).__name__))
+        shape = run_shape(trainer, who=type(members[0]).__name__)
+        for member in members:
+            shape = member.reshape(shape)
+        self.clock = SampleClock(shape)
         self.writer = HyperparameterWriter(trainer.optimizers[0])
         self.effective_lr: list[Any] = []
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
@@ -84,7 +87,7 @@ class Run:
         self._window_open = True
         shape = self.clock.shape.epoch
         if shape.sizes_known:
-            self.clock.begin_micro_batch(shape.units(batch_idx))
+            self.clock.begin_micro_batch(self.clock.shape.units(trainer.current_epoch, batch_idx))
             return
         samples = self._count_samples(batch) if self._count_samples else _first_dimension(batch)
         if samples is None:
@@ -92,7 +95,7 @@ class Run:
         if trainer.world_size > 1:  # ranks may differ here, and a schedule must not
             counts = torch.tensor(samples, device=trainer.strategy.root_device)
             samples = int(trainer.strategy.reduce(counts, reduce_op="sum"))
-        self.clock.begin_micro_batch(samples if shape.counts_samples else shape.units(batch_idx), samples)
+        self.clock.begin_micro_batch(samples if shape.counts_samples else shape.world_size, samples)
 
     def close_window(self) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
@@ -127,7 +130,7 @@ class Run:
                 },
             )
 
-    def log(self, trainer: Trainer, extra: dict[str, float]) -> None:
+    def log(self, trainer: Trainer) -> None:
         """Log what was used in the update that has just been made, under the names of the public documentation."""
         clock = self.clock
         metrics = {f"lr/{n}": float(lr) for n, lr in zip(self.writer.group_names(), self.effective_lr, strict=False)}
@@ -137,7 +140,9 @@ class Run:
         metrics["accumulation"] = float(trainer.accumulate_grad_batches)
         if clock.shape.epoch.micro_batch_size is not None:
             metrics["micro_batch_size"] = float(clock.shape.epoch.micro_batch_size)
-        internals.log_metrics(trainer, metrics | extra)
+        for member in self.members:
+            metrics |= member.metrics(clock, self.writer)
+        internals.log_metrics(trainer, metrics)
 
     # ------------------------------------------------------------------ inside
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -162,15 +167,15 @@ class Run:
                 journal.truncate(self.clock.updates)
 
 
-def run_shape(trainer: Trainer, who: str) -> RunShape:
-    """The shape of the run that a Trainer is about to make.
+def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> RunShape:
+    """The shape of the run that a Trainer is about to make, with the epoch of its loader if none is given.
 
     Raises:
         MisconfigurationException: where its length does not follow from the Trainer and the loader.
     """
     try:
         return RunShape(
-            internals.epoch_shape(trainer),
+            epoch or internals.epoch_shape(trainer),
             accumulation=_accumulation(trainer),
             max_epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
             max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
