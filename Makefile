@@ -6,16 +6,17 @@ BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 # one thread per process: the cases are tiny, and two processes share the cores
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
 .PHONY: demo test test-all lint fashion-mnist clean
 
 demo: $(VENV)/.examples
-	rm -rf runs/demo
-	$(BIN)/lightning-lr plan --config configs/digits.yaml --out runs/demo/plan.png
-	$(BIN)/lightning-lr fit --config configs/digits.yaml --trainer.default_root_dir runs/demo
-	$(BIN)/lightning-lr test --config configs/digits.yaml --trainer.logger false --ckpt_path runs/demo/last.ckpt
-	$(BIN)/lightning-lr report runs/demo --out runs/demo/report.png
-	@echo "Look at runs/demo/plan.png (before) and runs/demo/report.png (after)."
+	rm -rf runs/digits
+	$(RUN) plan --config configs/digits.yaml --out runs/digits/plan.png
+	$(RUN) fit --config configs/digits.yaml
+	$(RUN) test --config configs/digits.yaml --trainer.logger false --ckpt_path runs/digits/last.ckpt
+	$(RUN) report runs/digits --out runs/digits/report.png
+	@echo "Now look at runs/digits/plan.png (before) and runs/digits/report.png (after)."
 
 test: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -q

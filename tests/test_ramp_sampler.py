@@ -102,6 +102,20 @@ def test_windows_that_were_given_out_cannot_change() -> None:
     assert [len(batch) for batch in running] == [4] * 8
 
 
+def test_an_older_iterator_keeps_its_windows_when_the_newer_one_is_replanned() -> None:
+    plan = RampPlan(AdaptiveRamp(), 40, 4, max_epochs=2, max_batch_size=8)
+    sampler = RampBatchSampler(SequentialSampler(range(40)), 4)
+    sampler.set_windows(plan.windows(0))
+    older = iter(sampler)
+    next(older)
+    newer = iter(sampler)
+    sampler.replan(plan.grown(8, epoch=0, start=0).windows(0))
+    assert [len(batch) for batch in older] == [4] * 9
+    assert sampler.given_out == 0
+    assert [len(batch) for batch in newer] == [8] * 5
+    assert sampler.given_out == 5
+
+
 def test_a_sampler_that_ends_before_the_plan_is_an_error() -> None:
     sampler = RampBatchSampler(SequentialSampler(range(30)), 4)
     sampler.set_windows(RampPlan(StepRamp([1]), 40, 4, max_epochs=2).windows(0))

@@ -1,6 +1,6 @@
 """Labelled grey images in memory, one byte a pixel, normalised when they are read. The loaders of this package are
 torch's own `DataLoader` with its own samplers; only the fetch is by batch: `__getitems__` indexes once for the whole
-batch, which is about ten times faster than sample-by-sample indexing and stacking (1.1 s an epoch of 55 000)."""
+batch, which is about ten times faster than sample-by-sample indexing and stacking (1.1 s for 55 000)."""
 
 from typing import Any
 

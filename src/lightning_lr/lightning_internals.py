@@ -89,11 +89,15 @@ def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:
 
 def roll_back_to(trainer: Trainer, micro_batch: int) -> None:
     """Let a restored loop go on at an earlier micro-batch of its epoch, which it will run again."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress
-    done = batches.current.ready - micro_batch
-    for progress in (batches.current, batches.total):
-        for count in ("ready", "started", "processed", "completed"):
-            setattr(progress, count, max(0, getattr(progress, count) - done))
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress
+    total = batches.total.ready - (batches.current.ready - micro_batch)
+    for count in ("ready", "started", "processed", "completed"):
+        setattr(batches.current, count, micro_batch)
+        setattr(batches.total, count, total)
+    batches.is_last_batch = False
+    if micro_batch == 0:  # the epoch begins anew; else the loop would take it for one that ended with its validation
+        loop._restarting = False
 
 
 def given_loader_without_length(trainer: Trainer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,13 +31,13 @@ class BatchSizeRamp(MethodCallback):
 
     The global batch (devices x micro-batch x accumulation) starts at the loader's ``batch_size`` times the devices and
     follows ``schedule``. The micro-batch grows to ``max_micro_batch_size``, then gradients are accumulated; past
-    ``max_batch_size`` the learning rate falls instead, so that :math:`\epsilon N / (B (1-m))` stays on its path exactly.
+    ``max_batch_size`` the learning rate falls instead, so that :math:`\epsilon N / (B (1-m))` stays on its path.
     Windows of any size, ragged ends and changes within an epoch have exact means; progress bar, validation interval
     and epoch ends are those of the grown batches; a run resumes with the samples that are left, also from a checkpoint
     inside a window (whose micro-batches are run again).
 
     A loader that shuffles is given an order that depends on ``torch.initial_seed()`` and the epoch alone, so that a
-    resume repeats it. A micro-batch that grows under batch norm changes what is normalised over; see ``GhostBatchNorm``.
+    resume repeats it. Under batch norm, a micro-batch that grows changes what is normalised over.
 
     Args:
         schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``.
@@ -46,8 +47,8 @@ class BatchSizeRamp(MethodCallback):
         lr_rule: what the learning rate does for a batch that could not grow: ``"linear"`` (SGD), ``"sqrt"`` (Adam).
 
     Raises:
-        MisconfigurationException: at setup or when the loader is made: beside another accumulation, with a batch sampler
-            of one's own or iterable data, where the schedule does not fit into the run, or with several loaders.
+        MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own or
+            iterable data, or where the schedule does not fit into the run.
 
     Source: Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 
@@ -99,8 +100,8 @@ class BatchSizeRamp(MethodCallback):
         who = type(self).__name__
         if trainer.accumulate_grad_batches != 1:
             raise MisconfigurationException(
-                f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides about "
-                "accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
+                f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
+                "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
             )
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
@@ -233,26 +234,23 @@ class BatchSizeRamp(MethodCallback):
                 "decides about the batch too; give the DataLoader a sampler and a batch_size"
             )
         assert isinstance(given, BatchSampler)
-        sampler = given.sampler
-        if (
-            isinstance(sampler, RandomSampler)
-            and not sampler.replacement
-            and sampler.num_samples == len(loader.dataset)
-        ):  # type: ignore[arg-type]
+        sampler, size = given.sampler, len(loader.dataset)  # type: ignore[arg-type]
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
             self._seed = trainer.strategy.broadcast(self._seed if self._seed is not None else torch.initial_seed())
-            sampler = EpochSampler(len(loader.dataset), seed=self._seed)  # type: ignore[arg-type]
+            sampler = EpochSampler(size, seed=self._seed)
         batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
         shape = internals.loader_shape(loader, batches, trainer.world_size)
         self._plan = self.plan_for(run_shape(trainer, type(self).__name__, shape))
         epoch, micro_batch = internals.next_position(trainer)
         windows = self._windows(epoch)
-        if micro_batch:  # inside a window its gradient is lost: run it again
+        if micro_batch not in windows.boundaries:  # inside a window: its gradient is lost, so run it again as a whole
             micro_batch = windows.first_of_window(micro_batch)
             internals.roll_back_to(trainer, micro_batch)
         trainer.accumulate_grad_batches = windows.accumulation_at(micro_batch)
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._sampler.set_epoch(epoch)
         self._sampler.set_windows(windows, skip=micro_batch)
+        self._undo.append(partial(internals.replace_batch_sampler, loader, given))
         internals.replace_batch_sampler(loader, self._sampler)
         return loader
 
