@@ -1,6 +1,7 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
-from lightning_lr.callbacks import LearningRateScaling, LearningRateSchedule
+from lightning_lr.batch_size import CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
+from lightning_lr.callbacks import BatchSizeRamp, GhostBatchNorm, LearningRateScaling, LearningRateSchedule
 from lightning_lr.curves import (
     Constant,
     Cosine,
@@ -13,14 +14,21 @@ from lightning_lr.curves import (
 )
 
 __all__ = [
+    "BatchSizeRamp",
     "Constant",
     "Cosine",
     "CosineRestarts",
     "Curve",
+    "CurveRamp",
+    "GhostBatchNorm",
     "LearningRateScaling",
     "LearningRateSchedule",
     "Polynomial",
+    "RampPhase",
+    "RampPlan",
     "SlantedTriangle",
     "Step",
+    "StepRamp",
     "WarmupStableDecay",
+    "scaled_batch_size",
 ]

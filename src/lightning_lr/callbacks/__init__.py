@@ -1,7 +1,8 @@
 """Thin adapters between Lightning's hooks and the methods; one file per callback."""
 
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
+from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 
-__all__ = ["BatchSizeRamp", "LearningRateScaling", "LearningRateSchedule"]
+__all__ = ["BatchSizeRamp", "GhostBatchNorm", "LearningRateScaling", "LearningRateSchedule"]

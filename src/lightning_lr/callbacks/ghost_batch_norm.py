@@ -1,0 +1,56 @@
+"""`GhostBatchNorm`: batch norm over parts of a fixed size, whatever the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
+
+
+class GhostBatchNorm(Callback):
+    """Let every batch norm of the module take its statistics over ghost batches of ``ghost_batch_size`` samples.
+
+    A batch that grows then changes the gradient's noise and not also batch norm's, as the theory behind
+    ``BatchSizeRamp`` asks. Layers change their class while ``fit`` runs and nothing else: parameters, buffers, names
+    and checkpoints are those of batch norm, and evaluation is batch norm's.
+
+    Args:
+        ghost_batch_size: samples in a ghost, at least 2; 128 in Smith et al. 2018.
+
+    Raises:
+        MisconfigurationException: at setup, for a module without batch norm, or with ``sync_batchnorm``.
+
+    Source: Hoffer, Hubara & Soudry 2017, arXiv 1705.08741.
+    """
+
+    def __init__(self, ghost_batch_size: int = 128) -> None:
+        if not isinstance(ghost_batch_size, int) or isinstance(ghost_batch_size, bool) or ghost_batch_size < 2:
+            raise ValueError(
+                f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; a ghost is a whole number of samples from 2"
+            )
+        self.ghost_batch_size = ghost_batch_size
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        try:
+            converted = convert_ghost_batch_norm(pl_module, self.ghost_batch_size)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"GhostBatchNorm: {error}") from error
+        if converted == 0:
+            raise MisconfigurationException(
+                f"GhostBatchNorm: {type(pl_module).__name__} has no batch norm layers (in __init__ or setup); remove the "
+                "callback"
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        restore_batch_norm(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        restore_batch_norm(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ghost_batch_size": self.ghost_batch_size}
