@@ -98,6 +98,27 @@ class ResultStore:
         os.replace(temporary, path)
 
 
+# ---------------------------------------------------------------------- Markdown
+FINDINGS, UNWRITTEN = "## What was found", "To be written."
+DOUBT = "*Written for earlier numbers; check them and remove this line.*"
+
+
+def markdown_table(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table with its final line break."""
+    lines = [headings, ["---"] * len(headings), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_keeping_findings(path: Path, text: str) -> None:
+    """Write ``text`` and, below it, the findings that were written by hand into the file at ``path``; they are marked
+    where they were written for other numbers than ``text`` has."""
+    old, _, findings = path.read_text(encoding="utf-8").partition(FINDINGS) if path.exists() else ("", "", "")
+    findings = findings.strip() or UNWRITTEN
+    if old.strip() != text.strip() and findings != UNWRITTEN and not findings.startswith(DOUBT):
+        findings = f"{DOUBT}\n\n{findings}"
+    path.write_text(f"{text}\n{FINDINGS}\n\n{findings}\n", encoding="utf-8")
+
+
 # ---------------------------------------------------------------------- the machine
 @functools.cache
 def environment() -> dict[str, str]:

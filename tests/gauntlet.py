@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 
-from lightning_lr import Constant, Cosine, CosineRestarts, LearningRateScaling, LearningRateSchedule
+from lightning_lr import (
+    BatchSizeRamp,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    CurveRamp,
+    LearningRateScaling,
+    LearningRateSchedule,
+    StepRamp,
+)
 
 BATCH = 8
 """Global batch of every case, however it is made of micro-batches, accumulation and devices."""
@@ -37,6 +46,7 @@ class Row:
         factor: closed form of the factor on the lr at an update, written without the package.
         yaml: the callbacks in a LightningCLI configuration.
         configure: the user's optimizer, where SGD with momentum will not do.
+        refuses: cases that the method refuses, with what its error says.
     """
 
     name: str
@@ -45,6 +55,7 @@ class Row:
     factor: Callable[[At], float]
     yaml: list[dict[str, Any]]
     configure: Callable[[LightningModule], Any] | None = None
+    refuses: dict[str, str] = field(default_factory=dict)
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -63,6 +74,10 @@ def _restarts(at: At) -> float:
 
 def _linear(at: At) -> float:
     return 1 + (BATCH / 4 - 1) * min(1.0, (at.before + at.size) / at.epoch)
+
+
+def _steps(at: At) -> float:
+    return 0.5 ** sum(at.before / at.epoch >= milestone for milestone in (0.5, 1.0))
 
 
 def _adam(module: LightningModule) -> torch.optim.Optimizer:
@@ -108,5 +123,13 @@ ROWS = [
             {"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 4, "warmup_epochs": 1}},
             {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
         ],
+    ),
+    Row(
+        "ramp-by-the-learning-rate",
+        lambda: [BatchSizeRamp(StepRamp([0.5, 1], factor=2, mode="decay"))],
+        lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))],
+        _steps,
+        [{"class_path": "BatchSizeRamp", "init_args": {"schedule": {"class_path": "StepRamp", "init_args": {"milestones": [0.5, 1], "factor": 2, "mode": "decay"}}}}],
+        refuses={"accumulation": "leave it at 1", "iterable": "use a DataLoader over a map-style data set"},
     ),
 ]  # fmt: skip

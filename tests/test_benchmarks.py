@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import linear_scaling, linear_scaling_report
+from benchmarks import batch_size_ramp, batch_size_ramp_report, linear_scaling, linear_scaling_report
 from benchmarks._common import ResultStore, paired_interval, t_interval
 from benchmarks.linear_scaling import DEFAULT, FULL, MODELS, Config, Protocol, reference_configs, scaled_configs
 
@@ -175,3 +175,124 @@ def test_findings_are_kept_and_doubted_once_the_numbers_change(tmp_path: Path) -
     doubted = f"## What was found\n\n{linear_scaling_report.DOUBT}\n\nNothing differs.\n"
     assert write(0.7).endswith(doubted)
     assert write(0.7).endswith(doubted)  # until somebody removes the line
+
+
+# ---------------------------------------------------------------------- batch size ramp
+RAMP_BEST = {"momentum": 0.1, "nesterov": 0.1, "sgd": 1.0, "adam": 1e-3}
+
+
+def ramp_configs(protocol: batch_size_ramp.Protocol) -> list[batch_size_ramp.Config]:
+    best = {optimizer: RAMP_BEST[optimizer] for optimizer in protocol.learning_rates}
+    return batch_size_ramp.configs(protocol, best)
+
+
+def ramp_record(config: batch_size_ramp.Config, accuracy: float) -> dict[str, Any]:
+    share = config.batch_size / config.train_size
+    ends = range(config.train_size, (config.epochs + 1) * config.train_size, config.train_size)
+    return {
+        "config": config.facts,
+        "test_accuracy": accuracy,
+        "updates": round(config.epochs / share),
+        "diverged": False,
+        "seconds": 2.0,
+        "cpu_seconds": 1.0,
+        "train_curve": {"samples": [1000, 100_000], "updates": [8, 800], "loss": [1.0 + config.seed, 0.5]},
+        "epochs": [{"samples": end, "updates": end // 128, "val_accuracy": accuracy, "next_lr": 0.1} for end in ends],
+        "environment": {"torch": "x"},
+    }
+
+
+@pytest.mark.parametrize(
+    "protocol", [batch_size_ramp.DEFAULT, batch_size_ramp.FULL], ids=lambda protocol: protocol.name
+)
+def test_ramp_grid_has_every_setting_once_and_pairs_every_seed(protocol: batch_size_ramp.Protocol) -> None:
+    configs = ramp_configs(protocol)
+    every = dict.fromkeys([*batch_size_ramp.tuning_configs(protocol), *configs])
+    assert len({config.name for config in every}) == len(every)
+    rows = batch_size_ramp_report.by_setting([ramp_record(config, 0.9) for config in configs])
+    decays = [setting for setting in rows if setting.mode == "decay"]
+    assert [setting.optimizer for setting in decays] == list(protocol.learning_rates)
+    for decay in decays:
+        assert all(set(rows[decay._replace(mode=mode)]) == set(protocol.seeds) for mode in ("hybrid", "increase"))
+    assert len(protocol.seeds) >= 5
+    assert set(protocol.tuning_seeds) | set(protocol.row_seeds) <= set(protocol.seeds)
+    # beside the schedules: more lr, more momentum, and the sweep with and without its batch, which share one start
+    others = {setting for setting in rows if setting.mode == "increase"} - {d._replace(mode="increase") for d in decays}
+    assert len(others) >= 2
+    assert all(set(rows[setting]) >= set(protocol.row_seeds) for setting in others)
+
+
+def test_ramp_rows_with_another_start_have_the_noise_scale_of_the_first() -> None:
+    configs = {config for config in ramp_configs(batch_size_ramp.DEFAULT) if config.seed == 0}
+    starts = {(config.lr, config.momentum, config.batch_size) for config in configs}
+    assert starts == {
+        (0.1, 0.9, 128),
+        (0.5, 0.9, 640),
+        (0.1, 0.98, 640),
+    }  # as in Smith et al.: 5 x lr or 1 / 5 of 1 - m
+    assert {round(config.lr / (1 - config.momentum) / config.batch_size, 9) for config in configs} == {1 / 128}
+
+
+def test_ramp_run_with_a_result_is_skipped_and_one_of_another_ramp_is_not(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    first, second, *_ = configs = ramp_configs(batch_size_ramp.DEFAULT)
+    store.save(first.name, ramp_record(first, 0.9))
+    store.save(second.name, {"config": {**second.facts, "milestones": [3, 7, 9]}})
+    assert batch_size_ramp.missing(configs, store) == configs[1:]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        # 90 % half width with 5 seeds: t(0.95, 4) = 2.132 from the printed table, times s / sqrt(5)
+        ([0.0, 0.002, -0.002, 0.001, -0.001], "inside"),  # 0 +- 0.15 points
+        ([0.0, 0.008, -0.008, 0.004, -0.004], "not shown"),  # 0 +- 0.60
+        ([0.004, 0.006, 0.002, 0.005, 0.003], "not shown"),  # 0.4 +- 0.15: the mean alone would pass
+        ([-0.01, -0.012, -0.008, -0.011, -0.009], "outside"),  # -1 +- 0.15
+    ],
+)
+def test_equivalence_is_shown_by_the_whole_interval_or_not_at_all(differences: list[float], verdict: str) -> None:
+    decay, hybrid = (
+        [c for c in ramp_configs(batch_size_ramp.DEFAULT) if c.mode == mode][:5] for mode in ("decay", "hybrid")
+    )
+    records = [ramp_record(config, 0.9 + 0.01 * config.seed) for config in decay]
+    records += [ramp_record(c, 0.9 + 0.01 * c.seed + d) for c, d in zip(hybrid, differences, strict=True)]
+    reference, row = batch_size_ramp_report.rows(records)
+    assert reference.verdict == "reference"
+    assert row.verdict == verdict
+
+
+def test_ramp_report_says_whether_the_runs_were_paired(tmp_path: Path) -> None:
+    tuned = [ramp_record(config, 0.9) for config in batch_size_ramp.tuning_configs(batch_size_ramp.DEFAULT)]
+    records = [ramp_record(c, 0.9 + 0.001 * c.seed) for c in ramp_configs(batch_size_ramp.DEFAULT)]
+    batch_size_ramp_report.write(tmp_path / "ramp", tuned, records)
+    assert (tmp_path / "ramp.png").stat().st_size > 10_000
+    text = (tmp_path / "ramp.md").read_text()
+    assert "have the same training losses to the last digit kept" in text
+    assert "- momentum, hybrid (lr 0.1, momentum 0.9, batch 128) minus decay, 10 seeds: +0.00 ± 0.00 points" in text
+    records[1]["train_curve"]["loss"][0] += 1e-5
+    batch_size_ramp_report.write(tmp_path / "ramp", tuned, records)
+    assert "do NOT have the same training losses" in (tmp_path / "ramp.md").read_text()
+
+
+def test_schedules_of_a_seed_train_alike_until_the_first_milestone_and_grow_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_size_ramp, "FashionMNISTDataModule", TinyImages)
+    small = {"epochs": 2, "milestones": (1,), "train_size": 64, "batch_size": 8, "max_batch_size": 48, "seed": 3}
+    records = {}
+    try:
+        for config in ramp_configs(batch_size_ramp.DEFAULT)[:3]:
+            config = replace(config, **small, max_micro_batch_size=16, ghost_batch_size=8)
+            records[config.mode] = json.loads(json.dumps(batch_size_ramp.train(config, None), allow_nan=False))
+    finally:
+        torch.use_deterministic_algorithms(False)  # the Trainer leaves it on
+    assert {mode: record["updates"] for mode, record in records.items()} == {"decay": 16, "hybrid": 10, "increase": 10}
+    assert batch_size_ramp_report.same_until_first_milestone(list(records.values()), "momentum")
+    decay, increase = records["decay"]["train_curve"], records["increase"]["train_curve"]
+    assert decay["loss"][-1] != increase["loss"][-1]
+    # Hardly trained, so near ln 10 = 2.3; what Lightning reports for a micro-batch of an accumulated update is a half
+    # of that (24 samples in 2) or a third (40 in 3), and has to be multiplied again.
+    assert min(increase["loss"]) > 1.5
+    assert [epoch["next_lr"] for epoch in records["increase"]["epochs"]] == [0.1, 0.1]
+    assert [epoch["next_lr"] for epoch in records["decay"]["epochs"]] == pytest.approx([0.02, 0.02])

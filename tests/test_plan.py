@@ -176,11 +176,11 @@ def test_rows_cover_the_run_without_gaps_and_change_with_phase_or_batch(
     for before, row in zip(plan.rows, plan.rows[1:], strict=False):
         assert before.updates[1] == row.updates[0]
         assert before.units[1] == row.units[0]
-        assert (before.phases, before.accumulation) != (row.phases, row.accumulation)
+        assert (before.phases, before.batch.accumulation) != (row.phases, row.batch.accumulation)
     assert plan.rows[0].updates[0] == 0
     assert plan.rows[-1].updates[1] == plan.shape.total_updates == 6 + 3 + 2
     assert plan.rows[-1].units[1] == plan.shape.total_units == 3 * 45
-    assert [row.accumulation for row in plan.rows] == [1, 1, 2, 4]
+    assert [row.batch.accumulation for row in plan.rows] == [1, 1, 2, 4]
     assert [row.batch_size for row in plan.rows] == [8, 8, 16, 32]
     assert [row.phases for row in plan.rows] == [("climb",), ("decay",), ("decay",), ("decay",)]
     for row in plan.rows:

@@ -72,6 +72,11 @@ def replace_batch_sampler(loader: DataLoader[Any], batch_sampler: BatchSampler) 
     loader.__dict__["batch_sampler"] = batch_sampler
 
 
+def forget_loader_states(trainer: Trainer) -> None:
+    """Keep Lightning from handing a resumable loader its saved state: who calls this places the loader itself."""
+    trainer.fit_loop._combined_loader_states_to_load = []
+
+
 def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:
     """Tell every place that counts an epoch's micro-batches: progress bar, end of epoch, validation interval."""
     loop = trainer.fit_loop

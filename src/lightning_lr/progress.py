@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class EpochShape:
     def total_units(self) -> int | None:
         """Units in one epoch, or ``None`` where the loader has no length."""
         return None if self.micro_batches is None else self.units_before(self.micro_batches)
+
+
+class Batch(NamedTuple):
+    """A full update's batch: samples over all devices, of a micro-batch, and micro-batches per device."""
+
+    size: int | None
+    micro_batch_size: int | None
+    accumulation: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,11 @@ class RunShape:
         if self.epoch.micro_batches is not None:
             end = min(end, self.epoch.micro_batches)
         return end, self.epoch.units_before(end) - self.epoch.units_before(micro_batch)
+
+    def batch_at(self, epoch: int, micro_batch: int) -> Batch:
+        """How the batch of a full update is made up where the update begins at ``micro_batch``."""
+        micro, accumulation = self.epoch.micro_batch_size, self.accumulation_in(epoch)
+        return Batch(None if micro is None else micro * accumulation * self.epoch.world_size, micro, accumulation)
 
     @property
     def batch_size(self) -> int | None:

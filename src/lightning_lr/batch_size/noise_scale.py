@@ -8,6 +8,8 @@ needs from the theory; :mod:`~lightning_lr.batch_size.plan` turns them into a ru
 
 from __future__ import annotations
 
+from torch.optim import Optimizer
+
 from lightning_lr.batch_size._checks import require_count, require_momentum, require_positive
 
 
@@ -31,6 +33,12 @@ def noise_scale(lr: float, momentum: float, batch_size: int, dataset_size: int) 
     """
     _check_setting("noise_scale", momentum, batch_size, dataset_size)
     return lr / (1.0 - momentum) * max(0.0, dataset_size / batch_size - 1.0)
+
+
+def momentum_of(optimizer: Optimizer) -> float:
+    """Return m of an optimizer's first group: its momentum, Adam's first beta, or 0."""
+    group = optimizer.param_groups[0]
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
 
 def scaled_batch_size(batch_size: int, lr: float, momentum: float, new_lr: float, new_momentum: float) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lightning_lr.batch_size.plan import RampPlan
-from lightning_lr.batch_size.windows import EpochWindows
-from lightning_lr.progress import RunShape
+from lightning_lr.batch_size.windows import EpochWindows, micro_batch_sizes
+from lightning_lr.progress import Batch, RunShape
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class RampedRun(RunShape):
     def lr_factor(self, epoch: int, micro_batch: int) -> float:
         """The ramp's factor on the learning rate of the update that a micro-batch belongs to."""
         return self.windows(epoch).window_of(micro_batch).lr_factor
+
+    def batch_at(self, epoch: int, micro_batch: int) -> Batch:
+        size = self.windows(epoch).window_of(micro_batch).batch_size
+        micro_sizes = micro_batch_sizes(size // self.epoch.world_size, self.plan.max_micro_batch_size)
+        return Batch(size, micro_sizes[0], len(micro_sizes))
 
     @property
     def batch_size(self) -> int:

@@ -77,8 +77,8 @@ class MethodCallback(Callback):
         """The parts of the run that the method tells apart, for ``plan`` and the journal."""
         return ()
 
-    def metrics(self, clock: SampleClock, writer: HyperparameterWriter) -> dict[str, float]:
-        """What the method logs about the update that was just made."""
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
+        """What the method logs about the update that was just made, with the learning rate of each group."""
         return {}
 
     def facts(self, shape: RunShape) -> dict[str, str]:

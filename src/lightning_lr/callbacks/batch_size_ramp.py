@@ -11,16 +11,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import EpochSampler, EpochWindows, LRRule, RampBatchSampler, RampPlan, RampSchedule
-from lightning_lr.batch_size.noise_scale import noise_scale
+from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import run_shape
 from lightning_lr.curves import Phase
-from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 
 Begin = Literal["start", "after_warmup"]
@@ -169,12 +169,12 @@ class BatchSizeRamp(MethodCallback):
             "updates": f"{plan.total_updates:,} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
 
-    def metrics(self, clock: SampleClock, writer: HyperparameterWriter) -> dict[str, float]:
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         shape = clock.shape
         assert isinstance(shape, RampedRun)
-        group = writer.optimizer.param_groups[0]
-        momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
-        scale = noise_scale(float(group["lr"]), momentum, clock.batch_size, shape.plan.dataset_size)
+        if not lr:  # an AMP scaler skipped the update
+            return {}
+        scale = noise_scale(lr[0], momentum_of(optimizer), clock.batch_size, shape.plan.dataset_size)
         return {"noise_scale": scale}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
@@ -252,6 +252,7 @@ class BatchSizeRamp(MethodCallback):
         self._sampler.set_windows(windows, skip=micro_batch)
         self._undo.append(partial(internals.replace_batch_sampler, loader, given))
         internals.replace_batch_sampler(loader, self._sampler)
+        internals.forget_loader_states(trainer)
         return loader
 
     def _leave(self, trainer: Trainer) -> None:

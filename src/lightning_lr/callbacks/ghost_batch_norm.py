@@ -29,7 +29,7 @@ class GhostBatchNorm(Callback):
     def __init__(self, ghost_batch_size: int = 128) -> None:
         if not isinstance(ghost_batch_size, int) or isinstance(ghost_batch_size, bool) or ghost_batch_size < 2:
             raise ValueError(
-                f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; a ghost is a whole number of samples from 2"
+                f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; a ghost is a number of samples from 2"
             )
         self.ghost_batch_size = ghost_batch_size
 
@@ -42,8 +42,8 @@ class GhostBatchNorm(Callback):
             raise MisconfigurationException(f"GhostBatchNorm: {error}") from error
         if converted == 0:
             raise MisconfigurationException(
-                f"GhostBatchNorm: {type(pl_module).__name__} has no batch norm layers (in __init__ or setup); remove the "
-                "callback"
+                f"GhostBatchNorm: {type(pl_module).__name__} has no batch norm layers (in __init__ or setup); remove "
+                "the callback"
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

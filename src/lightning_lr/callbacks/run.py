@@ -133,7 +133,8 @@ class Run:
     def log(self, trainer: Trainer) -> None:
         """Log what was used in the update that has just been made, under the names of the public documentation."""
         clock = self.clock
-        metrics = {f"lr/{n}": float(lr) for n, lr in zip(self.writer.group_names(), self.effective_lr, strict=False)}
+        lrs = [float(lr) for lr in self.effective_lr]
+        metrics = {f"lr/{name}": lr for name, lr in zip(self.writer.group_names(), lrs, strict=False)}
         metrics["samples_seen"] = float(clock.samples_seen)
         metrics["updates"] = float(clock.updates)
         metrics["batch_size"] = float(clock.batch_size)
@@ -141,7 +142,7 @@ class Run:
         if clock.shape.epoch.micro_batch_size is not None:
             metrics["micro_batch_size"] = float(clock.shape.epoch.micro_batch_size)
         for member in self.members:
-            metrics |= member.metrics(clock, self.writer)
+            metrics |= member.metrics(clock, self.writer.optimizer, lrs)
         internals.log_metrics(trainer, metrics)
 
     # ------------------------------------------------------------------ inside

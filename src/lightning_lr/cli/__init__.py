@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -49,6 +50,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # as `python -m` does, so that the user's own classes are found
         sys.path.insert(0, os.getcwd())
 
+    # Lightning's own: it has nothing to say to the user of this command
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     from lightning_lr.cli.errors import ConfigurationError, debugging
 
     try:

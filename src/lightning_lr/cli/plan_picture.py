@@ -59,7 +59,7 @@ def draw_batch_size(ax: Axes, plan: Plan) -> None:
     levels = [row.batch_size or 0 for row in plan.rows]
     for before, row in zip([None, *plan.rows], plan.rows, strict=False):
         if before is None or before.batch_size != row.batch_size:
-            text = f"{row.batch_size:,} = {row.micro_batch_size} x {row.accumulation} x {row.world_size}"
+            text = f"{row.batch_size:,} = {row.batch.micro_batch_size} x {row.batch.accumulation} x {row.world_size}"
             ax.annotate(
                 text, (row.units[0], row.batch_size or 0), (5, 4), textcoords="offset points", fontsize=8.5, va="bottom"
             )

@@ -37,9 +37,9 @@ def _range(first: float, last: float, decimals: int = 0) -> str:
 
 
 def _batch(row: PlanRow) -> str:
-    micro = "?" if row.micro_batch_size is None else f"{row.micro_batch_size:,}"
-    total = "" if row.batch_size is None else f"{row.batch_size:,} = "
-    return f"{total}{micro} x {row.accumulation} x {row.world_size}"
+    size, micro, accumulation = row.batch
+    total = "" if size is None else f"{size:,} = "
+    return f"{total}{'?' if micro is None else f'{micro:,}'} x {accumulation} x {row.world_size}"
 
 
 def _lr(pick: Callable[..., float]) -> Callable[[PlanRow], str]:
@@ -55,6 +55,10 @@ COLUMNS: list[Column] = [
     Column(lambda plan: "updates", lambda row: f"{row.updates[1] - row.updates[0]:,}"),
     Column(lambda plan: plan.unit, lambda row: f"{row.units[1] - row.units[0]:,}"),
     Column(lambda plan: "batch = micro x acc. x devices", _batch),
+    Column(
+        lambda plan: "noise scale",
+        lambda row: None if row.noise_scale is None else "{:.4g} -> {:.4g}".format(*row.noise_scale),
+    ),
 ]
 """What each row says, before the learning rates."""
 

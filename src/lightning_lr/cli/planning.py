@@ -13,14 +13,15 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch.optim import SGD, Optimizer
 
+from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.curves import SNAP, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
-from lightning_lr.progress import EpochShape, RunShape, SampleClock, walk
+from lightning_lr.progress import Batch, EpochShape, RunShape, SampleClock, walk
 
 MAX_POINTS = 20_000
 """Updates at which the learning rate is evaluated; a longer run is evaluated at every n-th, and at phase boundaries."""
@@ -31,6 +32,7 @@ class Method(Protocol):
 
     name: ClassVar[str]
 
+    def reshape(self, shape: RunShape) -> RunShape: ...
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None: ...
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None: ...
     def factor(self, clock: SampleClock) -> float | list[float]: ...
@@ -61,29 +63,28 @@ class PlanRow:
         updates: the first update, and the one after the last.
         units: samples (micro-batches where sizes are not known) consumed before the first and after the last.
         epochs: the same in epochs; ``None`` where an epoch has no known length.
-        micro_batch_size: samples per device and backward; ``None`` where the loader does not tell.
-        accumulation: micro-batches per update and device.
+        batch: how the batch of the first update is made up.
         world_size: devices.
         lr_first: learning rate of each group in the first update.
         lr_last: learning rate of each group in the last update.
+        noise_scale: lr / (1 - m) (N / B - 1) of the first group in the first and in the last update; ``None`` where
+            batch or lr are not known, or for Adam and its kin, of which the formula does not speak.
     """
 
     phases: tuple[str, ...]
     updates: tuple[int, int]
     units: tuple[int, int]
     epochs: tuple[float, float] | None
-    micro_batch_size: int | None
-    accumulation: int
+    batch: Batch
     world_size: int
     lr_first: tuple[float, ...]
     lr_last: tuple[float, ...]
+    noise_scale: tuple[float, float] | None
 
     @property
     def batch_size(self) -> int | None:
         """Samples in a full update."""
-        if self.micro_batch_size is None:
-            return None
-        return self.micro_batch_size * self.accumulation * self.world_size
+        return self.batch.size
 
 
 @dataclass(frozen=True)
@@ -202,9 +203,11 @@ def make_plan(
     if optimizer is None:
         optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     for method in methods:
+        shape = method.reshape(shape)
+    for method in methods:
         method.check_shape(shape, optimizer)
     parts = joined_phases([method.phases(shape) for method in methods])
-    walker = _Walker(shape, methods, HyperparameterWriter(optimizer), schedulers or Schedulers(), parts)
+    walker = _Walker(shape, methods, HyperparameterWriter(optimizer), schedulers or Schedulers(), parts, relative)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")  # nothing is trained here
         walker.go()
@@ -225,6 +228,14 @@ def make_plan(
     )
 
 
+class _Edge(NamedTuple):
+    """Where a row begins or ends."""
+
+    update: int
+    units: int
+    lr: tuple[float, ...]
+
+
 @dataclass
 class _Walker:
     """Goes through the run once, filling the rows and the points of the picture."""
@@ -235,6 +246,7 @@ class _Walker:
     schedulers: Schedulers
     parts: Sequence[tuple[tuple[str, ...], float]]
     """The parts of the run: names of their phases, and where they start."""
+    relative: bool
     rows: list[PlanRow] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
@@ -245,7 +257,8 @@ class _Walker:
             method.start(self.writer, self.shape)
         total = self.shape.total_updates
         stride = math.ceil(total / MAX_POINTS)
-        begun: tuple[int, int, tuple[float, ...]] | None = None  # update, units and lr where the open row began
+        begun: _Edge | None = None
+        batch = self.shape.batch_at(0, 0)
         for clock in walk(self.shape):
             update, units = clock.updates, clock.samples_seen
             after = units + round(clock.width * clock.total)
@@ -253,9 +266,10 @@ class _Walker:
             if begun is None or ends or update % stride == 0:
                 self._note(clock)
             if begun is None:
-                begun = (update, units, self.lr[-1])
+                begun = _Edge(update, units, self.lr[-1])
+                batch = self.shape.batch_at(clock.epoch, clock.micro_batch)
             if ends:
-                self._close_row(begun, (update + 1, after, self.lr[-1]))
+                self._close_row(begun, _Edge(update + 1, after, self.lr[-1]), batch)
                 begun = None
             self._step_schedulers(epoch_ends=self._epoch(after) > self._epoch(units))
 
@@ -277,22 +291,29 @@ class _Walker:
         self.units.append(clock.samples_seen)
         self.lr.append(tuple(float(value) for value in self.writer.effective()))
 
-    def _close_row(self, first: tuple[int, int, tuple[float, ...]], last: tuple[int, int, tuple[float, ...]]) -> None:
+    def _close_row(self, first: _Edge, last: _Edge, batch: Batch) -> None:
         epoch_units = self.shape.epoch.total_units
-        part, accumulation = self._part(first[1])
+        part, _ = self._part(first.units)
         self.rows.append(
             PlanRow(
                 phases=self.parts[part][0],
-                updates=(first[0], last[0]),
-                units=(first[1], last[1]),
-                epochs=(first[1] / epoch_units, last[1] / epoch_units) if epoch_units else None,
-                micro_batch_size=self.shape.epoch.micro_batch_size,
-                accumulation=accumulation,
+                updates=(first.update, last.update),
+                units=(first.units, last.units),
+                epochs=(first.units / epoch_units, last.units / epoch_units) if epoch_units else None,
+                batch=batch,
                 world_size=self.shape.epoch.world_size,
-                lr_first=first[2],
-                lr_last=last[2],
+                lr_first=first.lr,
+                lr_last=last.lr,
+                noise_scale=self._noise_scales(first.lr[0], last.lr[0], batch.size),
             )
         )
+
+    def _noise_scales(self, first: float, last: float, batch_size: int | None) -> tuple[float, float] | None:
+        optimizer, samples = self.writer.optimizer, self.shape.epoch.total_units
+        if self.relative or batch_size is None or samples is None or "betas" in optimizer.param_groups[0]:
+            return None
+        momentum = momentum_of(optimizer)
+        return noise_scale(first, momentum, batch_size, samples), noise_scale(last, momentum, batch_size, samples)
 
     def _step_schedulers(self, epoch_ends: bool) -> None:
         due = [*self.schedulers.after_update, *(self.schedulers.after_epoch if epoch_ends else ())]

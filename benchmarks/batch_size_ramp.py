@@ -1,0 +1,431 @@
+"""Whether growing the batch gives what decaying the learning rate gives, sample for sample, in fewer updates.
+
+    python -m benchmarks.batch_size_ramp [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
+
+Fashion-MNIST, a ResNet of depth 8 with ghost batch norm, and the three schedules of Smith et al. at the same
+milestones: the noise scale falls by 5 at each, by the learning rate ("decay"), by the batch once and then the learning
+rate ("hybrid"), or by the batch up to a tenth of the training set and then the learning rate ("increase"). Runs of one
+seed have the same initial weights and the same order of samples. The learning rate is tuned for "decay", on validation
+images, and kept. Two further rows start with five times the batch: one with five times the learning rate, one with
+momentum 0.98.
+
+Equivalence has to be shown: the 90 % interval of the difference in test accuracy to "decay", paired by seed, has to be
+inside +-0.5 points. One JSON per run in ``benchmarks/results/batch_size_ramp/``: a run whose file exists is not made
+again, so the benchmark can be stopped and continued. A table and a picture are written beside that folder.
+
+By default 12 000 images, 10 epochs, momentum: 46 runs of about 45 seconds of one core. ``--full`` is for a night: all
+images, SGD, momentum, Nesterov and Adam, and a sweep of the initial learning rate with the batch in proportion and
+without. Text models are not part of it yet.
+
+Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import math
+import operator
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+
+from benchmarks import batch_size_ramp_report as report
+from benchmarks._common import RESULTS, ResultStore, clock, environment, one_thread_steady_memory, run_all
+from examples.classifier import Classifier
+from examples.data import FashionMNISTDataModule
+from examples.models import ResNet
+from lightning_lr import BatchSizeRamp, GhostBatchNorm, StepRamp, scaled_batch_size
+
+Mode = Literal["decay", "hybrid", "increase"]
+MODES: tuple[Mode, ...] = ("decay", "hybrid", "increase")
+MOMENTA = {"sgd": 0.0, "momentum": 0.9, "nesterov": 0.9, "adam": 0.9}
+BATCH_SIZE, GHOST_BATCH_SIZE, MAX_MICRO_BATCH_SIZE = 128, 128, 640
+FACTOR, HIGH_MOMENTUM = 5, 0.98
+CHANCE, CURVE_POINTS = 0.1, 60
+CPU_SECONDS_PER_IMAGE, CPU_SECONDS_AROUND = 350e-6, 3.0  # measured
+FOLDER = RESULTS / "batch_size_ramp"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared.
+
+    Args:
+        name: of the files with the table and the picture.
+        learning_rates: for each optimizer, the grid that is tried with "decay".
+        sweep: initial learning rates of further rows, with the first optimizer; the first goes with ``BATCH_SIZE``.
+        train_size: images; the batch grows to a tenth of them.
+        val_size: other images, for the choice of the learning rate and for the curves.
+        epochs: length of a run.
+        milestones: epochs at which the noise scale falls.
+        tuning_seeds: of the runs that try the grid, the first of ``seeds``.
+        seeds: of initialisation and sample order, for the three schedules.
+        row_seeds: the first of ``seeds``, for the other rows.
+    """
+
+    name: str
+    learning_rates: dict[str, tuple[float, ...]]
+    sweep: tuple[float, ...]
+    train_size: int
+    val_size: int
+    epochs: int
+    milestones: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    row_seeds: tuple[int, ...]
+
+    @property
+    def first_optimizer(self) -> str:
+        """The optimizer of the rows with another start."""
+        return next(iter(self.learning_rates))
+
+
+DEFAULT = Protocol(
+    name="batch_size_ramp",
+    learning_rates={"momentum": (0.05, 0.1, 0.2, 0.4)},
+    sweep=(),
+    train_size=12_000,
+    val_size=5_000,
+    epochs=10,
+    milestones=(4, 7, 9),
+    tuning_seeds=(0, 1),
+    seeds=tuple(range(10)),
+    row_seeds=tuple(range(5)),
+)
+FULL = Protocol(
+    name="batch_size_ramp_full",
+    learning_rates={
+        "momentum": (0.05, 0.1, 0.2, 0.4),
+        "nesterov": (0.05, 0.1, 0.2, 0.4),
+        "sgd": (0.25, 0.5, 1.0, 2.0),
+        "adam": (5e-4, 1e-3, 2e-3, 4e-3),
+    },
+    sweep=(0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+    train_size=55_000,
+    val_size=5_000,
+    epochs=10,
+    milestones=(4, 7, 9),
+    tuning_seeds=(0, 1),
+    seeds=tuple(range(10)),
+    row_seeds=tuple(range(5)),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run; ``lr``, ``momentum`` and ``batch_size`` are those at its start. The number of ``parameters`` tells
+    results of another version of the network apart."""
+
+    optimizer: str
+    mode: Mode
+    lr: float
+    momentum: float
+    batch_size: int
+    seed: int
+    epochs: int
+    milestones: tuple[int, ...]
+    factor: int
+    train_size: int
+    val_size: int
+    max_batch_size: int
+    max_micro_batch_size: int
+    ghost_batch_size: int
+    parameters: int
+
+    @property
+    def name(self) -> str:
+        """A file name that no other run has."""
+        return (
+            f"{self.optimizer}_{self.mode}_batch{self.batch_size}_lr{self.lr:g}_momentum{self.momentum:g}"
+            f"_images{self.train_size}_epochs{self.epochs}_seed{self.seed}"
+        )
+
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        start = f"batch {self.batch_size}, lr {self.lr:g}, momentum {self.momentum:g}"
+        return f"{self.optimizer}, {self.mode}, {start}, seed {self.seed}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All fields as a JSON file has them."""
+        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return facts
+
+
+# ---------------------------------------------------------------------- the grid
+def tuning_configs(protocol: Protocol) -> list[Config]:
+    """The runs of "decay" that choose the learning rate of each optimizer."""
+    return [
+        _config(protocol, optimizer, "decay", lr, seed)
+        for optimizer, grid in protocol.learning_rates.items()
+        for seed in protocol.tuning_seeds
+        for lr in grid
+    ]
+
+
+def configs(protocol: Protocol, best_lr: dict[str, float]) -> list[Config]:
+    """Every run at the tuned rates, once each; seed by seed, so that stopping early loses seeds and not rows."""
+    every: list[Config] = []
+    for seed in protocol.seeds:
+        for optimizer, lr in best_lr.items():
+            every += [_config(protocol, optimizer, mode, lr, seed) for mode in MODES]
+        if seed in protocol.row_seeds:
+            every += _rows_with_another_start(protocol, best_lr[protocol.first_optimizer], seed)
+    return list(dict.fromkeys(every))
+
+
+def missing(configs: Sequence[Config], store: ResultStore) -> list[Config]:
+    """Those that have no result yet."""
+    return [config for config in configs if store.load(config.name, config.facts) is None]
+
+
+def best_learning_rates(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """For each optimizer the rate with the best mean validation accuracy after the last epoch."""
+    means: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        by_lr = means.setdefault(record["config"]["optimizer"], {})
+        by_lr.setdefault(record["config"]["lr"], []).append(report.last_val_accuracy(record))
+    return {
+        optimizer: max(by_lr, key=lambda lr, by_lr=by_lr: fmean(by_lr[lr]))  # type: ignore[misc]
+        for optimizer, by_lr in means.items()
+    }
+
+
+def _rows_with_another_start(protocol: Protocol, lr: float, seed: int) -> list[Config]:
+    """More learning rate, or more momentum, with the batch in proportion to lr / (1 - m)."""
+    make = functools.partial(_config, protocol, protocol.first_optimizer, "increase", seed=seed)
+    momentum = MOMENTA[protocol.first_optimizer]
+    by_lr = scaled_batch_size(BATCH_SIZE, lr, momentum, FACTOR * lr, momentum)
+    by_momentum = scaled_batch_size(BATCH_SIZE, lr, momentum, lr, HIGH_MOMENTUM)
+    rows = [
+        make(FACTOR * lr, batch_size=by_lr),
+        make(lr, batch_size=by_momentum, momentum=HIGH_MOMENTUM),
+    ]
+    for swept in protocol.sweep:
+        in_proportion = scaled_batch_size(BATCH_SIZE, protocol.sweep[0], momentum, swept, momentum)
+        rows += [make(swept, batch_size=in_proportion), make(swept, batch_size=BATCH_SIZE)]
+    return rows
+
+
+def _config(
+    protocol: Protocol,
+    optimizer: str,
+    mode: Mode,
+    lr: float,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    momentum: float | None = None,
+) -> Config:
+    return Config(
+        optimizer=optimizer,
+        mode=mode,
+        lr=lr,
+        momentum=MOMENTA[optimizer] if momentum is None else momentum,
+        batch_size=batch_size,
+        seed=seed,
+        epochs=protocol.epochs,
+        milestones=protocol.milestones,
+        factor=FACTOR,
+        train_size=protocol.train_size,
+        val_size=protocol.val_size,
+        max_batch_size=protocol.train_size // 10,
+        max_micro_batch_size=MAX_MICRO_BATCH_SIZE,
+        ghost_batch_size=GHOST_BATCH_SIZE,
+        parameters=_parameters(),
+    )
+
+
+@functools.cache
+def _parameters() -> int:
+    return sum(parameter.numel() for parameter in ResNet(depth=8).parameters())
+
+
+# ---------------------------------------------------------------------- one run
+class AnyOptimizer(Classifier):
+    """The example's classifier with the four optimizers of the paper, all with the same L2 coefficient."""
+
+    def __init__(self, network: torch.nn.Module, optimizer: str, lr: float, momentum: float) -> None:
+        super().__init__(network, lr, momentum)
+        self.optimizer = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "adam":
+            betas = (self.momentum, 0.999)
+            return torch.optim.Adam(self.parameters(), self.lr, betas, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            self.parameters(),
+            self.lr,
+            self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.optimizer == "nesterov",
+        )
+
+
+class Watch(Callback):
+    """Keeps the training loss by samples, validation accuracy and learning rate by epoch; stops a run whose loss is no
+    longer finite.
+
+    Args:
+        samples: of the whole run.
+        points: stretches of the run, equal in samples; the curve has the mean loss of each.
+    """
+
+    def __init__(self, samples: int, points: int) -> None:
+        self.diverged = False
+        self.samples_seen = 0
+        self.epochs: list[dict[str, float]] = []
+        self._stretch = samples / points
+        self._sums = [[0.0, 0.0, 0.0] for _ in range(points)]  # loss x samples, samples, updates so far
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        size = len(batch[1])
+        loss = outputs["loss"].item() * int(trainer.accumulate_grad_batches)  # Lightning has divided it
+        if not math.isfinite(loss):
+            self.diverged = trainer.should_stop = True
+            return
+        # a batch counts for the stretch that has its middle
+        sums = self._sums[min(int((self.samples_seen + size / 2) / self._stretch), len(self._sums) - 1)]
+        self.samples_seen += size
+        sums[0] += loss * size
+        sums[1] += size
+        sums[2] = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs.append(
+            {
+                "samples": self.samples_seen,
+                "updates": trainer.global_step,
+                "val_accuracy": trainer.callback_metrics["val_acc"].item(),
+                "next_lr": trainer.optimizers[0].param_groups[0]["lr"],  # the writer has moved on already
+            }
+        )
+
+    @property
+    def curve(self) -> dict[str, list[float]]:
+        """Mean training loss of each stretch, at its middle in samples and at the updates that its last batch had."""
+        points = [(index, *sums) for index, sums in enumerate(self._sums) if sums[1]]
+        return {
+            "samples": [round((index + 0.5) * self._stretch) for index, *_ in points],
+            "updates": [updates for *_, updates in points],
+            "loss": [round(total / samples, 5) for _, total, samples, _ in points],
+        }
+
+
+def train(config: Config, data_dir: str | None) -> dict[str, Any]:
+    """Make one run; a loss that is no longer finite is a result, with the accuracy of guessing."""
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    seed_everything(config.seed, verbose=False)
+    module = AnyOptimizer(ResNet(depth=8), config.optimizer, config.lr, config.momentum)
+    data = FashionMNISTDataModule(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
+    watch = Watch(config.epochs * config.train_size, CURVE_POINTS)
+    schedule = StepRamp(config.milestones, config.factor, config.mode)
+    ramp = BatchSizeRamp(schedule, config.max_batch_size, config.max_micro_batch_size)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=config.epochs,
+            callbacks=[ramp, GhostBatchNorm(config.ghost_batch_size), watch],
+            deterministic=True,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            **quiet,
+        )
+        trainer.fit(module, data)
+    fit_seconds, fit_cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    accuracy = CHANCE
+    if not watch.diverged:
+        data.batch_size = 1000
+        evaluator = Trainer(accelerator="cpu", deterministic=True, **quiet)
+        accuracy = evaluator.test(module, data, verbose=False)[0]["test_acc"]
+    return {
+        "config": config.facts,
+        "test_accuracy": accuracy,
+        "updates": trainer.global_step,
+        "diverged": watch.diverged,
+        "seconds": round(fit_seconds, 2),
+        "cpu_seconds": round(fit_cpu_seconds, 2),
+        "train_curve": watch.curve,
+        "epochs": watch.epochs,
+        "environment": environment(),
+    }
+
+
+def work(config: Config, data_dir: str | None, folder: Path) -> None:
+    """Make one run and write it down; in a process of its own where there are several."""
+    one_thread_steady_memory()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 15 % of the time
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    ResultStore(folder).save(config.name, train(config, data_dir))
+
+
+# ---------------------------------------------------------------------- the command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs that are missing; write and print the table and the picture."""
+    options = _options(arguments)
+    protocol = FULL if options.full else DEFAULT
+    store = ResultStore(options.results)
+    tuning = tuning_configs(protocol)
+    if options.dry_run:
+        _show_plan(protocol, store)
+        return
+    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
+    label = operator.attrgetter("label")
+    run_all(do, missing(tuning, store), options.jobs, label, 'tuning of "decay"')
+    tuned = _records(tuning, store)
+    best_lr = best_learning_rates(tuned)
+    print("\n".join(f"{optimizer}: best lr is {lr:g}" for optimizer, lr in best_lr.items()))
+    every = configs(protocol, best_lr)
+    run_all(do, missing(every, store), options.jobs, label, "schedules")
+    report.write(options.results.parent / protocol.name, tuned, _records(every, store))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
+    parser.add_argument("--full", action="store_true", help="all images, four optimizers, a sweep of the lr: a night")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
+    return parser.parse_args(arguments)
+
+
+def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
+    loaded = (store.load(config.name, config.facts) for config in configs)
+    return [record for record in loaded if record is not None]
+
+
+def _show_plan(protocol: Protocol, store: ResultStore) -> None:
+    """Print the grid; before the tuning is done, the schedules are shown at the second rate of each grid."""
+    tuning = tuning_configs(protocol)
+    best_lr = (
+        {optimizer: grid[1] for optimizer, grid in protocol.learning_rates.items()}
+        if missing(tuning, store)
+        else best_learning_rates(_records(tuning, store))
+    )
+    every = list(dict.fromkeys([*tuning, *configs(protocol, best_lr)]))
+    to_make = missing(every, store)
+    for config in every:
+        print(config.label + ("" if config in to_make else "  (done)"))
+    seconds = sum(CPU_SECONDS_PER_IMAGE * c.epochs * c.train_size + CPU_SECONDS_AROUND for c in to_make)
+    print(f"{len(every)} runs, {len(to_make)} to make: about {clock(seconds)} on one idle core, half with --jobs 2")
+
+
+if __name__ == "__main__":
+    main()
