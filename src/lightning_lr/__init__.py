@@ -1,7 +1,13 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
 from lightning_lr.batch_size import CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
-from lightning_lr.callbacks import BatchSizeRamp, GhostBatchNorm, LearningRateScaling, LearningRateSchedule
+from lightning_lr.callbacks import (
+    BatchSizeRamp,
+    GhostBatchNorm,
+    GradientNoiseScale,
+    LearningRateScaling,
+    LearningRateSchedule,
+)
 from lightning_lr.curves import (
     Constant,
     Cosine,
@@ -21,6 +27,7 @@ __all__ = [
     "Curve",
     "CurveRamp",
     "GhostBatchNorm",
+    "GradientNoiseScale",
     "LearningRateScaling",
     "LearningRateSchedule",
     "Polynomial",

@@ -135,6 +135,12 @@ def next_position(trainer: Trainer) -> tuple[int, int]:
     return trainer.current_epoch, done
 
 
+def loss_scale(trainer: Trainer) -> float:
+    """What an AMP scaler multiplies the loss by; 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
 def leaves_no_trace(trainer: Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which is to write nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

@@ -2,7 +2,8 @@
 
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
+from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 
-__all__ = ["BatchSizeRamp", "GhostBatchNorm", "LearningRateScaling", "LearningRateSchedule"]
+__all__ = ["BatchSizeRamp", "GhostBatchNorm", "GradientNoiseScale", "LearningRateScaling", "LearningRateSchedule"]

@@ -152,7 +152,9 @@ def fit(blocks: Sequence[Block]) -> Posterior:
     inputs = torch.tensor([block.log_lr for block in blocks], dtype=torch.float64)
     losses = torch.tensor([block.loss for block in blocks], dtype=torch.float64)
     if not (inputs.diff() > 0).all():
-        raise ValueError("fit: the learning rates of the blocks do not ascend; give the blocks of one warm-up, in order")
+        raise ValueError(
+            "fit: the learning rates of the blocks do not ascend; give the blocks of one warm-up, in order"
+        )
     points = torch.linspace(float(inputs[0]), float(inputs[-1]), GRID, dtype=torch.float64)
     centre, scale = losses.mean(), losses.std()
     if not float(scale) > 1e-12 * float(losses.abs().max()):  # a constant loss, up to rounding, tells nothing
