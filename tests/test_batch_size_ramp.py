@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 from toy import Probe, Stream, Toy, data, fit, weights
 
-from lightning_lr import Cosine, LearningRateSchedule
+from lightning_lr import AdaptiveRamp, Cosine, GradientNoiseScale, LearningRateSchedule
 from lightning_lr.batch_size import CurveRamp, RampPlan, StepRamp
-from lightning_lr.callbacks import BatchSizeRamp
+from lightning_lr.callbacks import BatchSizeRamp, total_updates
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -171,6 +171,27 @@ def test_max_steps(arguments: dict[str, Any]) -> None:
     assert torch.allclose(weights(module), by_hand(planned, updates=11), rtol=1e-11, atol=0)
 
 
+@pytest.mark.parametrize("ask", [total_updates, lambda trainer: trainer.estimated_stepping_batches])
+def test_a_loader_that_configure_optimizers_asks_for_is_taken_over_and_resumes(ask: Any, tmp_path: Path) -> None:
+    """P4, P13: the loader is then made before the loops are restored."""
+    answers: list[int] = []
+
+    def configure(module: LightningModule) -> Any:
+        answers.append(ask(module.trainer))
+        return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+    arguments = RAMPS["steps within epochs"]
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, trainer = fit([ramp(arguments), save], module=Wide(configure), loader=loader(shuffle=True),
+                         max_epochs=EPOCHS, enable_checkpointing=True)  # fmt: skip
+    if ask is total_updates:
+        assert answers == [trainer.global_step]
+    for at in (3, 9, 16):
+        resumed, _ = fit([ramp(arguments)], module=Wide(configure), loader=loader(shuffle=True), max_epochs=EPOCHS,
+                         ckpt_path=str(tmp_path / f"step={at}.ckpt"))  # fmt: skip
+        assert torch.equal(weights(resumed), weights(whole)), at
+
+
 def test_limit_train_batches_shortens_the_epoch_by_samples() -> None:
     arguments = RAMPS["steps, then accumulation"]
     module, _ = fit([ramp(arguments)], module=Wide(), loader=loader(), max_epochs=EPOCHS, limit_train_batches=6)
@@ -196,6 +217,43 @@ def test_a_curve_stays_right_beside_nothing_but_the_ramp() -> None:
         fit([LearningRateSchedule(Cosine()), BatchSizeRamp(StepRamp([1]))])
 
 
+def adaptive(**arguments: Any) -> list[Callback]:
+    # a scale that any measurement passes: grows at every check, up to the cap
+    schedule = AdaptiveRamp(ratio=1e-9, growth=2.0, check_every=arguments.pop("check_every", 5))
+    return [GradientNoiseScale(), BatchSizeRamp(schedule, max_batch_size=16, max_micro_batch_size=2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_adaptive_ramp_grows_within_an_epoch_and_uses_every_sample_once(workers: int) -> None:
+    totals = Totals()
+    module, trainer = fit([*adaptive(), totals], module=Wide(), loader=loader(workers), max_epochs=EPOCHS,
+                          validation=loader(batch_size=53))  # fmt: skip
+    assert isinstance(module, Wide)
+    epoch = data(SAMPLES, dtype=torch.float64).tensors[0][:, 0].tolist()
+    assert [x for batch in module.seen for x in batch] == epoch * EPOCHS
+    ramp = next(callback for callback in trainer.callbacks if isinstance(callback, BatchSizeRamp))
+    assert [growth.batch_size for growth in ramp._growths] == [8, 16]
+    assert len(totals.validations) == EPOCHS, "the epoch's new length is known to the validation interval"
+
+
+def test_adaptive_ramp_resumes_with_its_decisions(tmp_path: Path) -> None:
+    class Everywhere(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.fit_loop.total_batch_idx}.ckpt")
+
+    probe = Probe()
+    # check at the sixth update: the measurements are those of the checkpoint
+    whole, trainer = fit([*adaptive(check_every=6), probe, Everywhere()], module=Wide(), loader=loader(),
+                         max_epochs=EPOCHS)  # fmt: skip
+    assert isinstance(whole, Wide)
+    for at in range(0, trainer.fit_loop.total_batch_idx, 5):
+        resumed, _ = fit([*adaptive(check_every=6)], module=Wide(), loader=loader(), max_epochs=EPOCHS,
+                         ckpt_path=str(tmp_path / f"{at}.ckpt"))  # fmt: skip
+        assert isinstance(resumed, Wide)
+        assert resumed.seen == whole.seen[-len(resumed.seen) :], at
+        assert torch.equal(weights(resumed), weights(whole)), at
+
+
 class OwnBatches(BatchSampler):
     """A user's own."""
 
@@ -208,6 +266,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "batch sampler of one's own": (
         {}, {"loader": DataLoader(data(), batch_sampler=OwnBatches(SequentialSampler(data()), 4, False))},
         "has a batch sampler of its own"),
+    "adaptive without measurements": ({"schedule": AdaptiveRamp()}, {}, "attach GradientNoiseScale too"),
+    "adaptive with nothing to compare": (
+        {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale()}, "give a max_micro_batch_size below 8"),
+    "adaptive without epochs": (
+        {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale(), "max_steps": 5}, "end it by max_epochs"),
     "iterable": ({}, {"loader": DataLoader(Stream(48), batch_size=4), "max_steps": 5}, "use a DataLoader over a map"),
 }  # fmt: skip
 

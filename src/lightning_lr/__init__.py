@@ -1,6 +1,6 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
-from lightning_lr.batch_size import CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
+from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
     BatchSizeRamp,
     GhostBatchNorm,
@@ -20,6 +20,7 @@ from lightning_lr.curves import (
 )
 
 __all__ = [
+    "AdaptiveRamp",
     "BatchSizeRamp",
     "Constant",
     "Cosine",

@@ -72,6 +72,20 @@ def replace_batch_sampler(loader: DataLoader[Any], batch_sampler: BatchSampler) 
     loader.__dict__["batch_sampler"] = batch_sampler
 
 
+def restart_iterator(trainer: Trainer) -> None:
+    """Make the epoch's iterator anew: the one that exists began somewhere else (workers, too, are started again)."""
+    loop = trainer.fit_loop
+    assert loop._combined_loader is not None
+    assert loop._data_fetcher is not None
+    loop._combined_loader.reset()
+    iter(loop._data_fetcher)
+
+
+def set_up_train_loader(trainer: Trainer) -> None:
+    """Make the training loader now, as ``estimated_stepping_batches`` does in ``configure_optimizers``."""
+    trainer.fit_loop.setup_data()
+
+
 def forget_loader_states(trainer: Trainer) -> None:
     """Keep Lightning from handing a resumable loader its saved state: who calls this places the loader itself."""
     trainer.fit_loop._combined_loader_states_to_load = []

@@ -5,5 +5,13 @@ from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.run import total_updates
 
-__all__ = ["BatchSizeRamp", "GhostBatchNorm", "GradientNoiseScale", "LearningRateScaling", "LearningRateSchedule"]
+__all__ = [
+    "BatchSizeRamp",
+    "GhostBatchNorm",
+    "GradientNoiseScale",
+    "LearningRateScaling",
+    "LearningRateSchedule",
+    "total_updates",
+]

@@ -15,10 +15,20 @@ from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.batch_size import EpochSampler, EpochWindows, LRRule, RampBatchSampler, RampPlan, RampSchedule
+from lightning_lr.batch_size import (
+    AdaptiveRamp,
+    EpochSampler,
+    EpochWindows,
+    Growth,
+    LRRule,
+    RampBatchSampler,
+    RampPlan,
+    RampSchedule,
+)
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
-from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.run import run_shape
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
@@ -40,7 +50,9 @@ class BatchSizeRamp(MethodCallback):
     resume repeats it. Under batch norm, a micro-batch that grows changes what is normalised over.
 
     Args:
-        schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``.
+        schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``. An ``AdaptiveRamp``
+            needs ``GradientNoiseScale`` beside it and a run that ends by epochs; it decides on rank 0, for the first
+            window of which nothing has been prefetched.
         max_batch_size: largest global batch, in samples; ``None``: a tenth of the training set, or the starting batch
             where that is larger.
         max_micro_batch_size: most samples per device and backward; ``None``: no limit.
@@ -71,11 +83,6 @@ class BatchSizeRamp(MethodCallback):
             raise TypeError(
                 f"BatchSizeRamp: got schedule={schedule!r}; give a RampSchedule, for example StepRamp([60, 120, 160])"
             )
-        if not schedule.known_ahead:
-            raise ValueError(
-                f"BatchSizeRamp: {type(schedule).__name__} needs the measured gradient noise scale, which is not built "
-                "yet; use StepRamp or CurveRamp"
-            )
         if lr_rule not in get_args(LRRule):
             raise ValueError(f"BatchSizeRamp: got lr_rule={lr_rule!r}; allowed are {get_args(LRRule)}")
         for argument, value in (("max_batch_size", max_batch_size), ("max_micro_batch_size", max_micro_batch_size)):
@@ -86,8 +93,10 @@ class BatchSizeRamp(MethodCallback):
         self.max_micro_batch_size = max_micro_batch_size
         self.lr_rule = lr_rule
         self._sampler: RampBatchSampler | None = None
+        self._placed_at: tuple[int, int] | None = None
         self._plan: RampPlan | None = None
         self._seed: int | None = None
+        self._growths: tuple[Growth, ...] = ()
         self._micro_batch = 0
         self._undo: list[Callable[[], Any]] = []
 
@@ -112,7 +121,8 @@ class BatchSizeRamp(MethodCallback):
                 f"{who}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of micro-batches; "
                 "use DDP or one device"
             )
-        self._undo.append(internals.on_train_loader(trainer, lambda loader: self._take_over(trainer, loader)))
+        if isinstance(self.schedule, AdaptiveRamp):
+            self._check_adaptive(trainer)
 
     def reshape(self, shape: RunShape) -> RampedRun:
         plan = self._plan or self.plan_for(shape)
@@ -143,6 +153,7 @@ class BatchSizeRamp(MethodCallback):
                 lr=lr,
                 momentum=momentum,
                 device_samples=device_samples,
+                growths=self._growths,
             )
         except ValueError as error:
             raise MisconfigurationException(f"BatchSizeRamp: {error}") from error
@@ -178,11 +189,19 @@ class BatchSizeRamp(MethodCallback):
         return {"noise_scale": scale}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and hasattr(trainer, "strategy"):  # a plan has callbacks and no Trainer
+            self._undo.append(internals.on_train_loader(trainer, lambda loader: self._take_over(trainer, loader)))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is not None:
             self._run.clock.drop_open_window()
-        epoch, _ = internals.next_position(trainer)
+        epoch, micro_batch = internals.next_position(trainer)
+        if self._placed_at != (epoch, micro_batch):  # the loader was made before the loops were restored
+            self._place(trainer)
+            internals.restart_iterator(trainer)
         internals.set_epoch_length(trainer, len(self._windows(epoch).micro_sizes))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,22 +218,69 @@ class BatchSizeRamp(MethodCallback):
         trainer.accumulate_grad_batches = self._windows(trainer.current_epoch).accumulation_at(batch_idx)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(self.schedule, AdaptiveRamp) and internals.update_ends(trainer):
+            self._decide(trainer, self.schedule)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         weight = self._windows(trainer.current_epoch).weight_of(self._micro_batch)
         if weight != 1.0:  # in place: what this hook returns is not used
             loss.mul_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seed": self._seed}
+        return {**super().state_dict(), "seed": self._seed, "growths": [list(growth) for growth in self._growths]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._seed = state_dict["seed"]
+        self._growths = tuple(Growth(*growth) for growth in state_dict["growths"])
 
     # ------------------------------------------------------------------ inside
     def _windows(self, epoch: int) -> EpochWindows:
         assert self._plan is not None
         return self._plan.windows(epoch)
+
+    def _check_adaptive(self, trainer: Trainer) -> None:
+        if not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp follows the measured gradient noise scale; attach GradientNoiseScale too"
+            )
+        if trainer.max_steps != -1:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: got max_steps={trainer.max_steps} with an AdaptiveRamp, whose batches are not known "
+                "ahead, so neither are the samples of the run; end it by max_epochs"
+            )
+
+    def _decide(self, trainer: Trainer, schedule: AdaptiveRamp) -> None:
+        """Grow the batch from the first window on of which no micro-batch has been prefetched, if it is time to."""
+        assert self._run is not None
+        assert self._plan is not None
+        assert self._sampler is not None
+        clock, plan, epoch = self._run.clock, self._plan, trainer.current_epoch
+        if clock.updates % schedule.check_every:
+            return
+        window = self._windows(epoch).next_window_from(self._sampler.given_out)
+        place = (epoch, window.start) if window is not None else (epoch + 1, 0)
+        last = self._growths[-1] if self._growths else None
+        current = last.batch_size if last is not None else plan.starting_batch_size
+        measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
+        wanted = schedule.next_batch_size(current, measured, plan.largest_batch_size)
+        if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
+            wanted = current  # the run ends, or the decision before has not taken effect yet
+        wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))
+        if wanted == current:
+            return
+        self._plan = plan.grown(wanted, *place_of_all)
+        self._growths = self._plan.growths
+        clock.shape = RampedRun.of(clock.shape, self._plan)
+        self._sampler.replan(self._windows(epoch))
+        internals.set_epoch_length(trainer, len(self._windows(epoch).micro_sizes))
+        journal = self._run.journal(self.name)
+        if journal is not None:
+            journal.append(clock.updates, "grow", batch_size=wanted, noise_scale=measured, epoch=place_of_all[0])
 
     @staticmethod
     def _last_factor(shape: RampedRun) -> float:
@@ -241,19 +307,34 @@ class BatchSizeRamp(MethodCallback):
         batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
         shape = internals.loader_shape(loader, batches, trainer.world_size)
         self._plan = self.plan_for(run_shape(trainer, type(self).__name__, shape))
+        if isinstance(self.schedule, AdaptiveRamp):
+            self._check_comparable(trainer, given.batch_size)
+        self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
+        self._place(trainer)
+        self._undo.append(partial(internals.replace_batch_sampler, loader, given))
+        internals.replace_batch_sampler(loader, self._sampler)
+        internals.forget_loader_states(trainer)
+        return loader
+
+    def _place(self, trainer: Trainer) -> None:
+        """Let the sampler begin where the loop will."""
+        assert self._sampler is not None
         epoch, micro_batch = internals.next_position(trainer)
         windows = self._windows(epoch)
         if micro_batch not in windows.boundaries:  # inside a window: its gradient is lost, so run it again as a whole
             micro_batch = windows.first_of_window(micro_batch)
             internals.roll_back_to(trainer, micro_batch)
         trainer.accumulate_grad_batches = windows.accumulation_at(micro_batch)
-        self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._sampler.set_epoch(epoch)
         self._sampler.set_windows(windows, skip=micro_batch)
-        self._undo.append(partial(internals.replace_batch_sampler, loader, given))
-        internals.replace_batch_sampler(loader, self._sampler)
-        internals.forget_loader_states(trainer)
-        return loader
+        self._placed_at = epoch, micro_batch
+
+    def _check_comparable(self, trainer: Trainer, micro_batch_size: int) -> None:
+        if trainer.world_size * len(self._windows(0)[0].micro_sizes) == 1:
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch "
+                f"of {micro_batch_size} make one; give a max_micro_batch_size below {micro_batch_size}"
+            )
 
     def _leave(self, trainer: Trainer) -> None:
         if self._undo:

@@ -185,6 +185,23 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
         raise MisconfigurationException(f"{who}: {error}") from error
 
 
+def total_updates(trainer: Trainer) -> int:
+    """Updates in the whole run, for a scheduler that is made in ``configure_optimizers``.
+
+    Where the batch ramps, ``trainer.estimated_stepping_batches`` counts with the starting batch; this counts with the
+    ramp's. Elsewhere both are the same.
+
+    Raises:
+        MisconfigurationException: where the end of the run is not known.
+    """
+    internals.set_up_train_loader(trainer)
+    shape = run_shape(trainer, who="total_updates")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "reshape"):
+            shape = callback.reshape(shape)
+    return shape.total_updates
+
+
 def _journal_folder(trainer: Trainer) -> Path | None:
     log_dir = trainer.log_dir  # asks all ranks
     if log_dir is None or not trainer.is_global_zero or internals.leaves_no_trace(trainer):

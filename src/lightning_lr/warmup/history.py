@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CAPACITY = 96
-"""Blocks kept at most: 48 to 96 for a long warm-up, each about 1 % of it, the spacing of the tests."""
+CAPACITY = 64
+"""Blocks kept at most: 32 to 64 for a long warm-up, each 1.5 to 3 % of what has passed of it."""
 
 NEIGHBOURS = 12
 """Losses to each side against which one is judged: 25 tell a spike from noise, and pass on a change after 12 updates."""

@@ -23,10 +23,10 @@ from lightning_lr.warmup.history import Block
 LENGTHSCALES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5)
 """In decades of the learning rate: from the width of a sharp minimum to that of half a warm-up."""
 
-SIGNAL_VARIANCES = (0.3, 1.5, 8.0)
+SIGNAL_VARIANCES = (0.5, 5.0)
 """Of standardised losses; a long-scaled function varies more than what is seen of it."""
 
-NOISE_RATIOS = (0.35, 0.6, 1.0, 1.7, 3.0)
+NOISE_RATIOS = (0.5, 1.0, 2.0)
 """Noise variances tried, over the one that second differences of the blocks suggest."""
 
 NO_SIGNAL_WEIGHT = 0.5
@@ -35,10 +35,10 @@ NO_SIGNAL_WEIGHT = 0.5
 SMALLEST_NOISE = 1e-4
 """Least noise variance of standardised losses, so that a noiseless loss still has a well-conditioned covariance."""
 
-KEPT = 8
+KEPT = 6
 """Models of the grid that predict; the others have next to no weight."""
 
-GRID = 160
+GRID = 100
 """Learning rates at which the posterior is evaluated."""
 
 FEWEST_BLOCKS = 6
