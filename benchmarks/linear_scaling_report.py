@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -96,7 +96,7 @@ def norm_advantages(records: Sequence[Record], with_norm: str, without: str) -> 
     }
 
 
-def _accuracies(runs: dict[int, Record]) -> dict[int, float]:
+def _accuracies(runs: Mapping[int, Record]) -> dict[int, float]:
     return {seed: run["test_accuracy"] for seed, run in runs.items()}
 
 
@@ -165,17 +165,21 @@ def _markdown(picture: str, tuned: Sequence[Record], scaled: Sequence[Record]) -
         [str(setting.batch_size), setting.rule, cells_of_warmup(setting), advantage.text(100, sign=True)]
         for setting, advantage in norm_advantages(scaled, "batch norm", "no norm").items()
     ]
+    by_size = {record["config"]["batch_size"]: record["updates"] for record in scaled if not record["diverged"]}
+    updates = ", ".join(f"{count} updates at batch {size}" for size, count in sorted(by_size.items()))
     networks = ", ".join(f"{model}: {count} parameters" for model, count in models.items())
     seeds = len({record["config"]["seed"] for record in scaled})
     tuning_headings = ("model", "lr", "validation accuracy (%)", "test accuracy (%)", "failed", "")
     return f"""# Linear scaling of the learning rate, with and without batch normalisation
 
-Made by `python -m benchmarks.linear_scaling`. Fashion-MNIST, {config["train_size"]} training images, {config["epochs"]}
-epochs for every batch size, `SmallCNN` ({networks}), SGD with Nesterov momentum 0.9, weight decay 5e-4,
-cosine decay; the batch is a true one, without accumulation. ± is a 95 % interval of the mean by Student's distribution
-over {seeds} seeds (initialisation and sample order); differences are paired by seed. With so few seeds, and where some
-fail and others do not, an interval is a rough guide. *Failed*: the loss became infinite or NaN (counted as 10 %
-accuracy, that of guessing), or the test accuracy stayed below {AT_CHANCE:.0%}.
+Made by `python -m benchmarks.linear_scaling`. Fashion-MNIST, {config["train_size"]} training images, {config["epochs"]} epochs for every batch size
+({updates}), `SmallCNN` ({networks}).
+SGD with Nesterov momentum 0.9, weight decay 5e-4, cosine decay; the batch is a true one, without accumulation.
+
+± is a 95 % interval of the mean by Student's distribution over {seeds} seeds (initialisation and sample order);
+differences are paired by seed. With so few seeds, and where some fail and others do not, an interval is a rough guide.
+*Failed*: the loss became infinite or NaN (counted as 10 % accuracy, that of guessing), or the test accuracy stayed
+below {AT_CHANCE:.0%}.
 
 ![accuracy against batch size]({picture})
 
@@ -184,7 +188,8 @@ accuracy, that of guessing), or the test accuracy stayed below {AT_CHANCE:.0%}.
 {_markdown_table(HEADINGS, [cells(row) for row in rows(scaled)])}
 ## Batch norm against no norm
 
-How many points less the model with batch norm loses, against its own result at batch {smallest}, than the other model.
+How many points less the model with batch norm loses, against its own result at batch {smallest}, than the model without.
+Where both fail, nothing is left to compare.
 
 {_markdown_table(("batch (samples)", "rule", "warm-up (epochs)", "advantage of batch norm (points)"), advantages)}
 ## The learning rate at batch {smallest}
@@ -210,46 +215,62 @@ NAMES = {"linear": "lr times k", "sqrt": "lr times √k", "none": "lr unchanged"
 
 def draw(records: Sequence[Record], path: Path) -> None:
     """Accuracy against batch size, a panel for each model and a line for each rule; dashed without warm-up."""
-    table = rows(records)
+    groups, table = by_setting(records), rows(records)
     models = list(dict.fromkeys(row.setting.model for row in table))
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, model in zip(panels, models, strict=True):
-        _draw_panel(panel, [row for row in table if row.setting.model == model])
+        _draw_panel(panel, [row for row in table if row.setting.model == model], groups)
         panel.set_title(model)
-    panels[0].set_ylabel("test accuracy (%), mean and 95 % interval")
+    panels[0].set_ylabel("test accuracy (%): mean, 95 % interval, single seeds")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) // 2 + 1, frameon=False)
     figure.savefig(path, dpi=130)
 
 
-def _draw_panel(panel: Axes, table: Sequence[Row]) -> None:
+def _draw_panel(panel: Axes, table: Sequence[Row], groups: Mapping[Setting, Mapping[int, Record]]) -> None:
     reference = next(row for row in table if row.difference is None)
     sizes = sorted({row.setting.batch_size for row in table})
-    panel.axhline(100 * reference.accuracy.mean, color="0.6", linewidth=0.8, linestyle=":")
     lines = sorted({(row.setting.rule, row.setting.warmup_epochs) for row in table if row.difference is not None})
+    panel.axhline(100 * reference.accuracy.mean, color="0.6", linewidth=0.8, linestyle=":")
     for place, (rule, warmup_epochs) in enumerate(lines):
-        points = [row for row in table if (row.setting.rule, row.setting.warmup_epochs) == (rule, warmup_epochs)]
-        points = [reference, *(row for row in points if row is not reference)]
-        shift = 2 ** (0.11 * (place - (len(lines) - 1) / 2))  # side by side, so that no bar hides another
+        points = [
+            row
+            for row in table
+            if row is reference or (row.setting.rule, row.setting.warmup_epochs) == (rule, warmup_epochs)
+        ]
+        shift = 2 ** (0.12 * (place - (len(lines) - 1) / 2))  # side by side, so that no bar hides another
+        places = [row.setting.batch_size * (1 if row is reference else shift) for row in points]
+        means = [100 * row.accuracy.mean for row in points]
+        widths = [100 * row.accuracy.half_width for row in points]
+        epochs = "epoch" if warmup_epochs == 1 else "epochs"
         panel.errorbar(
-            [row.setting.batch_size * (1 if row is reference else shift) for row in points],
-            [100 * row.accuracy.mean for row in points],
-            [100 * row.accuracy.half_width for row in points],
+            places,
+            means,
+            # an accuracy lies between 0 and 100 %, whatever Student's distribution says
+            [
+                [min(width, mean) for mean, width in zip(means, widths, strict=True)],
+                [min(width, 100 - mean) for mean, width in zip(means, widths, strict=True)],
+            ],
             color=COLOURS[rule],
             linestyle="-" if warmup_epochs else "--",
             marker="o" if warmup_epochs else "s",
             markerfacecolor=COLOURS[rule] if warmup_epochs else "white",
-            markersize=5,
+            markersize=6,
             linewidth=1.4,
+            elinewidth=1.0,
             capsize=2.5,
-            label=NAMES[rule] + (f", warm-up {warmup_epochs:g} epochs" if warmup_epochs else ", no warm-up"),
+            label=NAMES[rule] + (f", warm-up {warmup_epochs:g} {epochs}" if warmup_epochs else ", no warm-up"),
         )
+        for row, x in zip(points, places, strict=True):
+            singles = [100 * accuracy for accuracy in _accuracies(groups[row.setting]).values()]
+            panel.plot([x] * len(singles), singles, ".", color=COLOURS[rule], markersize=4, alpha=0.6, zorder=3)
     panel.set_xscale("log", base=2)
     panel.set_xticks(sizes, [str(size) for size in sizes])
     panel.minorticks_off()
     panel.set_xlabel("batch size (samples per update)")
     panel.set_ylim(0, 100)
+    panel.set_yticks(range(0, 101, 10))
     panel.grid(alpha=0.25)
 
 

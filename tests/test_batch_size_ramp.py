@@ -297,6 +297,26 @@ def test_second_fit_without_the_ramp_is_bare() -> None:
     assert torch.equal(weights(after), weights(again))
 
 
+def test_the_same_callback_starts_anew_in_a_second_fit() -> None:
+    callbacks = adaptive()
+    seen = []
+    for _ in range(2):
+        module, _ = fit(callbacks, module=Wide(), loader=loader(), max_epochs=EPOCHS)
+        assert isinstance(module, Wide)
+        seen.append([len(batch) for batch in module.seen])
+    assert seen[0] == seen[1]
+
+
+class TwoLoaders(Wide):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch["a"], batch_idx)
+
+
+def test_several_loaders_are_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="got 2 train dataloaders"):
+        fit([ramp(RAMPS["capped"])], module=TwoLoaders(), loader={"a": loader(), "b": loader()}, max_epochs=EPOCHS)
+
+
 # ---------------------------------------------------------------------- two processes
 def _two(arguments: dict[str, Any], ckpt: str | None, save: str | None) -> Any:
     dataset = data(SAMPLES + 1, dtype=torch.float64)

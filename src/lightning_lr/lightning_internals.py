@@ -61,6 +61,13 @@ def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[
     return lambda: strategy.__dict__.pop("process_dataloader", None)
 
 
+def train_loader_count(trainer: Trainer) -> int:
+    """Number of training loaders that are read side by side."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    return len(combined.flattened)
+
+
 def limited_batches(trainer: Trainer, batches: int) -> int:
     """Batches of an epoch that ``limit_train_batches`` leaves."""
     limit = trainer.limit_train_batches

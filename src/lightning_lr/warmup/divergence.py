@@ -72,8 +72,9 @@ class DivergenceWatch:
 
     def diverged(self) -> bool:
         """Whether a divergence is known, of any update but the last one that is still under way."""
-        # one copy may be in flight; the host waits for the ones before it, which are done if it is not far ahead
-        while self._copies and (len(self._copies) > 1 or _arrived(self._copies[0])):
+        # On a device the last update's flag is always left for the next time, even if it has arrived: when to act must
+        # not depend on timing. The host waits for the one before, which is there if it is not far ahead.
+        while self._copies and (len(self._copies) > 1 or _is_here(self._copies[0])):
             copy, event = self._copies.pop(0)
             if event is not None:
                 event.synchronize()
@@ -116,14 +117,14 @@ def _copy_to_host(state: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return state, None
     copy = torch.empty((), dtype=torch.int32, pin_memory=True)
     copy.copy_(state, non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return copy, event
 
 
-def _arrived(pair: tuple[Tensor, torch.cuda.Event | None]) -> bool:
+def _is_here(pair: tuple[Tensor, torch.cuda.Event | None]) -> bool:
     copy, event = pair
-    return copy.device.type == "cpu" if event is None else event.query()
+    return event is None and copy.device.type == "cpu"
 
 
 def _value(pair: tuple[Tensor, torch.cuda.Event | None]) -> int:

@@ -4,9 +4,9 @@ A warm-up may last hundreds of thousands of updates and the loss smoother wants 
 have nearly the same learning rate, so their losses are averaged into blocks; when the blocks are full, neighbours are
 merged and the width of a block doubles. Averages use every loss (random thinning throws information away and needs
 ranks to agree on random numbers), but a single spike would shift the average of its block, so a loss far from the
-median of its neighbours is left out first (Hampel's identifier: Davies & Gather 1993, JASA 88:782). Rejecting rather
-than clipping, since a clipped spike still moves its block by about one standard error. Non-finite losses are counted,
-never averaged. Pure torch.
+median of its neighbours is first replaced by it (Hampel's identifier: Davies & Gather 1993, JASA 88:782). A spike that
+is only clipped still moves its block by about one standard error, and one that is left out moves the boundaries of
+all blocks after it. Non-finite losses are counted, never averaged. Pure torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CAPACITY = 64
 """Blocks kept at most: 32 to 64 for a long warm-up, each 1.5 to 3 % of what has passed of it."""
 
 NEIGHBOURS = 12
-"""Losses to each side against which one is judged: 25 tell a spike from noise, and pass on a change after 12 updates."""
+"""Losses to each side against which one is judged: enough to tell a spike from noise, while a change passes as one."""
 
 REJECT = 6.0
-"""Robust standard deviations (1.4826 MAD) from the local median beyond which a loss is a spike: 1 in 1e8 of Gaussians."""
+"""Robust standard deviations (1.4826 MAD) from the local median beyond which a loss is a spike."""
 
 FEWEST_NEIGHBOURS = 5
 """With fewer finite losses in the window nothing can be called a spike."""
@@ -84,7 +84,7 @@ class LossHistory:
         self.non_finite = 0
         """Losses that were NaN or infinite."""
         self.spikes = 0
-        """Losses that were left out as spikes."""
+        """Losses that were replaced as spikes."""
         self._full: list[Block] = []
         self._open: Block | None = None
         self._context: list[float] = []  # judged losses, which still judge others
@@ -108,12 +108,9 @@ class LossHistory:
                 self.non_finite += 1
         certain = len(self._tail) - NEIGHBOURS
         if certain > 0:
-            accepted = self._accepted()[:certain]
-            for (log_lr, value), keep in zip(self._tail, accepted, strict=False):
-                if keep:
-                    self._add(log_lr, value)
-                else:
-                    self.spikes += 1
+            for (log_lr, value), smoothed in zip(self._tail[:certain], self._without_spikes(), strict=False):
+                self._add(log_lr, smoothed)
+                self.spikes += smoothed != value
             self._context = (self._context + [value for _, value in self._tail[:certain]])[-NEIGHBOURS:]
             self._tail = self._tail[certain:]
 
@@ -124,9 +121,8 @@ class LossHistory:
         as the others), so that one noise level fits them all.
         """
         now = self._copy()
-        for (log_lr, value), keep in zip(self._tail, self._accepted(), strict=True):
-            if keep:
-                now._add(log_lr, value)
+        for (log_lr, _), value in zip(self._tail, self._without_spikes(), strict=True):
+            now._add(log_lr, value)
         if now._open is None:
             return now._full
         if not now._full or 2 * now._open.count >= now.width:
@@ -177,21 +173,21 @@ class LossHistory:
             self._full = [first.merged(second) for first, second in pairs]
             self.width *= 2
 
-    def _accepted(self) -> list[bool]:
-        """Which losses of the tail are no spikes, each judged by up to ``NEIGHBOURS`` losses on either side."""
+    def _without_spikes(self) -> list[float]:
+        """The losses of the tail, each judged by up to ``NEIGHBOURS`` losses on either side."""
         if not self._tail:
             return []
         values = torch.tensor([*self._context, *(value for _, value in self._tail)], dtype=torch.float64)
         edge = values.new_full((NEIGHBOURS,), math.nan)
         windows = torch.cat([edge, values, edge]).unfold(0, 2 * NEIGHBOURS + 1, 1)[len(self._context) :]
         values = values[len(self._context) :]
-        median = windows.nanmedian(dim=1, keepdim=True).values
-        mad = (windows - median).abs().nanmedian(dim=1).values
+        median = windows.nanmedian(dim=1).values
+        mad = (windows - median.unsqueeze(1)).abs().nanmedian(dim=1).values
         few = windows.isfinite().sum(dim=1) < FEWEST_NEIGHBOURS
-        near = (values - median.squeeze(1)).abs() <= REJECT * 1.4826 * mad
+        near = (values - median).abs() <= REJECT * 1.4826 * mad
         # more than half of the window equal (a constant loss): no scale to judge by
-        accepted: list[bool] = (near | few | (mad == 0.0)).tolist()
-        return accepted
+        cleaned: list[float] = torch.where(near | few | (mad == 0.0), values, median).tolist()
+        return cleaned
 
 
 def _plain(block: Block) -> list[float]:

@@ -119,7 +119,7 @@ class Posterior:
         return float(self.mean[int((self.log_lr - log_lr).abs().argmin())])
 
     def probability_above(self, point: int, earlier: int) -> float:
-        """Probability that the smoothed loss at one grid point is higher than at another, from their joint posterior."""
+        """Probability that the smoothed loss is higher at one grid point than at another, by their joint posterior."""
         difference = self.means[:, point] - self.means[:, earlier]
         cov = self.covariances
         variance = cov[:, point, point] + cov[:, earlier, earlier] - 2.0 * cov[:, point, earlier]

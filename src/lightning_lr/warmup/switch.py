@@ -41,11 +41,6 @@ class SwitchTest:
     best_lr: float
     posterior: Posterior | None
 
-    @property
-    def lowest_is_now(self) -> bool:
-        """Whether the smoothed loss is lower now than at any earlier learning rate."""
-        return self.posterior is not None and int(self.posterior.mean.argmin()) == len(self.posterior.log_lr) - 1
-
 
 def look(blocks: Sequence[Block], fallback_lr: float) -> SwitchTest:
     """Smooth a history and test it.
@@ -74,7 +69,7 @@ def look(blocks: Sequence[Block], fallback_lr: float) -> SwitchTest:
 
 
 def safe_lr(test: SwitchTest, reached_lr: float, min_lr: float) -> float:
-    """Learning rate after a divergence at ``reached_lr``: the best one, but at most half of that, which was tried too."""
+    """Learning rate after a divergence at ``reached_lr``: the best one, but at most half of that; both were tried."""
     return max(min_lr, min(test.best_lr, DIVERGENCE_BACKOFF * reached_lr))
 
 

@@ -1,0 +1,140 @@
+"""The training loader under a ramp: its batch sampler replaced, placed where the run is, and told of growth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan
+from lightning_lr.callbacks.run import run_shape
+from lightning_lr.progress import RunShape
+
+
+class RampedLoader:
+    """Takes every training loader over before Lightning measures it, and keeps sampler and totals on the plan.
+
+    Args:
+        trainer: in ``setup``, before anything asks for the loader.
+        make_plan: the plan for a run with the loader's own batch.
+        seed: of the order of a shuffled loader, from a checkpoint; ``None`` takes ``torch.initial_seed()``.
+    """
+
+    def __init__(self, trainer: Trainer, make_plan: Callable[[RunShape], RampPlan], seed: int | None) -> None:
+        self.seed = seed
+        self._make_plan = make_plan
+        self._plan: RampPlan | None = None
+        self._sampler: RampBatchSampler | None = None
+        self._placed_at: tuple[int, int] | None = None
+        self._undo: list[Callable[[], Any]] = [internals.on_train_loader(trainer, partial(self._take_over, trainer))]
+
+    # ------------------------------------------------------------------ reading
+    @property
+    def plan(self) -> RampPlan:
+        """The plan of the run; the loader has been made."""
+        assert self._plan is not None
+        return self._plan
+
+    @property
+    def ready(self) -> bool:
+        """Whether the loader has been made."""
+        return self._plan is not None
+
+    def windows(self, epoch: int) -> EpochWindows:
+        """The windows of an epoch."""
+        return self.plan.windows(epoch)
+
+    def next_free_place(self, epoch: int) -> tuple[int, int]:
+        """Epoch and samples of it before the first window of which nothing has been given out or prefetched."""
+        assert self._sampler is not None
+        window = self.windows(epoch).next_window_from(self._sampler.given_out)
+        return (epoch, window.start) if window is not None else (epoch + 1, 0)
+
+    # ------------------------------------------------------------------ following the loop
+    def start(self, trainer: Trainer) -> None:
+        """Training starts: be where the loops were restored to, and tell Lightning how long this epoch is."""
+        if internals.train_loader_count(trainer) > 1:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: got {internals.train_loader_count(trainer)} train dataloaders, whose batches would "
+                "have to grow together; give one"
+            )
+        if self._placed_at != internals.next_position(trainer):  # the loader was made before the loops were restored
+            self._place(trainer)
+            internals.restart_iterator(trainer)
+        epoch, _ = internals.next_position(trainer)
+        internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
+
+    def start_epoch(self, trainer: Trainer) -> None:
+        """An epoch starts. The iterator of epoch 0 exists already, that of every other is made after this."""
+        epoch = trainer.current_epoch
+        assert self._sampler is not None
+        if epoch > 0:
+            self._sampler.set_windows(self.windows(epoch))
+            self._sampler.set_epoch(epoch)
+        internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
+
+    def replan(self, trainer: Trainer, plan: RampPlan) -> None:
+        """Go on with a plan that differs from the old one in windows that nothing has been prefetched of."""
+        self._plan = plan
+        assert self._sampler is not None
+        windows = self.windows(trainer.current_epoch)
+        self._sampler.replan(windows)
+        internals.set_epoch_length(trainer, len(windows.micro_sizes))
+
+    def release(self, trainer: Trainer) -> None:
+        """Give the loader and the Trainer back as they were."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+        trainer.accumulate_grad_batches = 1
+
+    # ------------------------------------------------------------------ inside
+    def _take_over(self, trainer: Trainer, loader: Any) -> Any:
+        given = _batch_sampler_of(loader)
+        sampler, size = given.sampler, len(loader.dataset)
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
+            self.seed = trainer.strategy.broadcast(self.seed if self.seed is not None else torch.initial_seed())
+            sampler = EpochSampler(size, seed=self.seed)
+        batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
+        shape = internals.loader_shape(loader, batches, trainer.world_size)
+        self._plan = self._make_plan(run_shape(trainer, "BatchSizeRamp", shape))
+        self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
+        self._place(trainer)
+        self._undo.append(partial(internals.replace_batch_sampler, loader, given))
+        internals.replace_batch_sampler(loader, self._sampler)
+        internals.forget_loader_states(trainer)
+        return loader
+
+    def _place(self, trainer: Trainer) -> None:
+        assert self._sampler is not None
+        epoch, micro_batch = internals.next_position(trainer)
+        windows = self.windows(epoch)
+        if micro_batch not in windows.boundaries:  # inside a window: its gradient is lost, so run it again as a whole
+            micro_batch = windows.first_of_window(micro_batch)
+            internals.roll_back_to(trainer, micro_batch)
+        trainer.accumulate_grad_batches = windows.accumulation_at(micro_batch)
+        self._sampler.set_epoch(epoch)
+        self._sampler.set_windows(windows, skip=micro_batch)
+        self._placed_at = epoch, micro_batch
+
+
+def _batch_sampler_of(loader: Any) -> BatchSampler:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise MisconfigurationException(
+            f"BatchSizeRamp: got a {type(getattr(loader, 'dataset', loader)).__name__}, which is batched where we "
+            "cannot see it; use a DataLoader over a map-style data set"
+        )
+    given = loader.batch_sampler
+    if type(given) not in (BatchSampler, RampBatchSampler):
+        raise MisconfigurationException(
+            f"BatchSizeRamp: the train dataloader has a batch sampler of its own ({type(given).__name__}), which "
+            "decides about the batch too; give the DataLoader a sampler and a batch_size"
+        )
+    assert isinstance(given, BatchSampler)
+    return given

@@ -1,0 +1,29 @@
+"""The room of the adaptive warm-up: how high the learning rate may go, read off the training loss.
+
+Read in this order: :mod:`.history` (what is remembered of the losses), :mod:`.smoother` (a Gaussian process over the
+log learning rate), :mod:`.switch` (has the smoothed loss risen?), :mod:`.divergence` (has it taken off?),
+:mod:`.settings` and :mod:`.machine` (the course of a run). No Lightning in here. Source: AutoWU, Kim et al. 2021,
+arXiv:2107.05855.
+"""
+
+from lightning_lr.warmup.divergence import DivergenceWatch
+from lightning_lr.warmup.history import Block, LossHistory
+from lightning_lr.warmup.machine import Decision, WarmupMachine
+from lightning_lr.warmup.settings import OnDivergence, WarmupSettings
+from lightning_lr.warmup.smoother import BlockGP, Posterior, fit
+from lightning_lr.warmup.switch import SwitchTest, look
+
+__all__ = [
+    "Block",
+    "BlockGP",
+    "Decision",
+    "DivergenceWatch",
+    "LossHistory",
+    "OnDivergence",
+    "Posterior",
+    "SwitchTest",
+    "WarmupMachine",
+    "WarmupSettings",
+    "fit",
+    "look",
+]
