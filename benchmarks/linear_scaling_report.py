@@ -21,6 +21,7 @@ from benchmarks._common import Interval, clock, paired_interval, t_interval
 Record = dict[str, Any]
 FINDINGS, UNWRITTEN = "## What was found", "To be written."
 DOUBT = "*Written for earlier numbers; check them and remove this line.*"
+RULES = ("none", "sqrt", "linear")
 AT_CHANCE = 0.2
 """A test accuracy below this counts as not having learned, beside the runs whose loss became infinite."""
 
@@ -53,8 +54,7 @@ def by_setting(records: Sequence[Record]) -> dict[Setting, dict[int, Record]]:
         config = record["config"]
         setting = Setting(*(config[field] for field in Setting._fields))
         groups.setdefault(setting, {})[config["seed"]] = record
-    order = ("none", "sqrt", "linear")
-    return dict(sorted(groups.items(), key=lambda item: (*item[0][:2], order.index(item[0].rule), item[0][3])))
+    return dict(sorted(groups.items(), key=lambda item: (*item[0][:2], RULES.index(item[0].rule), item[0][3])))
 
 
 def rows(records: Sequence[Record]) -> list[Row]:
@@ -166,15 +166,16 @@ def _markdown(picture: str, tuned: Sequence[Record], scaled: Sequence[Record]) -
         for setting, advantage in norm_advantages(scaled, "batch norm", "no norm").items()
     ]
     by_size = {record["config"]["batch_size"]: record["updates"] for record in scaled if not record["diverged"]}
-    updates = ", ".join(f"{count} updates at batch {size}" for size, count in sorted(by_size.items()))
+    updates = "updates at batch " + ", ".join(f"{size}: {count}" for size, count in sorted(by_size.items()))
     networks = ", ".join(f"{model}: {count} parameters" for model, count in models.items())
     seeds = len({record["config"]["seed"] for record in scaled})
     tuning_headings = ("model", "lr", "validation accuracy (%)", "test accuracy (%)", "failed", "")
     return f"""# Linear scaling of the learning rate, with and without batch normalisation
 
-Made by `python -m benchmarks.linear_scaling`. Fashion-MNIST, {config["train_size"]} training images, {config["epochs"]} epochs for every batch size
-({updates}), `SmallCNN` ({networks}).
-SGD with Nesterov momentum 0.9, weight decay 5e-4, cosine decay; the batch is a true one, without accumulation.
+Made by `python -m benchmarks.linear_scaling`. Fashion-MNIST, {config["train_size"]} training images,
+{config["epochs"]} epochs for every batch size ({updates}).
+`SmallCNN` ({networks}), SGD with Nesterov momentum 0.9,
+weight decay 5e-4, cosine decay; the batch is a true one, without accumulation.
 
 ± is a 95 % interval of the mean by Student's distribution over {seeds} seeds (initialisation and sample order);
 differences are paired by seed. With so few seeds, and where some fail and others do not, an interval is a rough guide.
@@ -188,8 +189,8 @@ below {AT_CHANCE:.0%}.
 {_markdown_table(HEADINGS, [cells(row) for row in rows(scaled)])}
 ## Batch norm against no norm
 
-How many points less the model with batch norm loses, against its own result at batch {smallest}, than the model without.
-Where both fail, nothing is left to compare.
+How many points less the model with batch norm loses, against its own result at batch {smallest}, than the model
+without. Where both fail, nothing is left to compare.
 
 {_markdown_table(("batch (samples)", "rule", "warm-up (epochs)", "advantage of batch norm (points)"), advantages)}
 ## The learning rate at batch {smallest}
@@ -231,7 +232,10 @@ def draw(records: Sequence[Record], path: Path) -> None:
 def _draw_panel(panel: Axes, table: Sequence[Row], groups: Mapping[Setting, Mapping[int, Record]]) -> None:
     reference = next(row for row in table if row.difference is None)
     sizes = sorted({row.setting.batch_size for row in table})
-    lines = sorted({(row.setting.rule, row.setting.warmup_epochs) for row in table if row.difference is not None})
+    lines = sorted(
+        {(row.setting.rule, row.setting.warmup_epochs) for row in table if row.difference is not None},
+        key=lambda line: (-RULES.index(line[0]), line[1]),
+    )
     panel.axhline(100 * reference.accuracy.mean, color="0.6", linewidth=0.8, linestyle=":")
     for place, (rule, warmup_epochs) in enumerate(lines):
         points = [
@@ -264,7 +268,7 @@ def _draw_panel(panel: Axes, table: Sequence[Row], groups: Mapping[Setting, Mapp
         )
         for row, x in zip(points, places, strict=True):
             singles = [100 * accuracy for accuracy in _accuracies(groups[row.setting]).values()]
-            panel.plot([x] * len(singles), singles, ".", color=COLOURS[rule], markersize=4, alpha=0.6, zorder=3)
+            panel.plot([x] * len(singles), singles, ".", color=COLOURS[rule], markersize=5, zorder=3)
     panel.set_xscale("log", base=2)
     panel.set_xticks(sizes, [str(size) for size in sizes])
     panel.minorticks_off()

@@ -2,11 +2,12 @@
 
     python -m benchmarks.overhead
 
-Pairs of short runs of the small CNN (batch 128 of 28 x 28 images), in random order within a pair, each timed from
-inside the loop after a few warm-up steps, so that setting up the Trainer does not count. Printed: the median of the
-pairs' ratios with a 95 % interval (bootstrap over pairs), of wall time and of this process's CPU time (which other work
-on the machine disturbs less). One thread, so that the threads of torch do not wait for each other on a busy machine.
-One JSON in ``benchmarks/results/overhead/``.
+One run of the small CNN (batch 128 of 28 x 28 images) in which our callbacks are taken out of the Trainer's list and
+put back every few steps, in random order within each pair of blocks, so that what else the machine does hits both
+alike. Printed: the median of the pairs' ratios with a 95 % interval (bootstrap over pairs), of wall time and of this
+process's CPU time (which other work disturbs less), and the same for blocks that are both bare: the noise of the
+method. One thread, so that torch's threads do not wait for each other on a busy machine. One JSON in
+``benchmarks/results/overhead/``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import platform
 import random
 import statistics
@@ -25,116 +27,142 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples import Classifier, SmallCNN
-from lightning_lr import Cosine, LearningRateScaling, LearningRateSchedule
+from lightning_lr import Cosine, CurveRamp, LearningRateScaling, LearningRateSchedule
+from lightning_lr.callbacks import BatchSizeRamp
 
 RESULTS = Path(__file__).parent / "results" / "overhead"
-WARMUP_STEPS = 5
+WARMUP_STEPS = 20
 
 ARMS: dict[str, Callable[[], list[Callback]]] = {
-    "bare again (noise floor)": lambda: [],
+    "bare against bare": lambda: [],
     "LearningRateSchedule": lambda: [LearningRateSchedule(Cosine(warmup=0.1))],
     "LearningRateScaling": lambda: [LearningRateScaling(64, warmup_epochs=0.5)],
-    "both": lambda: [LearningRateSchedule(Cosine(warmup=0.1)), LearningRateScaling(64, warmup_epochs=0.5)],
+    "LearningRateSchedule + LearningRateScaling": lambda: [
+        LearningRateSchedule(Cosine(warmup=0.1)),
+        LearningRateScaling(64, warmup_epochs=0.5),
+    ],
+    "BatchSizeRamp, constant": lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))],
 }
 
 
-class Timer(Callback):
-    """Wall and CPU time from the end of the warm-up steps to the end of the last step."""
+class Alternate(Callback):
+    """Takes the callbacks under test out and in, block by block, and times each block.
 
-    def __init__(self) -> None:
-        self.seconds_per_step = (0.0, 0.0)
+    Args:
+        tested: the callbacks under test.
+        pairs: pairs of blocks, one with and one without.
+        block: updates in a block.
+    """
+
+    def __init__(self, tested: list[Callback], pairs: int, block: int) -> None:
+        self.tested = tested
+        self.block = block
+        order = random.Random(1)
+        self.blocks = [attached for _ in range(pairs) for attached in order.sample([True, False], 2)]
+        self.seconds: list[tuple[float, float]] = []
+        self._all: list[Callback] = []
         self._start = (0.0, 0.0)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._all = list(trainer.callbacks)  # type: ignore[attr-defined]
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step == WARMUP_STEPS:
-            self._start = (time.perf_counter(), time.process_time())
+        done = trainer.global_step - WARMUP_STEPS
+        if done < 0 or done % self.block:
+            return
+        now = (time.perf_counter(), time.process_time())
+        if done:
+            self.seconds.append((now[0] - self._start[0], now[1] - self._start[1]))
+        if len(self.seconds) < len(self.blocks):
+            attached = self.blocks[len(self.seconds)]
+            # a new list: Lightning is walking through the old one
+            trainer.callbacks = [c for c in self._all if attached or c not in self.tested]  # type: ignore[attr-defined]
+        self._start = (time.perf_counter(), time.process_time())
 
-    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
-        steps = trainer.global_step - WARMUP_STEPS
-        wall, cpu = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
-        self.seconds_per_step = (wall / steps, cpu / steps)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.callbacks = self._all  # type: ignore[attr-defined]
+
+    def ratios(self) -> list[tuple[float, float]]:
+        """With over without, of wall and of CPU time, pair by pair."""
+        found = []
+        for index in range(0, len(self.blocks), 2):
+            with_us, without = (index, index + 1) if self.blocks[index] else (index + 1, index)
+            pair = zip(self.seconds[with_us], self.seconds[without], strict=True)
+            found.append(tuple(ours / bare for ours, bare in pair))
+        return found  # type: ignore[return-value]
+
+    def bare_ms(self) -> float:
+        """Median wall time of a bare step."""
+        bare = [wall for (wall, _), attached in zip(self.seconds, self.blocks, strict=True) if not attached]
+        return 1e3 * statistics.median(bare) / self.block
 
 
-def seconds_per_step(callbacks: list[Callback], loader: DataLoader[Any], folder: str | None) -> tuple[float, float]:
-    """One short run; returns its mean wall and CPU time per step."""
-    timer = Timer()
-    torch.manual_seed(0)
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="auto",
-        devices=1,
-        callbacks=[*callbacks, timer],
-        logger=False if folder is None else CSVLogger(folder),
-        default_root_dir=folder or "runs/overhead",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Classifier(SmallCNN(), lr=0.01), loader)
-    return timer.seconds_per_step
-
-
-def median_with_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+def median_with_interval(ratios: Sequence[float]) -> dict[str, float]:
     """Median and its 95 % bootstrap interval."""
     generator = random.Random(0)
     medians = sorted(statistics.median(generator.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return statistics.median(ratios), medians[50], medians[-51]
+    return {"median": statistics.median(ratios), "low": medians[50], "high": medians[-51]}
 
 
-def measure(pairs: int, steps: int, with_logger: bool) -> dict[str, Any]:
-    """Ratios of every arm against the bare Trainer."""
-    data = TensorDataset(torch.randn(128 * steps, 1, 28, 28), torch.randint(10, (128 * steps,)))
-    loader = DataLoader(data, batch_size=128)
-    order = random.Random(1)
-    rows: dict[str, Any] = {}
+def measure(name: str, pairs: int, block: int, with_logger: bool) -> dict[str, Any]:
+    """One run with one set of callbacks."""
+    tested = ARMS[name]()
+    alternate = Alternate(tested, pairs, block)
+    steps = WARMUP_STEPS + 2 * pairs * block
+    data = TensorDataset(torch.randn(128 * 20, 1, 28, 28), torch.randint(10, (128 * 20,)))
     with TemporaryDirectory() as folder:
-        where = folder if with_logger else None
-        seconds_per_step([], loader, where)
-        for name, make in ARMS.items():
-            ratios: list[tuple[float, float]] = []
-            bare_times = []
-            for _ in range(pairs):
-                runs = {"bare": lambda: [], "ours": make}
-                times = {}
-                for arm in order.sample(sorted(runs), 2):
-                    times[arm] = seconds_per_step(runs[arm](), loader, where)
-                ratios.append((times["ours"][0] / times["bare"][0], times["ours"][1] / times["bare"][1]))
-                bare_times.append(times["bare"][0])
-            rows[name] = {"bare_ms": 1e3 * statistics.median(bare_times)}
-            for clock, of_clock in zip(("wall", "cpu"), zip(*ratios, strict=True), strict=True):
-                rows[name][clock] = dict(zip(("median", "low", "high"), median_with_interval(of_clock), strict=True))
-            logged = "CSVLogger" if with_logger else "no logger"
-            intervals = "  ".join(
-                f"{clock} {r['median']:.4f} [{r['low']:.4f}, {r['high']:.4f}]"
-                for clock, r in rows[name].items()
-                if clock != "bare_ms"
-            )
-            print(f"{name:26s} {logged:9s} {intervals}  (bare {rows[name]['bare_ms']:.2f} ms/step)", flush=True)
-    return rows
+        trainer = Trainer(
+            max_epochs=-(-steps // 20),
+            max_steps=steps,
+            devices=1,
+            callbacks=[alternate, *tested],
+            logger=CSVLogger(folder) if with_logger else False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Classifier(SmallCNN(), lr=0.01), DataLoader(data, batch_size=128))
+    wall, cpu = zip(*alternate.ratios(), strict=True)
+    row = {
+        "wall": median_with_interval(wall),
+        "cpu": median_with_interval(cpu),
+        "bare_ms": alternate.bare_ms(),
+    }
+    shown = "  ".join(
+        f"{c} {row[c]['median']:.4f} [{row[c]['low']:.4f}, {row[c]['high']:.4f}]" for c in ("wall", "cpu")
+    )
+    print(
+        f"{name:44s} {'CSVLogger' if with_logger else 'no logger'}  {shown}  bare {row['bare_ms']:.2f} ms", flush=True
+    )
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=31, help="pairs of runs per row")
-    parser.add_argument("--steps", type=int, default=45, help="updates per run")
+    parser.add_argument("--pairs", type=int, default=301, help="pairs of blocks per row")
+    parser.add_argument("--block", type=int, default=2, help="updates per block")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    result = {
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "pairs": arguments.pairs,
-        "steps": arguments.steps,
-        "no logger": measure(arguments.pairs, arguments.steps, with_logger=False),
-        "CSVLogger": measure(arguments.pairs, arguments.steps, with_logger=True),
+        "block": arguments.block,
     }
+    for with_logger in (False, True):
+        result["CSVLogger" if with_logger else "no logger"] = {
+            name: measure(name, arguments.pairs, arguments.block, with_logger) for name in ARMS
+        }
     RESULTS.mkdir(parents=True, exist_ok=True)
     name = str(result["device"]).replace(" ", "_")
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

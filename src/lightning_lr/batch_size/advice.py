@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import Protocol, get_args
 
 from lightning_lr.batch_size._checks import require, require_count, require_momentum, require_positive
 from lightning_lr.batch_size.batch_rule import LRRule
 from lightning_lr.batch_size.noise_scale import momentum_transient
+from lightning_lr.batch_size.phases import RampPhase
 from lightning_lr.batch_size.schedules import AdaptiveRamp, RampSchedule
 from lightning_lr.batch_size.windows import micro_batch_sizes
-
-if TYPE_CHECKING:
-    from lightning_lr.batch_size.plan import RampPlan
 
 WHO = "BatchSizeRamp"
 
@@ -25,7 +23,63 @@ HIGH_MOMENTUM = 0.95
 """From here on, Smith et al. had to begin with a reduced learning rate."""
 
 
-def refuse(plan: RampPlan) -> None:
+class Decision(Protocol):
+    """A growth of the batch: its epoch, the samples of the epoch before it, the batch from there on."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+class Plan(Protocol):
+    """What is read of a :class:`~lightning_lr.batch_size.plan.RampPlan`, which imports this module."""
+
+    @property
+    def schedule(self) -> RampSchedule: ...
+    @property
+    def dataset_size(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def max_epochs(self) -> int | None: ...
+    @property
+    def max_updates(self) -> int | None: ...
+    @property
+    def max_batch_size(self) -> int | None: ...
+    @property
+    def max_micro_batch_size(self) -> int | None: ...
+    @property
+    def lr_rule(self) -> LRRule: ...
+    @property
+    def lr(self) -> float | None: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def drop_last(self) -> bool: ...
+    @property
+    def begin_samples(self) -> int | None: ...
+    @property
+    def growths(self) -> tuple[Decision, ...]: ...
+    @property
+    def starting_batch_size(self) -> int: ...
+    @property
+    def largest_batch_size(self) -> int: ...
+    @property
+    def samples_per_device(self) -> int: ...
+    @property
+    def cap(self) -> int: ...
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def phases(self) -> list[RampPhase]: ...
+
+
+def refuse(plan: Plan) -> None:
     """Raise a ValueError unless the arguments of a plan are in range and fit together."""
     _refuse_each(plan)
     if plan.max_epochs is None and plan.max_updates is None:
@@ -53,12 +107,12 @@ def refuse(plan: RampPlan) -> None:
     _refuse_growths(plan)
 
 
-def notes(plan: RampPlan) -> list[str]:
+def notes(plan: Plan) -> list[str]:
     """Return what the user of a plan should know before training, one sentence each."""
     return [*_rounding(plan), *_length(plan), *_momentum(plan)]
 
 
-def _refuse_each(plan: RampPlan) -> None:
+def _refuse_each(plan: Plan) -> None:
     if not isinstance(plan.schedule, RampSchedule):
         raise ValueError(f"{WHO}: schedule={plan.schedule!r} is none; give a StepRamp, a CurveRamp or an AdaptiveRamp")
     require_count(WHO, "dataset_size", plan.dataset_size, "samples")
@@ -81,7 +135,7 @@ def _refuse_each(plan: RampPlan) -> None:
     require(begin is None or begin >= 0, WHO, "begin_samples", begin, "samples of the run before the ramp, or None")
 
 
-def _refuse_growths(plan: RampPlan) -> None:
+def _refuse_growths(plan: Plan) -> None:
     adaptive = isinstance(plan.schedule, AdaptiveRamp)
     if adaptive and plan.max_epochs is None:
         raise ValueError(
@@ -101,7 +155,7 @@ def _refuse_growths(plan: RampPlan) -> None:
         place, batch_size = (growth.epoch, growth.start), growth.batch_size
 
 
-def _rounding(plan: RampPlan) -> list[str]:
+def _rounding(plan: Plan) -> list[str]:
     told = []
     if plan.starting_batch_size != plan.batch_size:
         told.append(
@@ -127,7 +181,7 @@ def _rounding(plan: RampPlan) -> list[str]:
     return told
 
 
-def _length(plan: RampPlan) -> list[str]:
+def _length(plan: Plan) -> list[str]:
     if not plan.schedule.known_ahead:
         return [
             "an AdaptiveRamp decides from measured gradients: updates and phases are those of a run in which the batch "
@@ -139,7 +193,7 @@ def _length(plan: RampPlan) -> list[str]:
     return []
 
 
-def _momentum(plan: RampPlan) -> list[str]:
+def _momentum(plan: Plan) -> list[str]:
     told = []
     momentum, dataset_size = plan.momentum, plan.dataset_size
     if momentum > 0 and plan.schedule.known_ahead and plan.schedule.changes() is not None:

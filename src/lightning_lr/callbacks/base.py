@@ -85,6 +85,10 @@ class MethodCallback(Callback):
         """What ``plan`` prints about the method for a run of this shape, by heading."""
         return {}
 
+    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+        """What ``plan`` tells the user to think of before training, one sentence each."""
+        return []
+
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":

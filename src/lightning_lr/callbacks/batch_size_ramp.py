@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -165,6 +166,10 @@ class BatchSizeRamp(MethodCallback):
             "batch ramp": f"{self.schedule}: {plan.starting_batch_size} to at most {plan.largest_batch_size}",
             "updates": f"{plan.total_updates:,} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
+
+    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+        assert isinstance(shape, RampedRun)
+        return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         shape = clock.shape

@@ -7,9 +7,9 @@ The first of them in the Trainer's order moves the clock, the last writes and lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,14 +19,26 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, RunShape, SampleClock
 
-if TYPE_CHECKING:
-    from lightning_lr.callbacks.base import MethodCallback
-
 CountSamples = Callable[[Any], int]
+
+
+class Member(Protocol):
+    """What a run asks of each callback of ours; every ``MethodCallback`` is one."""
+
+    name: ClassVar[str]
+    count_samples: CountSamples | None
+    clock_state: dict[str, Any] | None
+
+    def reshape(self, shape: RunShape) -> RunShape: ...
+    def factor(self, clock: SampleClock) -> float | list[float]: ...
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
+    def facts(self, shape: RunShape) -> dict[str, str]: ...
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]: ...
 
 
 class Run:
@@ -38,7 +50,7 @@ class Run:
         members: our callbacks, in the Trainer's order.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, members: list[MethodCallback]) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> None:
         self.members = members
         shape = run_shape(trainer, who=type(members[0]).__name__)
         for member in members:
@@ -55,7 +67,7 @@ class Run:
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod
-    def attach(cls, trainer: Trainer, module: LightningModule, members: list[MethodCallback]) -> Run:
+    def attach(cls, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> Run:
         """Start a run, at the place where a restored checkpoint left it."""
         run = cls(trainer, module, members)
         run._resume(trainer)
@@ -69,11 +81,11 @@ class Run:
             self.writer.release()
         self._undo = []
 
-    def is_first(self, member: MethodCallback) -> bool:
+    def is_first(self, member: Member) -> bool:
         """Whether ``member`` is the first of ours that Lightning calls."""
         return self.members[0] is member
 
-    def is_last(self, member: MethodCallback) -> bool:
+    def is_last(self, member: Member) -> bool:
         """Whether ``member`` is the last of ours that Lightning calls."""
         return self.members[-1] is member
 
@@ -110,7 +122,7 @@ class Run:
             self.writer.set_multiplier(member.name, member.factor(self.clock))
         self.writer.write()
 
-    def note_start(self, member: MethodCallback) -> None:
+    def note_start(self, member: Member) -> None:
         """Write down what a method decided for the whole run."""
         journal = self.journal(member.name)
         if journal is not None:

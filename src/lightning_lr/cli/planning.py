@@ -38,6 +38,7 @@ class Method(Protocol):
     def factor(self, clock: SampleClock) -> float | list[float]: ...
     def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
     def facts(self, shape: RunShape) -> dict[str, str]: ...
+    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]: ...
 
 
 class Scheduler(Protocol):
@@ -213,7 +214,8 @@ def make_plan(
         walker.go()
     planned = [names for row in walker.rows for names in row.phases]
     skipped = [name for names, _ in parts for name in names if name not in planned]
-    notes = [*notes, *(f"the phase {name!r} is shorter than one update and does not happen" for name in skipped)]
+    notes = [*notes, *(note for method in methods for note in method.advice(shape, optimizer))]
+    notes += (f"the phase {name!r} is shorter than one update and does not happen" for name in skipped)
     return Plan(
         shape=shape,
         groups=tuple(walker.writer.group_names()),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class LossHistory:
         self.spikes = 0
         """Losses that were replaced as spikes."""
         self._full: list[Block] = []
-        self._open: Block | None = None
+        self._open = (0, 0.0, 0.0, 0.0)  # the fields of a block that is not full; no object for every update
         self._context: list[float] = []  # judged losses, which still judge others
         self._tail: list[tuple[float, float]] = []  # losses whose later neighbours have not been seen
 
@@ -123,11 +123,12 @@ class LossHistory:
         now = self._copy()
         for (log_lr, _), value in zip(self._tail, self._without_spikes(), strict=True):
             now._add(log_lr, value)
-        if now._open is None:
+        rest = Block(*now._open)
+        if rest.count == 0:
             return now._full
-        if not now._full or 2 * now._open.count >= now.width:
-            return [*now._full, now._open]
-        return [*now._full[:-1], now._full[-1].merged(now._open)]
+        if not now._full or 2 * rest.count >= now.width:
+            return [*now._full, rest]
+        return [*now._full[:-1], now._full[-1].merged(rest)]
 
     # ------------------------------------------------------------------ resuming
     def state_dict(self) -> dict[str, Any]:
@@ -137,8 +138,8 @@ class LossHistory:
             "observed": self.observed,
             "non_finite": self.non_finite,
             "spikes": self.spikes,
-            "blocks": [_plain(block) for block in self._full],
-            "open": None if self._open is None else _plain(self._open),
+            "blocks": [list(astuple(block)) for block in self._full],
+            "open": list(self._open),
             "context": list(self._context),
             "tail": [list(pair) for pair in self._tail],
         }
@@ -150,7 +151,8 @@ class LossHistory:
         self.non_finite = int(state["non_finite"])
         self.spikes = int(state["spikes"])
         self._full = [Block(*block) for block in state["blocks"]]
-        self._open = None if state["open"] is None else Block(*state["open"])
+        count, log_lr, loss, squares = state["open"]
+        self._open = (int(count), float(log_lr), float(loss), float(squares))
         self._context = list(state["context"])
         self._tail = [(log_lr, loss) for log_lr, loss in state["tail"]]
 
@@ -161,13 +163,15 @@ class LossHistory:
         return copy
 
     def _add(self, log_lr: float, loss: float) -> None:
-        single = Block(1, log_lr, loss)
-        block = single if self._open is None else self._open.merged(single)
-        if block.count < self.width:
-            self._open = block
+        count, mean_log_lr, mean, squares = self._open  # Welford's update
+        count += 1
+        step = loss - mean
+        mean += step / count
+        self._open = (count, mean_log_lr + (log_lr - mean_log_lr) / count, mean, squares + step * (loss - mean))
+        if count < self.width:
             return
-        self._open = None
-        self._full.append(block)
+        self._full.append(Block(*self._open))
+        self._open = (0, 0.0, 0.0, 0.0)
         if len(self._full) == self.capacity:
             pairs = zip(self._full[::2], self._full[1::2], strict=True)
             self._full = [first.merged(second) for first, second in pairs]
@@ -188,10 +192,6 @@ class LossHistory:
         # more than half of the window equal (a constant loss): no scale to judge by
         cleaned: list[float] = torch.where(near | few | (mad == 0.0), values, median).tolist()
         return cleaned
-
-
-def _plain(block: Block) -> list[float]:
-    return [block.count, block.log_lr, block.loss, block.squares]
 
 
 def noise_of(blocks: Sequence[Block]) -> float:

@@ -137,24 +137,23 @@ def fit(blocks: Sequence[Block]) -> Posterior:
     averaged over a grid of :math:`(l, s^2, \sigma^2)` and of :math:`s^2 = 0`, weighted by marginal likelihood.
 
     Args:
-        blocks: block averages of the loss with ascending learning rates, from :meth:`LossHistory.blocks`.
+        blocks: block averages of the loss, from :meth:`LossHistory.blocks`.
 
     Returns:
-        The posterior of f from the first block's learning rate to the last one's.
+        The posterior of f from the lowest learning rate of a block to the highest.
 
     Raises:
-        ValueError: for fewer than 6 blocks, or learning rates that do not ascend.
+        ValueError: for fewer than 6 blocks, or blocks of one learning rate only.
 
     Source: Rasmussen & Williams 2006, equations 2.25, 2.26 and 2.30.
     """
     if len(blocks) < FEWEST_BLOCKS:
         raise ValueError(f"fit: got {len(blocks)} blocks; give at least {FEWEST_BLOCKS}, of one update or more each")
+    blocks = sorted(blocks, key=lambda block: block.log_lr)
     inputs = torch.tensor([block.log_lr for block in blocks], dtype=torch.float64)
     losses = torch.tensor([block.loss for block in blocks], dtype=torch.float64)
-    if not (inputs.diff() > 0).all():
-        raise ValueError(
-            "fit: the learning rates of the blocks do not ascend; give the blocks of one warm-up, in order"
-        )
+    if inputs[0] == inputs[-1]:
+        raise ValueError("fit: all blocks have one and the same learning rate; give the blocks of a warm-up")
     points = torch.linspace(float(inputs[0]), float(inputs[-1]), GRID, dtype=torch.float64)
     centre, scale = losses.mean(), losses.std()
     if not float(scale) > 1e-12 * float(losses.abs().max()):  # a constant loss, up to rounding, tells nothing
