@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +46,7 @@ class Row:
     setting: Setting
     accuracy: Interval
     difference: Interval | None
+    train_loss: float | None
     updates: int
     seconds: float
     cpu_seconds: float
@@ -64,6 +67,13 @@ class Row:
 def last_val_accuracy(record: Record) -> float:
     """Validation accuracy after the last epoch, 0 for a run that diverged."""
     return 0.0 if record["diverged"] else float(record["epochs"][-1]["val_accuracy"])
+
+
+def last_epoch_train_loss(record: Record) -> float:
+    """Mean training loss over the last epoch, of batches as they were trained on."""
+    config, curve = record["config"], record["train_curve"]
+    begin = (config["epochs"] - 1) * config["train_size"]
+    return fmean(loss for x, loss in zip(curve["samples"], curve["loss"], strict=True) if x > begin)
 
 
 def by_setting(records: Sequence[Record]) -> dict[Setting, dict[int, Record]]:
@@ -87,6 +97,7 @@ def rows(records: Sequence[Record]) -> list[Row]:
             None
             if setting.mode == "decay"
             else paired_interval(_accuracies(runs), _accuracies(reference[setting.optimizer]), CONFIDENCE),
+            _mean([last_epoch_train_loss(run) for run in runs.values() if not run["diverged"]]),
             max(run["updates"] for run in runs.values()),
             fmean(run["seconds"] for run in runs.values()),
             fmean(run["cpu_seconds"] for run in runs.values()),
@@ -115,6 +126,10 @@ def same_until_first_milestone(records: Sequence[Record], optimizer: str) -> boo
     return all(len(different) == 1 for different in beginnings.values())
 
 
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
 def _accuracies(runs: dict[int, Record]) -> dict[int, float]:
     return {seed: run["test_accuracy"] for seed, run in runs.items()}
 
@@ -130,21 +145,23 @@ HEADINGS = (
     "test accuracy (%)",
     "difference to decay, 90 % (points)",
     "within ±0.5?",
+    "training loss, last epoch",
     "time (s)",
     "CPU time (s)",
     "seeds",
     "diverged",
 )
 SHORT_HEADINGS = (
-    "opt.",
+    "optimizer",
     "schedule",
     "lr",
     "m",
     "batch",
     "updates",
-    "acc. (%)",
+    "accuracy (%)",
     "diff. (points)",
     "±0.5?",
+    "loss",
     "s",
     "CPU s",
 )
@@ -163,6 +180,7 @@ def cells(row: Row) -> list[str]:
         row.accuracy.text(100),
         "-" if row.difference is None else row.difference.text(100, sign=True),
         row.verdict,
+        "-" if row.train_loss is None else f"{row.train_loss:.3f}",
         f"{row.seconds:.0f}",
         f"{row.cpu_seconds:.0f}",
         str(row.accuracy.count),
@@ -191,8 +209,9 @@ def tuning_cells(tuned: Sequence[Record]) -> list[list[str]]:
 def statement(row: Row) -> str:
     """What the interval of a difference says, plainly."""
     assert row.difference is not None
+    zero_left_out = abs(row.difference.mean) > row.difference.half_width
     what = {
-        "inside": "inside ±0.5 points: equivalent",
+        "inside": "inside ±0.5 points: equivalent" + (", though 0 is outside the interval" if zero_left_out else ""),
         "outside": "outside ±0.5 points: different",
         "not shown": "it reaches past ±0.5 points: equivalence is **not** shown",
     }[row.verdict]
@@ -223,7 +242,7 @@ Micro-batches grow to {config["max_micro_batch_size"]} samples; beyond, gradient
 
 ±: of an accuracy, the 95 % interval of the mean by Student's distribution; of a difference, paired by seed, the
 {CONFIDENCE:.0%} interval. *Inside*: the whole interval lies inside ±{100 * MARGIN:g} points. *Not shown*: it does not,
-and the difference may or may not be small. Time is a run's, on one thread of a shared machine, with the validation
+and the difference may or may not be small. Images only: a text model is left for later. Time is a run's, on one thread of a shared machine, with the validation
 after each epoch. Until the first milestone the three schedules of a seed
 {"have the same training losses to the last digit kept" if paired else "do NOT have the same training losses"}.
 
@@ -256,11 +275,12 @@ NAMES = {"decay": "decaying learning rate", "hybrid": "hybrid", "increase": "inc
 def draw(records: Sequence[Record], optimizer: str, path: Path) -> None:
     """Training loss and validation accuracy of the three schedules, against samples and against updates."""
     compared = schedules(records, optimizer)
+    seeds = set.intersection(*(set(runs) for runs in compared.values()))  # each band has the same seeds
     config = records[0]["config"]
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row", sharex="col")
     for mode, runs in compared.items():
-        finished = [run for run in runs.values() if not run["diverged"]]
+        finished = [runs[seed] for seed in sorted(seeds) if not runs[seed]["diverged"]]
         for column, unit in enumerate(("samples", "updates")):
             scale = 1000 if unit == "samples" else 1
             curves = [run["train_curve"] for run in finished]
@@ -272,9 +292,8 @@ def draw(records: Sequence[Record], optimizer: str, path: Path) -> None:
         for milestone in config["milestones"]:
             panel.axvline(milestone * config["train_size"] / 1000, color="0.6", linewidth=0.8, linestyle=":")
     _label(panels, config)
-    seeds = len(compared["decay"])
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    title = f"mean and standard deviation over {seeds} seeds; dotted: the noise scale falls by {config['factor']}"
+    title = f"mean and standard deviation over {len(seeds)} seeds; dotted: the noise scale falls by {config['factor']}"
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, title=title)
     figure.savefig(path, dpi=130)
 
@@ -293,12 +312,25 @@ def _label(panels: Any, config: dict[str, Any]) -> None:
     panels[0, 0].set_title("sample for sample")
     panels[0, 1].set_title("update for update")
     panels[0, 0].set_yscale("log")
+    panels[0, 0].yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)))
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
+    panels[0, 0].yaxis.set_minor_locator(NullLocator())
+    panels[1, 0].set_yscale("function", functions=(_wider_near_100, _wider_near_100_inverse))
+    panels[1, 0].yaxis.set_major_locator(FixedLocator([*range(0, 70, 10), 70, 75, *range(80, 88, 2), *range(88, 100)]))
     panels[0, 0].set_ylabel("training loss (nats)")
-    panels[1, 0].set_ylabel("validation accuracy (%)")
+    panels[1, 0].set_ylabel("validation accuracy (%)\nlogarithmic in the error")
     panels[1, 0].set_xlabel(f"training samples seen (thousands; an epoch has {config['train_size'] / 1000:g})")
     panels[1, 1].set_xlabel("updates")
     for panel in panels.flat:
         panel.grid(alpha=0.25, which="both")
+
+
+def _wider_near_100(accuracy: Any) -> Any:
+    return -np.log(np.maximum(100.0 - accuracy, 0.1))
+
+
+def _wider_near_100_inverse(place: Any) -> Any:
+    return 100.0 - np.exp(-place)
 
 
 # ---------------------------------------------------------------------- everything
@@ -316,6 +348,6 @@ def write(target: Path, tuned: Sequence[Record], records: Sequence[Record]) -> N
     table = Table(*SHORT_HEADINGS, box=None, padding=(0, 2, 0, 0))
     for row in rows(records):
         table.add_row(*cells(row)[: len(SHORT_HEADINGS)])
-    Console().print(table, "")
+    Console(width=130).print(table, "")
     print("\n".join(statement(row) for row in rows(records) if row.difference is not None))
     print(f"written: {', '.join([path.name, *pictures.values()])}")

@@ -162,12 +162,12 @@ def test_cosine_restarts_are_the_sgdr_formula_for_fractional_growth(
     assert largest_difference(factors(curve, total, width=False), paper) < TOLERANCE
 
 
-def test_cosine_restarts_run_on_what_the_warm_up_leaves() -> None:
+def test_cosine_restarts_start_after_the_warm_up_with_lengths_of_the_whole_run() -> None:
     curve = CosineRestarts(first_cycle=0.1, cycle_growth=1.5, warmup=0.2)
-    paper = [sgdr((Fraction(t, 200) - Fraction(1, 5)) / Fraction(4, 5), Fraction(1, 10), Fraction(3, 2), 0.0, 1.0)
-             for t in range(40, 200)]  # fmt: skip
+    shifted = [Fraction(t, 200) - Fraction(1, 5) for t in range(40, 200)]
+    paper = [sgdr(share, Fraction(1, 10), Fraction(3, 2), 0.0, 1.0) for share in shifted]
     assert largest_difference([curve(t / 200, 1 / 200) for t in range(40, 200)], paper) < TOLERANCE
-    assert curve.restarts() == pytest.approx((0.2, 0.28, 0.4, 0.58, 0.85), abs=1e-12)
+    assert curve.restarts() == pytest.approx((0.2, 0.3, 0.45, 0.675), abs=1e-12)
 
 
 def test_a_cycle_boundary_snaps_within_a_billionth() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_lr.curves import Constant, Cosine, SlantedTriangle, Step, WarmupStableDecay
 from lightning_lr.warmup import Decision, DivergenceWatch, WarmupMachine, WarmupSettings
 from lightning_lr.warmup import divergence as divergence_module
+from lightning_lr.warmup.divergence import Share
 
 EPOCHS, PER_EPOCH = 120, 78
 LONG = EPOCHS * PER_EPOCH
@@ -302,26 +303,22 @@ def test_the_state_to_go_back_to_is_the_best_one() -> None:
     assert not any(decision.keep for _, decision in course.decisions if decision.positive)
 
 
-class Asynchronous:
-    """Makes flags on the host count as under way for one update, as those of a device do."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(divergence_module, "_is_here", lambda pair: False)
-
-
 @pytest.mark.parametrize(
-    ("losses", "known_after"), [([1, 1, math.nan, 1, 1], 4), ([1, 9, 9, 9, 9], 4), ([9, 1] * 4, None)]
+    ("losses", "known_after"),
+    [([1, 1, math.nan, 1, 1], 4), ([1, -math.inf, 1], 3), ([1, 9, 9, 9, 9], 4), ([9, 1] * 4, None)],
 )
-def test_a_flag_on_a_device_is_read_one_update_later(
-    monkeypatch: pytest.MonkeyPatch, losses: list[float], known_after: int | None
+@pytest.mark.parametrize("share", [None, lambda loss: loss])
+def test_a_loss_on_a_device_is_judged_one_update_later(
+    monkeypatch: pytest.MonkeyPatch, losses: list[float], known_after: int | None, share: Share | None
 ) -> None:
-    Asynchronous(monkeypatch)
-    watch = DivergenceWatch(share=lambda flag: flag)
+    """Through a checkpoint after every update. No device here: what is on the host is taken for under way."""
+    monkeypatch.setattr(divergence_module, "_is_here", lambda pair: False)
+    watch = DivergenceWatch(share)
     watch.limit = 5.0
     known = []
     for count, loss in enumerate(losses, start=1):
         watch.observe(torch.tensor(float(loss)))
-        resumed = DivergenceWatch(share=lambda flag: flag)
+        resumed = DivergenceWatch(share)
         resumed.load_state_dict(through_a_checkpoint(watch.state_dict()))
         watch = resumed
         if watch.diverged():
@@ -339,7 +336,7 @@ def test_watching_does_not_read_the_device() -> None:
 
 
 def test_one_rank_that_diverges_tells_the_others() -> None:
-    quiet = WarmupMachine(WarmupSettings(), 1000, share=lambda flag: torch.maximum(flag, torch.full_like(flag, 3)))
+    quiet = WarmupMachine(WarmupSettings(), 1000, share=lambda loss: torch.full_like(loss, math.inf))
     quiet.observe(1e-5, torch.tensor(1.0))
     decision = quiet.decide(0.001, reduce=lambda losses: losses * math.nan)
     assert decision is not None

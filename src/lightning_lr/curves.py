@@ -203,7 +203,7 @@ class CosineRestarts(_WarmedUp):
     The end of the run cuts the last cycle short, or ends it; it starts no cycle.
 
     Args:
-        first_cycle: length of the first cycle as a share of the run after the warm-up, in (0, 1].
+        first_cycle: length of the first cycle as a share of the whole run, in (0, 1]; it starts after the warm-up.
         cycle_growth: length of a cycle over that of the one before it, at least 1; need not be an integer.
         warmup: share of the run that the climb takes, in [0, 1).
         floor: factor at the end of each cycle, in [0, 1].
@@ -222,7 +222,7 @@ class CosineRestarts(_WarmedUp):
     peak_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self, "first_cycle", lambda value: 0 < value <= 1, "a share of the run after the warm-up, in (0, 1]")
+        _check(self, "first_cycle", lambda value: 0 < value <= 1, "a share of the whole run, in (0, 1]")
         _check(self, "cycle_growth", lambda value: value >= 1, "a number of at least 1: shrinking cycles may never end")
         _check_share(self, "warmup")
         _check_floor(self)
@@ -235,22 +235,21 @@ class CosineRestarts(_WarmedUp):
 
     def restarts(self) -> tuple[float, ...]:
         """Return the progress, as shares of the whole run, at which each cycle starts; the first is ``warmup``."""
-        return tuple(self.warmup + (1.0 - self.warmup) * start for start in self._cycles[0])
+        return self._cycles[0]
 
     @cached_property
     def _cycles(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Starts and lengths as shares of the run after the warm-up; added up, for a float log misplaces starts."""
-        starts, lengths = [0.0], [self.first_cycle]
-        end_of_run = 1.0 - SNAP / (1.0 - self.warmup)
-        while (start := starts[-1] + lengths[-1]) < end_of_run and len(starts) <= MAX_CYCLES:
+        """Starts and lengths as shares of the whole run; added up, for a float log misplaces starts."""
+        starts, lengths = [float(self.warmup)], [self.first_cycle]
+        while (start := starts[-1] + lengths[-1]) < 1.0 - SNAP and len(starts) <= MAX_CYCLES:
             starts.append(start)
             lengths.append(lengths[-1] * self.cycle_growth)
         return tuple(starts), tuple(lengths)
 
     def _body(self, progress: float) -> float:
         starts, lengths = self._cycles
-        cycle = bisect_right(starts, self._share_after_warmup(progress + SNAP)) - 1
-        position = (self._share_after_warmup(progress) - starts[cycle]) / lengths[cycle]
+        cycle = max(0, bisect_right(starts, progress + SNAP) - 1)
+        position = (progress - starts[cycle]) / lengths[cycle]
         peak = max(self.floor, self.peak_decay**cycle)
         return _half_cosine(peak, self.floor, min(1.0, max(0.0, position)))
 

@@ -1,9 +1,9 @@
-"""Has the loss just left the ground? A flag per update that stays on the device and is read one update later.
+"""Has the loss just left the ground? Every update's loss is looked at, one update later, so that the host never waits.
 
 Beside the switch test, which looks every so many updates: a loss that is not finite, or that explodes, cannot wait for
-it. The flag is copied to pinned memory asynchronously and looked at after the *next* update, so that the host waits for
-work that is at most one update behind it, never for the queue. What counts as exploding is two losses in a row above a
-limit (one is a spike, which the history leaves out), and so a divergence is known within 2 updates of its start.
+it. The loss is copied to pinned memory asynchronously and judged after the *next* update: the host waits for work that
+is one update behind it, never for the queue. What counts as exploding is two losses in a row above a limit (one is a
+spike, which the history replaces), and so a divergence is known within 2 updates of its start.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ NOISE = 100.0
 AGAIN = 1.0
 """and the size of the loss itself above it (at a tiny lr neither range nor noise need be of any size)."""
 
-FINE, OUT_OF_BOUNDS, DIVERGED, NON_FINITE = 0, 1, 2, 3
-
 Share = Callable[[Tensor], Tensor]
-"""Maximum over the ranks of an int32 tensor on the loss's device."""
+"""Maximum over the ranks of a scalar on the loss's device; finite or plus infinity."""
 
 
 def limit_of(blocks: Sequence[Block]) -> float:
@@ -52,83 +50,72 @@ class DivergenceWatch:
         self.share = share
         self.limit = math.inf
         """Loss above which two updates in a row count as an explosion."""
-        self.known = FINE
-        """The worst that has been read: ``FINE``, ``DIVERGED`` or ``NON_FINITE``."""
-        self._state: Tensor | int = FINE  # of the last update
-        self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self.exploded = False
+        """Whether an explosion is known."""
+        self.non_finite = False
+        """Whether a loss that is not finite is known."""
+        self._out_of_bounds = False  # the last loss that was judged
+        self._under_way: list[tuple[Tensor | float, torch.cuda.Event | None]] = []
 
     def observe(self, loss: Tensor | float) -> None:
-        """Look at the loss of an update; a tensor on a device is looked at there."""
-        if self.share is None and (not isinstance(loss, Tensor) or loss.device.type == "cpu"):
-            self._observe_here(float(loss))
-            return
-        loss = loss.detach().reshape(()) if isinstance(loss, Tensor) else torch.tensor(loss)
-        before = torch.as_tensor(self._state, dtype=torch.int32, device=loss.device)
-        out = (loss > self.limit).to(torch.int32)
-        state = torch.where(loss.isfinite(), out * (1 + (before == OUT_OF_BOUNDS).to(torch.int32)), NON_FINITE)
-        state = state.to(torch.int32)
-        self._state = state if self.share is None else self.share(state)
-        self._copies.append(_copy_to_host(self._state))
+        """Send the loss of an update on its way to the host; a tensor is a scalar."""
+        if isinstance(loss, Tensor):
+            loss = loss.detach()
+        if self.share is not None:  # a maximum may lose a NaN
+            loss = torch.nan_to_num(torch.as_tensor(loss), nan=math.inf, posinf=math.inf, neginf=math.inf)
+            loss = self.share(loss)
+        self._under_way.append(_sent(loss) if isinstance(loss, Tensor) else (loss, None))
 
     def diverged(self) -> bool:
-        """Whether a divergence is known, of any update but the last one that is still under way."""
-        # On a device the last update's flag is always left for the next time, even if it has arrived: when to act must
-        # not depend on timing. The host waits for the one before, which is there if it is not far ahead.
-        while self._copies and (len(self._copies) > 1 or _is_here(self._copies[0])):
-            copy, event = self._copies.pop(0)
-            if event is not None:
-                event.synchronize()
-            self._learn(int(copy))
-        return self.known != FINE
+        """Whether a divergence is known: on the host of any update, on a device of any but the last one."""
+        # On a device the last loss is always left for the next time, even if it has arrived: when to act must not
+        # depend on timing. The host waits for the one before, which is there if it is not far ahead.
+        while self._under_way and (len(self._under_way) > 1 or _is_here(self._under_way[0])):
+            self._judge(_value(self._under_way.pop(0)))
+        return self.exploded or self.non_finite
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers from which :meth:`load_state_dict` continues; waits for what is under way."""
+        """Plain values from which :meth:`load_state_dict` continues; waits for what is under way."""
         return {
             "limit": self.limit,
-            "known": self.known,
-            "state": int(self._state),
-            "in_flight": [_value(copy) for copy in self._copies],
+            "exploded": self.exploded,
+            "non_finite": self.non_finite,
+            "out_of_bounds": self._out_of_bounds,
+            "under_way": [_value(pair) for pair in self._under_way],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken."""
         self.limit = float(state["limit"])
-        self.known = int(state["known"])
-        self._state = int(state["state"])
-        self._copies = [(torch.tensor(value, dtype=torch.int32), None) for value in state["in_flight"]]
+        self.exploded, self.non_finite = bool(state["exploded"]), bool(state["non_finite"])
+        self._out_of_bounds = bool(state["out_of_bounds"])
+        self._under_way = [(float(loss), None) for loss in state["under_way"]]
 
     # ------------------------------------------------------------------ inside
-    def _observe_here(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            self._state = NON_FINITE
-        elif loss > self.limit:
-            self._state = DIVERGED if int(self._state) == OUT_OF_BOUNDS else OUT_OF_BOUNDS
-        else:
-            self._state = FINE
-        self._learn(int(self._state))
-
-    def _learn(self, state: int) -> None:
-        if state in (DIVERGED, NON_FINITE):
-            self.known = max(self.known, state)
+    def _judge(self, loss: float) -> None:
+        out = loss > self.limit
+        self.non_finite |= not math.isfinite(loss)
+        self.exploded |= out and self._out_of_bounds
+        self._out_of_bounds = out
 
 
-def _copy_to_host(state: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    if state.device.type != "cuda":  # read when it is due; on the host it is there already
-        return state, None
-    copy = torch.empty((), dtype=torch.int32, pin_memory=True)
-    copy.copy_(state, non_blocking=True)
+def _is_here(pair: tuple[Tensor | float, torch.cuda.Event | None]) -> bool:
+    loss, event = pair
+    return event is None and (not isinstance(loss, Tensor) or loss.device.type == "cpu")
+
+
+def _sent(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    if loss.device.type != "cuda":  # on the host it is here; on another device it is read when its time has come
+        return loss, None
+    copy = torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True)
+    copy.copy_(loss, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return copy, event
 
 
-def _is_here(pair: tuple[Tensor, torch.cuda.Event | None]) -> bool:
-    copy, event = pair
-    return event is None and copy.device.type == "cpu"
-
-
-def _value(pair: tuple[Tensor, torch.cuda.Event | None]) -> int:
-    copy, event = pair
+def _value(pair: tuple[Tensor | float, torch.cuda.Event | None]) -> float:
+    loss, event = pair
     if event is not None:
         event.synchronize()
-    return int(copy)
+    return float(loss)

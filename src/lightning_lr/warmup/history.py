@@ -28,6 +28,9 @@ NEIGHBOURS = 12
 REJECT = 6.0
 """Robust standard deviations (1.4826 MAD) from the local median beyond which a loss is a spike."""
 
+HUGE = 1e100
+"""Losses beyond this would overflow when they are squared."""
+
 FEWEST_NEIGHBOURS = 5
 """With fewer finite losses in the window nothing can be called a spike."""
 
@@ -82,7 +85,7 @@ class LossHistory:
         self.observed = 0
         """Losses seen, the non-finite ones included."""
         self.non_finite = 0
-        """Losses that were NaN or infinite."""
+        """Losses that were NaN, infinite or as good as infinite."""
         self.spikes = 0
         """Losses that were replaced as spikes."""
         self._full: list[Block] = []
@@ -102,7 +105,7 @@ class LossHistory:
             raise ValueError(f"LossHistory: got {len(lr)} learning rates for {len(losses)} losses; give one each")
         self.observed += len(losses)
         for rate, value in zip(lr, losses, strict=True):
-            if math.isfinite(value):
+            if abs(value) < HUGE:
                 self._tail.append((math.log(rate), float(value)))
             else:
                 self.non_finite += 1

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_lr.curves import SNAP
-from lightning_lr.warmup.divergence import NON_FINITE, DivergenceWatch, Share, limit_of
+from lightning_lr.warmup.divergence import DivergenceWatch, Share, limit_of
 from lightning_lr.warmup.history import LossHistory
 from lightning_lr.warmup.settings import WarmupSettings
 from lightning_lr.warmup.smoother import FEWEST_BLOCKS
@@ -34,7 +34,7 @@ Reason = Literal["test", "switch", "timeout", "divergence"]
 Action = Literal["continue", "switch", "rollback", "raise"]
 
 Reduce = Callable[[Tensor], Tensor]
-"""Mean over the ranks of the losses since the last test, a vector on their device."""
+"""Mean over the ranks of the losses since the last test: a vector on their device, or on the host after a resume."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class WarmupMachine:
     Args:
         settings: what the user asked for.
         total_updates: updates in the whole run.
-        share: the maximum over the ranks of a flag, where a run has several; called once per update of the warm-up.
+        share: the maximum over the ranks of a scalar, where a run has several; called after every update of the
+            warm-up, with the loss (not finite: plus infinity).
 
     Raises:
         ValueError: where the run is too short for ``patience`` tests.
@@ -266,7 +267,7 @@ class WarmupMachine:
 
     def _of_divergence(self, test: SwitchTest, facts: dict[str, Any]) -> Decision:
         settings = self.settings
-        non_finite = self._watch.known == NON_FINITE
+        non_finite = self._watch.non_finite
         chosen = max(settings.min_lr, settings.lr_scale * safe_lr(test, facts["reached_lr"], settings.min_lr))
         action: Action = settings.on_divergence
         message = (
