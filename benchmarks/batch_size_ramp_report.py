@@ -238,12 +238,13 @@ Made by `python -m benchmarks.batch_size_ramp{" --full" if len(pictures) > 1 els
 with ghost batch norm over {config["ghost_batch_size"]}, L2 coefficient 5e-4. At epochs {milestones} the noise scale
 falls by {config["factor"]}: by the learning rate (decay), by the batch once and then the learning rate (hybrid), or by
 the batch up to {config["max_batch_size"]} samples, a tenth of the training set, and then the learning rate (increase).
-Micro-batches grow to {config["max_micro_batch_size"]} samples; beyond, gradients are accumulated.
+Micro-batches grow to {config["max_micro_batch_size"]} samples; beyond, gradients are accumulated. Images only: a text
+model is left for later.
 
 ±: of an accuracy, the 95 % interval of the mean by Student's distribution; of a difference, paired by seed, the
-{CONFIDENCE:.0%} interval. *Inside*: the whole interval lies inside ±{100 * MARGIN:g} points. *Not shown*: it does not,
-and the difference may or may not be small. Images only: a text model is left for later. Time is a run's, on one thread of a shared machine, with the validation
-after each epoch. Until the first milestone the three schedules of a seed
+{100 * CONFIDENCE:g} % interval. *Inside*: the whole interval lies inside ±{100 * MARGIN:g} points. *Not shown*: it
+does not, and the difference may or may not be small. Time is a run's, on one thread of a shared machine,
+with the validation after each epoch. Until the first milestone the three schedules of a seed
 {"have the same training losses to the last digit kept" if paired else "do NOT have the same training losses"}.
 
 {"".join(f"![{optimizer}: loss and accuracy]({name}){chr(10)}" for optimizer, name in pictures.items())}

@@ -196,7 +196,7 @@ def ramp_record(config: batch_size_ramp.Config, accuracy: float) -> dict[str, An
         "diverged": False,
         "seconds": 2.0,
         "cpu_seconds": 1.0,
-        "train_curve": {"samples": [1000, 100_000], "updates": [8, 800], "loss": [1.0 + config.seed, 0.5]},
+        "train_curve": {"samples": [1000, ends[-1] - 1000], "updates": [8, 800], "loss": [1.0 + config.seed, 0.5]},
         "epochs": [{"samples": end, "updates": end // 128, "val_accuracy": accuracy, "next_lr": 0.1} for end in ends],
         "environment": {"torch": "x"},
     }
