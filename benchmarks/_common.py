@@ -3,9 +3,11 @@ continued, facts about the machine, and a loop over runs with a progress line.""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import functools
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -13,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -131,6 +134,27 @@ def environment() -> dict[str, str]:
         "device": _processor(),
         "git": _git_revision(),
     }
+
+
+def command_line(
+    description: str | None, full: str, folder: Path, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The options that every benchmark of training runs has; ``full`` says what the whole grid is."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
+    parser.add_argument("--full", action="store_true", help=full)
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--results", type=Path, default=folder, help="folder of the runs' files")
+    return parser.parse_args(arguments)
+
+
+def quiet_process() -> None:
+    """Set up the process of a training run: one thread, no time for what is overwritten anyway, no chatter."""
+    one_thread_steady_memory()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 15 % of the time
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def one_thread_steady_memory() -> None:

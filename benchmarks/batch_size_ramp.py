@@ -22,15 +22,12 @@ Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import logging
 import math
 import operator
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +38,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks import batch_size_ramp_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, environment, one_thread_steady_memory, run_all
+from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import ResNet
@@ -368,17 +365,14 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
 
 def work(config: Config, data_dir: str | None, folder: Path) -> None:
     """Make one run and write it down; in a process of its own where there are several."""
-    one_thread_steady_memory()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 15 % of the time
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_process()
     ResultStore(folder).save(config.name, train(config, data_dir))
 
 
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = _options(arguments)
+    options = command_line(__doc__, "all images, four optimizers, a sweep of the lr: a night", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     tuning = tuning_configs(protocol)
@@ -394,16 +388,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = configs(protocol, best_lr)
     run_all(do, missing(every, store), options.jobs, label, "schedules")
     report.write(options.results.parent / protocol.name, tuned, _records(every, store))
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
-    parser.add_argument("--full", action="store_true", help="all images, four optimizers, a sweep of the lr: a night")
-    parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
-    return parser.parse_args(arguments)
 
 
 def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:

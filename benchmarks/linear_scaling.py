@@ -19,25 +19,21 @@ Krizhevsky 2014, arXiv 1404.5997; Goyal et al. 2017, arXiv 1706.02677.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import logging
 import math
 import operator
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks import linear_scaling_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, environment, one_thread_steady_memory, run_all
+from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import SmallCNN
@@ -273,17 +269,14 @@ def _accuracies(module: Classifier, data: FashionMNISTDataModule) -> list[float]
 
 def work(config: Config, data_dir: str | None, folder: Path) -> None:
     """Make one run and write it down; in a process of its own where there are several."""
-    one_thread_steady_memory()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # 15 % of the time
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_process()
     ResultStore(folder).save(config.name, train(config, data_dir))
 
 
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = _options(arguments)
+    options = command_line(__doc__, "all sizes, all images, 10 epochs, 5 seeds: hours", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     reference = reference_configs(protocol)
@@ -299,16 +292,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scaled = scaled_configs(protocol, best_lr)
     run_all(do, missing(scaled, store), options.jobs, label, "larger batches")
     report.write(options.results.parent / protocol.name, tuned, _records(scaled, store))
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
-    parser.add_argument("--full", action="store_true", help="all sizes, all images, 10 epochs, 5 seeds: hours")
-    parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
-    return parser.parse_args(arguments)
 
 
 def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
