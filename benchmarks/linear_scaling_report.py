@@ -16,11 +16,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks._common import Interval, clock, paired_interval, t_interval
+from benchmarks._common import Interval, clock, markdown_table, paired_interval, t_interval, write_keeping_findings
 
 Record = dict[str, Any]
-FINDINGS, UNWRITTEN = "## What was found", "To be written."
-DOUBT = "*Written for earlier numbers; check them and remove this line.*"
 RULES = ("none", "sqrt", "linear")
 AT_CHANCE = 0.2
 """A test accuracy below this counts as not having learned, beside the runs whose loss became infinite."""
@@ -150,11 +148,6 @@ def _model_and_lr(record: Record) -> tuple[str, float]:
     return record["config"]["model"], record["config"]["lr"]
 
 
-def _markdown_table(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
 def _markdown(picture: str, tuned: Sequence[Record], scaled: Sequence[Record]) -> str:
     everything = {str(record["config"]): record for record in [*tuned, *scaled]}.values()
     config = scaled[0]["config"]
@@ -186,18 +179,18 @@ below {AT_CHANCE:.0%}.
 
 ## Test accuracy
 
-{_markdown_table(HEADINGS, [cells(row) for row in rows(scaled)])}
+{markdown_table(HEADINGS, [cells(row) for row in rows(scaled)])}
 ## Batch norm against no norm
 
 How many points less the model with batch norm loses, against its own result at batch {smallest}, than the model
 without. Where both fail, nothing is left to compare.
 
-{_markdown_table(("batch (samples)", "rule", "warm-up (epochs)", "advantage of batch norm (points)"), advantages)}
+{markdown_table(("batch (samples)", "rule", "warm-up (epochs)", "advantage of batch norm (points)"), advantages)}
 ## The learning rate at batch {smallest}
 
 Taken is the rate with the best mean accuracy on {config["val_size"]} validation images.
 
-{_markdown_table(tuning_headings, tuning_cells(tuned))}
+{markdown_table(tuning_headings, tuning_cells(tuned))}
 {len(everything)} runs, {clock(sum(record["cpu_seconds"] for record in everything))} of CPU time on one thread,
 {clock(sum(record["seconds"] for record in everything))} on the clock of a shared machine. Made with:
 
@@ -285,19 +278,10 @@ def write(target: Path, tuned: Sequence[Record], scaled: Sequence[Record]) -> No
     draw(scaled, picture)
     text = _markdown(picture.name, tuned, scaled)
     path = target.with_suffix(".md")
-    path.write_text(text + "\n" + _kept_findings(path, text), encoding="utf-8")
+    write_keeping_findings(path, text)
     for model, of_model in itertools.groupby(rows(scaled), key=lambda row: row.setting.model):
         table = Table(*SHORT_HEADINGS, title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for row in of_model:
             table.add_row(*cells(row)[1:])
         Console().print(table, "")
     print(f"written: {path.name}, {picture.name}")
-
-
-def _kept_findings(path: Path, text: str) -> str:
-    """The findings of the file at ``path``; marked, where they were written for other numbers than ``text`` has."""
-    old, _, findings = path.read_text(encoding="utf-8").partition(FINDINGS) if path.exists() else ("", "", "")
-    findings = findings.strip() or UNWRITTEN
-    if old.strip() != text.strip() and findings != UNWRITTEN and not findings.startswith(DOUBT):
-        findings = f"{DOUBT}\n\n{findings}"
-    return f"{FINDINGS}\n\n{findings}\n"

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import batch_size_ramp, batch_size_ramp_report, linear_scaling, linear_scaling_report
+from benchmarks import _common, batch_size_ramp, batch_size_ramp_report, linear_scaling, linear_scaling_report
 from benchmarks._common import ResultStore, paired_interval, t_interval
 from benchmarks.linear_scaling import DEFAULT, FULL, MODELS, Config, Protocol, reference_configs, scaled_configs
 
@@ -172,7 +172,7 @@ def test_findings_are_kept_and_doubted_once_the_numbers_change(tmp_path: Path) -
     path = tmp_path / "x.md"
     path.write_text(path.read_text().replace("To be written.", "Nothing differs."))
     assert write(0.8).endswith("## What was found\n\nNothing differs.\n")
-    doubted = f"## What was found\n\n{linear_scaling_report.DOUBT}\n\nNothing differs.\n"
+    doubted = f"## What was found\n\n{_common.DOUBT}\n\nNothing differs.\n"
     assert write(0.7).endswith(doubted)
     assert write(0.7).endswith(doubted)  # until somebody removes the line
 
