@@ -272,15 +272,20 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
 ) -> None:
     record = read_run(run_dir)
     assert batch_varies(record)  # the accumulation grew
-    has = [panel.has(record) for panel in report_picture.PANELS]
-    assert all(has)
+    without = [panel.label for panel in report_picture.PANELS if not panel.has(record)]
+    assert without == ["noise scale"]  # no ramp, nothing measured
+    measured = read_run(
+        write(tmp_path / "ramp", "step,updates,noise_scale,gradient_noise_scale", "0,1,12.0,", "1,2,6.0,300.0")
+    )
+    assert [panel.label for panel in report_picture.PANELS if panel.has(measured)] == ["noise scale"]
+    report_picture.save_report_picture(measured, "Report", tmp_path / "ramp.png")
     only_loss = read_run(
         write(tmp_path / "loss", "step,train_loss,batch_size,micro_batch_size", "0,2.0,8,8", "1,1.0,3,8")
     )
     assert [panel.label for panel in report_picture.PANELS if panel.has(only_loss)] == ["loss"]
 
     drawn: list[RunRecord] = []
-    added = Panel[RunRecord]("noise scale", lambda record: True, lambda ax, record: drawn.append(record))
+    added = Panel[RunRecord]("bits", lambda record: True, lambda ax, record: drawn.append(record))
     monkeypatch.setattr(report_picture, "PANELS", [*report_picture.PANELS, added])
     report_picture.save_report_picture(record, "Report", tmp_path / "report.png")
     assert drawn == [record]

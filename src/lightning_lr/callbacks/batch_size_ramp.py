@@ -176,8 +176,9 @@ class BatchSizeRamp(MethodCallback):
         assert isinstance(shape, RampedRun)
         if not lr:  # an AMP scaler skipped the update
             return {}
-        scale = noise_scale(lr[0], momentum_of(optimizer), clock.batch_size, shape.plan.dataset_size)
-        return {"noise_scale": scale}
+        batch_size = shape.batch_at(clock.epoch, clock.micro_batch).size  # the plan's, also at the end of an epoch
+        assert batch_size is not None
+        return {"noise_scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, shape.plan.dataset_size)}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

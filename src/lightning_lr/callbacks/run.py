@@ -150,9 +150,10 @@ class Run:
         metrics["samples_seen"] = float(clock.samples_seen)
         metrics["updates"] = float(clock.updates)
         metrics["batch_size"] = float(clock.batch_size)
-        metrics["accumulation"] = float(trainer.accumulate_grad_batches)
-        if clock.shape.epoch.micro_batch_size is not None:
-            metrics["micro_batch_size"] = float(clock.shape.epoch.micro_batch_size)
+        _, micro_batch_size, accumulation = clock.shape.batch_at(clock.epoch, clock.micro_batch)
+        metrics["accumulation"] = float(accumulation)
+        if micro_batch_size is not None:
+            metrics["micro_batch_size"] = float(micro_batch_size)
         for member in self.members:
             metrics |= member.metrics(clock, self.writer.optimizer, lrs)
         internals.log_metrics(trainer, metrics)

@@ -113,11 +113,32 @@ def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     label_ends(ax, [EndLabel(_now(record), values[-1], f"{values[-1]:g}", COLORS[2])])
 
 
+NOISE_SCALES = ("noise_scale", "gradient_noise_scale")
+
+
+def _noise_scales(record: RunRecord) -> list[str]:
+    return [name for name in NOISE_SCALES if name in record.metrics and record.metrics[name].finite]
+
+
+def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
+    """That of the update, lr / (1 - m) (N / B - 1), and the gradient's as it was measured, where it was."""
+    labels = []
+    for name, color in zip(_noise_scales(record), (COLORS[3], COLORS[4]), strict=False):
+        at, values = record.points(name)
+        ax.plot(at, values, color=color)
+        last = record.metrics[name].finite[-1][1]
+        labels.append(EndLabel(_now(record), last, f"{name.replace('_', ' ')}  {last:.3g}", color))
+    if spans_decades([value for name in _noise_scales(record) for _, value in record.metrics[name].finite]):
+        ax.set_yscale("log")
+    label_ends(ax, labels)
+
+
 PANELS: list[Panel[RunRecord]] = [
     Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
     Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
+    Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
 ]
 """What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
 
