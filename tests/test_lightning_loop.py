@@ -24,7 +24,16 @@ from torch.optim import lr_scheduler as sched
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
 
-from lightning_lr import Constant, Cosine, CosineRestarts, LearningRateScaling, LearningRateSchedule, Polynomial
+from lightning_lr import (
+    BatchSizeRamp,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    LearningRateScaling,
+    LearningRateSchedule,
+    Polynomial,
+    StepRamp,
+)
 from lightning_lr.journal import read_journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -334,8 +343,16 @@ def test_validate_and_test_alone_do_nothing() -> None:
     trainer.validate(Toy(), DataLoader(data(16), batch_size=8), verbose=False)
 
 
-def test_fast_dev_run_leaves_no_trace(tmp_path: Path) -> None:
-    fit([LearningRateSchedule(Cosine())], fast_dev_run=True, default_root_dir=tmp_path)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LearningRateSchedule(Cosine()),
+        lambda: LearningRateScaling(4, warmup_epochs=5),
+        lambda: BatchSizeRamp(StepRamp([60, 120, 160])),
+    ],
+)
+def test_fast_dev_run_of_a_long_configuration_runs_and_leaves_no_trace(make: Any, tmp_path: Path) -> None:
+    fit([make()], fast_dev_run=True, default_root_dir=tmp_path, max_epochs=200)
     assert not list(tmp_path.iterdir())
 
 

@@ -92,17 +92,16 @@ class LearningRateScaling(MethodCallback):
                 f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the loader has no length, so an "
                 "epoch is not known; set warmup_epochs=0 and give the curve a warmup instead"
             )
-        share = self.warmup_epochs * epoch_units / shape.total_units
-        if share > 1.0 + 1e-9:
+        return self.warmup_epochs * epoch_units / shape.total_units
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
+        if self.warmup(shape) > 1.0 + 1e-9:
+            epoch_units = shape.epoch.total_units or 1
             raise MisconfigurationException(
                 f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the run has only "
                 f"{shape.total_units / epoch_units:.4g} epochs, so the scaled learning rate would never be reached; "
                 "set a shorter warm-up (0 for none)"
             )
-        return share
-
-    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
-        self.warmup(shape)
         for group in optimizer.param_groups if self._scales_adam(optimizer) else ():
             try:
                 scaling.scaled_betas(group["betas"], self.k(shape))
@@ -122,7 +121,7 @@ class LearningRateScaling(MethodCallback):
         return scaling.gradual(self.scale(shape), clock.progress, clock.width, self.warmup(shape))
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
-        warmup = self.warmup(shape)
+        warmup = min(1.0, self.warmup(shape))
         climb = (Phase("scaling climb", 0.0, warmup),) if warmup > 0 else ()
         return (*climb, Phase("scaled", warmup, 1.0)) if warmup < 1 else climb
 

@@ -187,11 +187,12 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
     Raises:
         MisconfigurationException: where its length does not follow from the Trainer and the loader.
     """
+    trial = internals.leaves_no_trace(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
     try:
         return RunShape(
             epoch or internals.epoch_shape(trainer),
             accumulation=_accumulation(trainer),
-            max_epochs=None if trainer.max_epochs in (None, -1) else trainer.max_epochs,
+            max_epochs=None if trial or trainer.max_epochs in (None, -1) else trainer.max_epochs,
             max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
         )
     except ValueError as error:
