@@ -2,6 +2,7 @@
 
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
+    AdaptiveWarmup,
     BatchSizeRamp,
     GhostBatchNorm,
     GradientNoiseScale,
@@ -21,6 +22,7 @@ from lightning_lr.curves import (
 
 __all__ = [
     "AdaptiveRamp",
+    "AdaptiveWarmup",
     "BatchSizeRamp",
     "Constant",
     "Cosine",

@@ -162,6 +162,20 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def maximum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """The maximum over the ranks, in place; Lightning's own reduction would make them wait for each other first."""
+    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+    return value
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean over the ranks; values on the host are sent by the device where the backend has no other way."""
+    if torch.distributed.get_backend() == "nccl" and values.device.type == "cpu":
+        values = values.cuda()
+    torch.distributed.all_reduce(values)
+    return values / torch.distributed.get_world_size()
+
+
 def leaves_no_trace(trainer: Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which is to write nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]

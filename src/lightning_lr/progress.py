@@ -155,6 +155,11 @@ class RunShape:
         return self._length[0]
 
     @property
+    def fixed_batch_updates(self) -> int:
+        """Updates in the run if every batch had the size of the first."""
+        return self.total_updates
+
+    @property
     def total_units(self) -> int:
         """Units (samples over all devices) in the run."""
         return self._length[1]

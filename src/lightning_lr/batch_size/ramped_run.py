@@ -66,5 +66,9 @@ class RampedRun(RunShape):
         return self.plan.total_updates
 
     @property
+    def fixed_batch_updates(self) -> int:
+        return self.plan.fixed_batch_updates
+
+    @property
     def total_units(self) -> int:
         return self.plan.total_samples

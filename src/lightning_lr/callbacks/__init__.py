@@ -1,5 +1,6 @@
 """Thin adapters between Lightning's hooks and the methods; one file per callback."""
 
+from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
@@ -8,6 +9,7 @@ from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import total_updates
 
 __all__ = [
+    "AdaptiveWarmup",
     "BatchSizeRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",

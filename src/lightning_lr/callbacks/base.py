@@ -89,6 +89,13 @@ class MethodCallback(Callback):
         """What ``plan`` tells the user to think of before training, one sentence each."""
         return []
 
+    def loss_weight(self, epoch: int, micro_batch: int) -> float:
+        """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
+        return 1.0
+
+    def on_warmup_end(self, trainer: Trainer) -> None:
+        """An ``AdaptiveWarmup`` has switched to its decay, after the update that was just made."""
+
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":

@@ -2,7 +2,8 @@
 
 Read in this order: :mod:`.history` (what is remembered of the losses), :mod:`.smoother` (a Gaussian process over the
 log learning rate), :mod:`.switch` (has the smoothed loss risen?), :mod:`.divergence` (has it taken off?),
-:mod:`.settings` and :mod:`.machine` (the course of a run). No Lightning in here. Source: AutoWU, Kim et al. 2021,
+:mod:`.settings` and :mod:`.machine` (the course of a run); beside them :mod:`.update_loss` (one loss per update) and
+:mod:`.snapshot` (a state to come back to). No Lightning in here. Source: AutoWU, Kim et al. 2021,
 arXiv:2107.05855.
 """
 
@@ -11,7 +12,9 @@ from lightning_lr.warmup.history import Block, LossHistory
 from lightning_lr.warmup.machine import Decision, WarmupMachine
 from lightning_lr.warmup.settings import OnDivergence, WarmupSettings
 from lightning_lr.warmup.smoother import BlockGP, Posterior, fit
+from lightning_lr.warmup.snapshot import Snapshot, all_finite
 from lightning_lr.warmup.switch import SwitchTest, look
+from lightning_lr.warmup.update_loss import UpdateLoss
 
 __all__ = [
     "Block",
@@ -21,9 +24,12 @@ __all__ = [
     "LossHistory",
     "OnDivergence",
     "Posterior",
+    "Snapshot",
     "SwitchTest",
+    "UpdateLoss",
     "WarmupMachine",
     "WarmupSettings",
+    "all_finite",
     "fit",
     "look",
 ]

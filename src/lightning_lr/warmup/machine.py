@@ -109,6 +109,8 @@ class WarmupMachine:
         self.probability = 0.0
         """Of the last test: that the smoothed loss has risen above its lowest point."""
         self.history = LossHistory()
+        self.last_read: list[tuple[float, float]] = []
+        """Learning rate and loss of the updates that the last test read, for the journal."""
         self._positive = 0
         self._kept_lr: float | None = None  # at the state that is kept for a rollback
         self._lrs: list[float] = []
@@ -147,6 +149,20 @@ class WarmupMachine:
         self._losses.append(loss)
         self._watch.observe(loss)
 
+    def observe_skipped(self, loss: Tensor | float) -> None:
+        """Look at the loss of an update that an AMP scaler skipped: no evidence, but it may be a divergence.
+
+        Args:
+            loss: its mean loss, a scalar.
+        """
+        if self.phase == "warm-up":
+            self._watch.observe(loss)
+
+    def stretch(self, factor: float) -> None:
+        """Go on in a run whose length is known anew: every share of it that is remembered changes by ``factor``."""
+        if self.switched_at is not None:
+            self.switched_at = min(1.0, self.switched_at * factor)
+
     def due(self, progress: float) -> bool:
         """Whether a test is due after the last update.
 
@@ -174,7 +190,9 @@ class WarmupMachine:
         if not diverged and not self.due(progress):
             return None
         reached = self._lrs[-1] if self._lrs else self.settings.climb(progress)
-        self.history.extend(self._lrs, self._pending(reduce))
+        losses = self._pending(reduce)
+        self.history.extend(self._lrs, losses)
+        self.last_read = list(zip(self._lrs, losses.tolist(), strict=True))
         self._lrs, self._losses = [], []
         blocks = self.history.blocks()
         test = look(blocks, fallback_lr=self.settings.min_lr)

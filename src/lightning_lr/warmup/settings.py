@@ -92,6 +92,18 @@ class WarmupSettings:
         share = progress / self.max_warmup
         return self.max_lr if share >= 1.0 else self.min_lr * (self.max_lr / self.min_lr) ** share
 
+    def latest(self, progress: float, width: float = 0.0) -> float:
+        """Learning rate of a run whose warm-up ends as late as it can, at ``max_lr``: what ``plan`` draws.
+
+        Args:
+            progress: share of the run done before the update.
+            width: share of the run that the update covers.
+        """
+        if progress < self.max_warmup - SNAP:
+            return self.climb(progress)
+        left = 1.0 - self.max_warmup
+        return self.max_lr * self.decay(max(0.0, progress - self.max_warmup) / left, width / left)
+
     def warmup_updates(self, total_updates: int) -> int:
         """Updates after which the warm-up ends in any case."""
         return math.ceil(self.max_warmup * total_updates - SNAP)
@@ -107,9 +119,9 @@ class WarmupSettings:
         """
         warmup = self.warmup_updates(total_updates)
         every = self.check_every or max(1, min(math.ceil(total_updates / 100), warmup // (4 * self.patience)))
-        least = every * (math.ceil(FEWEST_BLOCKS / every) + self.patience - 1)
+        least = self.earliest_switch(every)
         if warmup < least:
-            needed = math.floor((least - 1) / self.max_warmup + SNAP) + 1
+            needed = self._updates_with(least)
             shorten = f" or check_every (now {every})" if every > 1 else ""
             raise ValueError(
                 f"AdaptiveWarmup: the run has {total_updates} updates, {warmup} of them in the warm-up (max_warmup="
@@ -117,6 +129,18 @@ class WarmupSettings:
                 f"so at least {needed} updates in the run; train longer, raise max_warmup, or lower patience{shorten}"
             )
         return every
+
+    def earliest_switch(self, every: int) -> int:
+        """Updates before a switch, at least, where tests are ``every`` updates apart."""
+        return every * (math.ceil(FEWEST_BLOCKS / every) + self.patience - 1)
+
+    @property
+    def fewest_updates(self) -> int:
+        """Updates of the shortest run that is not too short."""
+        return self._updates_with(self.earliest_switch(self.check_every or 1))
+
+    def _updates_with(self, warmup: int) -> int:
+        return math.floor((warmup - 1) / self.max_warmup + SNAP) + 1
 
 
 def _require(is_allowed: bool, argument: str, value: object, allowed: str) -> None:

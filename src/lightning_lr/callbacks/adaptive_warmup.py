@@ -1,0 +1,332 @@
+"""`AdaptiveWarmup`: raise the learning rate until the training loss says that it is high enough, then decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.run import CountSamples, Run
+from lightning_lr.curves import Cosine, Curve, Phase
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.warmup import (
+    Decision,
+    OnDivergence,
+    Snapshot,
+    UpdateLoss,
+    WarmupMachine,
+    WarmupSettings,
+    all_finite,
+)
+from lightning_lr.warmup.machine import Reduce
+
+FIGHTING = {
+    "schedule": "would bend the climb",
+    "linear_scaling": "would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
+    "hypergradient": "would change the learning rate that the loss is measured at",
+}
+"""Multipliers that leave the warm-up no meaning, and why."""
+
+
+class AdaptiveWarmup(MethodCallback):
+    r"""Raise the learning rate exponentially until the smoothed training loss confidently no longer falls, then decay.
+
+    .. math:: \eta_t = \eta_\min (\eta_\max / \eta_\min)^{p_t / w} \quad\text{then}\quad
+        \eta_t = \eta^* c\left(\frac{p_t - s}{1 - s}\right)
+
+    with progress :math:`p_t` in samples, w = ``max_warmup``, the switch at progress s, and :math:`\eta^*` the learning
+    rate at the minimum of a Gaussian process over the loss against log lr, times ``lr_scale``. The loss is one mean per
+    update over micro-batches and devices, tested every ``check_every`` updates; ``patience`` tests in a row must find
+    that it has risen. Of the optimizer's own learning rates only the ratio matters: the largest becomes :math:`\eta_t`
+    and every other group keeps its share of it. (``LayerwiseLRDecay`` multiplies on top: a layer of factor 1 has
+    :math:`\eta_t`.)
+
+    A loss that is not finite or explodes is acted upon within 2 updates. ``"switch"`` begins the decay at a lower
+    learning rate that was good, and raises if the weights are no longer finite; ``"rollback"`` restores weights,
+    buffers and optimizer state of the best test so far before that (a copy in host memory, and in checkpoints until
+    the switch); ``"raise"`` stops the run.
+
+    Args:
+        min_lr: learning rate of the first update, for the group with the largest one.
+        max_lr: learning rate at which the climb would end.
+        max_warmup: share of the run after which the warm-up ends in any case, in (0, 1).
+        confidence: probability that the smoothed loss has risen above which a test is positive, in (0.5, 1).
+        patience: positive tests in a row that end the warm-up.
+        check_every: updates between two tests; ``None``: 1 % of the run, or less in a short one.
+        decay: what follows; the curve's own progress runs from the switch to the end of the run.
+        lr_scale: chosen learning rate over that at the lowest smoothed loss, in (0, 1].
+        on_divergence: ``"switch"``, ``"rollback"`` or ``"raise"``.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+
+    Raises:
+        ValueError: for an argument outside its range.
+        MisconfigurationException: before training, beside an LR scheduler, ``LearningRateSchedule`` or another method
+            that fights over the learning rate, in a run too short for ``patience`` tests, or for a rollback of
+            parameters that are spread over devices.
+        RuntimeError: in training, for a divergence with ``"raise"``, or one that a switch cannot mend.
+
+    Source: Kim et al. 2021, arXiv:2107.05855.
+
+    Example::
+
+        Trainer(max_epochs=30, callbacks=[AdaptiveWarmup(max_lr=0.1, decay=Cosine())])
+    """
+
+    name = "adaptive_warmup"
+
+    def __init__(
+        self,
+        min_lr: float = 1e-5,
+        max_lr: float = 1.0,
+        max_warmup: float = 0.5,
+        confidence: float = 0.95,
+        patience: int = 3,
+        check_every: int | None = None,
+        decay: Curve = Cosine(),  # noqa: B008  # frozen
+        lr_scale: float = 1.0,
+        on_divergence: OnDivergence = "switch",
+        count_samples: CountSamples | None = None,
+    ) -> None:
+        super().__init__(count_samples)
+        self.settings = WarmupSettings(
+            min_lr, max_lr, max_warmup, confidence, patience, check_every, decay, lr_scale, on_divergence
+        )
+        self.machine: WarmupMachine | None = None
+        """The warm-up of the run that is going on, or of the last one."""
+        self._loss = UpdateLoss()
+        self._reference_lr: float | None = None  # the largest scheduled lr when the run began
+        self._lr = self.settings.min_lr  # of the update that is being made
+        self._total: int | None = None  # length of the run to which the machine's progress is a share
+        self._snapshot: Snapshot | None = None
+        self._continues = False
+        self._state: dict[str, Any] | None = None  # of a checkpoint, or of an earlier fit that goes on
+
+    # ------------------------------------------------------------------ what the method says
+    @property
+    def decays(self) -> bool:
+        return self.settings.decay.decays
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+        if self.settings.on_divergence == "rollback" and not whole:
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: on_divergence='rollback' copies whole parameters, which "
+                f"{type(trainer.strategy).__name__} may spread over devices; use 'switch' or 'raise', or DDP"
+            )
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        super().check_optimizers(optimizers, schedulers)
+        if schedulers:
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: configure_optimizers also returns a {type(schedulers[0]).__name__}, whose schedule "
+                "would fight with the warm-up over the learning rate; remove it (what follows the warm-up is the "
+                "argument decay)"
+            )
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
+        try:
+            self.settings.updates_between_tests(shape.fixed_batch_updates)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        _largest_lr(optimizer)
+
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        several = shape.epoch.world_size > 1
+        updates = max(shape.fixed_batch_updates, self.settings.fewest_updates)  # a fast_dev_run is not held against it
+        self.machine = WarmupMachine(self.settings, updates, internals.maximum_over_ranks if several else None)
+        self._loss = UpdateLoss()
+        state, self._state = self._state, None
+        self._continues = state is not None
+        if state is None:
+            self._reference_lr, self._total, self._snapshot = _largest_lr(writer.optimizer), None, None
+            return
+        self.machine.load_state_dict(state["machine"])
+        self._reference_lr, self._total = state["reference_lr"], state["total"]
+        self._snapshot = None if state["snapshot"] is None else Snapshot.from_state(state["snapshot"])
+
+    def factor(self, clock: SampleClock) -> float:
+        assert self.machine is not None
+        assert self._reference_lr is not None
+        if self._run is None:  # a plan: the loss is not known, and so the latest switch is shown
+            return self.settings.latest(clock.progress, clock.width) / self._reference_lr
+        if self._total is not None and self._total != clock.total:  # a stream that ends early, a ramp that begins
+            self.machine.stretch(self._total / clock.total)
+        self._total = clock.total
+        self._lr = self.machine.lr(clock.progress, clock.width)
+        return self._lr / self._reference_lr
+
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]:
+        switched_at = None if self.machine is None else self.machine.switched_at
+        start = self.settings.max_warmup if switched_at is None else switched_at
+        climb = Phase("warm-up, at most" if switched_at is None else "warm-up", 0.0, start)
+        decay = self.settings.decay.phases() or (Phase("decay", 0.0, 1.0),)
+        return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
+
+    def facts(self, shape: RunShape) -> dict[str, str]:
+        settings, updates = self.settings, shape.fixed_batch_updates
+        every = settings.updates_between_tests(max(updates, settings.fewest_updates))
+        earliest, latest = settings.earliest_switch(every), settings.warmup_updates(updates)
+        return {
+            "adaptive warm-up": f"lr {settings.min_lr:g} to at most {settings.max_lr:g}; the switch falls between "
+            f"update {earliest:,} and {latest:,}, by a test every {every:,}",
+            "after the switch": f"{settings.decay} from the lr of the lowest loss"
+            + (f" x {settings.lr_scale:g}" if settings.lr_scale != 1.0 else ""),
+        }
+
+    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+        return [
+            "when the adaptive warm-up ends and at which learning rate is decided by the loss; shown is the latest "
+            "switch, from max_lr"
+        ]
+
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
+        assert self.machine is not None
+        return {
+            "warmup/probability": self.machine.probability,
+            "warmup/switched": float(self.machine.phase == "decay"),
+        }
+
+    # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        for other in members_of(trainer):
+            if other is not self and other.name in {*FIGHTING, self.name}:
+                why = FIGHTING.get(other.name, "would climb too")
+                raise MisconfigurationException(
+                    f"AdaptiveWarmup: {type(other).__name__} is attached too, and it {why}; keep one of the two"
+                )
+        if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit decided is not this one's
+            self._state = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        assert self.machine is not None
+        if trainer.global_step > 0 and not self._continues:
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: training goes on at step {trainer.global_step} from a checkpoint that was made "
+                "without it, so the losses of its climb are not known; train from the start, or load the weights alone"
+            )
+        keeps = self.settings.on_divergence == "rollback" and self.machine.phase == "warm-up"
+        if keeps and self._snapshot is None:
+            self._snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run, machine = self._run, self.machine
+        if run is not None and machine is not None and machine.phase == "warm-up":
+            self._add_loss(trainer, outputs, batch_idx)
+            if internals.update_ends(trainer):
+                self._observe(run, machine)
+                self._decide(trainer, pl_module, run, machine)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is None:
+            return {**super().state_dict(), "warmup": self._state}
+        several = self._run.clock.shape.epoch.world_size > 1
+        return {**super().state_dict(), "warmup": self._state_of_run(internals.mean_over_ranks if several else None)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._state = state_dict["warmup"]
+
+    # ------------------------------------------------------------------ inside
+    def _add_loss(self, trainer: Trainer, outputs: Any, batch_idx: int) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor):  # training_step returned None
+            return
+        weight = math.prod(m.loss_weight(trainer.current_epoch, batch_idx) for m in members_of(trainer))
+        self._loss.add(loss, trainer.accumulate_grad_batches, weight)
+
+    def _observe(self, run: Run, machine: WarmupMachine) -> None:
+        loss = self._loss.take()
+        if loss is None:
+            return
+        if run.effective_lr:
+            machine.observe(self._lr, loss)
+        else:  # an AMP scaler skipped the update
+            machine.observe_skipped(loss)
+
+    def _decide(self, trainer: Trainer, module: LightningModule, run: Run, machine: WarmupMachine) -> None:
+        several = trainer.world_size > 1
+        decision = machine.decide(run.clock.progress, internals.mean_over_ranks if several else None)
+        if decision is None:
+            return
+        if several:
+            decision = trainer.strategy.broadcast(decision)
+        machine.apply(decision)
+        if decision.message and decision.action != "raise" and not internals.leaves_no_trace(trainer):
+            rank_zero_warn(decision.message)
+        if decision.action == "raise":
+            self._note(run, machine, decision)
+            raise RuntimeError(decision.message)
+        if decision.action == "rollback":
+            assert self._snapshot is not None
+            with run.writer.scheduled_values():
+                self._snapshot.restore(module, trainer.optimizers[0])
+        if decision.non_finite and not trainer.strategy.reduce_boolean_decision(all_finite(module)):
+            self._note(run, machine, decision)
+            raise RuntimeError(
+                f"{decision.message}, but weights or buffers are no longer finite, which no learning rate mends; lower "
+                "max_lr, or use on_divergence='rollback'"
+            )
+        if decision.keep and self._snapshot is not None:
+            self._snapshot = Snapshot.of(module, trainer.optimizers[0])
+        if machine.phase == "decay":
+            self._snapshot = None
+            for member in members_of(trainer):
+                member.on_warmup_end(trainer)
+        self._note(run, machine, decision)
+
+    def _note(self, run: Run, machine: WarmupMachine, decision: Decision) -> None:
+        journal = run.journal(self.name)
+        if journal is None:
+            return
+        facts = decision.facts()
+        event = facts.pop("reason")
+        if machine.phase == "decay":
+            facts["phases"] = [[p.name, p.start, p.end] for p in self.phases(run.clock.shape)]
+        read = {name: [_short(pair[i]) for pair in machine.last_read] for i, name in enumerate(("lr", "loss"))}
+        # counted by the updates before the one that was just made: a checkpoint after it holds the decision
+        journal.append(run.clock.updates - 1, event, **facts, read=read, picture=decision.picture)
+
+    def _state_of_run(self, reduce: Reduce | None) -> dict[str, Any]:
+        assert self.machine is not None
+        return {
+            "machine": self.machine.state_dict(reduce),
+            "reference_lr": self._reference_lr,
+            "total": self._total,
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+        }
+
+    def _leave(self, trainer: Trainer) -> None:
+        if self._run is not None and self.machine is not None:
+            self._state = self._state_of_run(None)  # the ranks may not all come here (an exception)
+        super()._leave(trainer)
+
+
+def _largest_lr(optimizer: Optimizer) -> float:
+    largest = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not largest > 0.0:
+        raise MisconfigurationException(
+            "AdaptiveWarmup: every parameter group has a learning rate of 0, so their ratio is not known; give the "
+            "optimizer one above 0 (its size does not matter)"
+        )
+    return largest
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}") if math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""A state of the training to come back to: weights, buffers and optimizer state, copied to the host.
+
+Kept at the running best test of an adaptive warm-up whose divergence is to be rolled back. What decides about the next
+steps but is no result of training (learning rate, betas, weight decay) is left as it is. Pure torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class Snapshot:
+    """Copies of all parameters, buffers and optimizer states, on the host.
+
+    Args:
+        tensors: parameters and buffers, by name.
+        optimizer: the ``state`` of the optimizer's ``state_dict()``.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], optimizer: dict[Any, Any]) -> None:
+        self._tensors = tensors
+        self._optimizer = optimizer
+
+    @classmethod
+    def of(cls, module: nn.Module, optimizer: Optimizer) -> Snapshot:
+        """Copy the present state; waits for the device."""
+        tensors = {name: _copied(tensor) for name, tensor in _tensors_of(module)}
+        return cls(tensors, _copied(optimizer.state_dict()["state"]))
+
+    def restore(self, module: nn.Module, optimizer: Optimizer) -> None:
+        """Bring the state back; hyperparameters stay. Parameters that came later are left as they are."""
+        with torch.no_grad():
+            for name, tensor in _tensors_of(module):
+                if name in self._tensors:
+                    tensor.copy_(self._tensors[name])
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": _copied(self._optimizer), "param_groups": groups})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, for :meth:`from_state`."""
+        return {"tensors": self._tensors, "optimizer": self._optimizer}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Snapshot:
+        """The snapshot that :meth:`state_dict` was taken of."""
+        return cls(dict(state["tensors"]), dict(state["optimizer"]))
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Whether every parameter and buffer is finite; waits for the device."""
+    checks = [t.detach().isfinite().all() for _, t in _tensors_of(module) if t.is_floating_point()]
+    return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
