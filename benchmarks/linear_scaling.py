@@ -244,7 +244,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
             default_root_dir=folder,
         )
         trainer.fit(module, data)
-        accuracies = [CHANCE, CHANCE] if watch.diverged else _accuracies(module, data)
+        accuracies = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {
         "config": asdict(config),
         "val_accuracy": accuracies[0],
@@ -258,7 +258,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def _accuracies(module: Classifier, data: FashionMNISTDataModule) -> list[float]:
+def accuracies(module: Classifier, data: FashionMNISTDataModule) -> list[float]:
     """On the validation and on the test images, in batches of one size whatever the training batch."""
     data.batch_size = 1000
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

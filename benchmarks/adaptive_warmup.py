@@ -1,0 +1,323 @@
+"""Does an adaptive warm-up, in one run, reach what six tuned learning rates reach?
+
+    python -m benchmarks.adaptive_warmup [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
+
+Fashion-MNIST, a small CNN and a small ViT, the same number of epochs for every batch size (true large batches, without
+accumulation). The baseline is a linear warm-up over 5 % of the run and a cosine, its learning rate tuned on validation
+images with one seed out of six (half a decade apart), for each model, optimizer and batch size. ``AdaptiveWarmup`` has
+one setting for everything: its defaults, with a rollback if the loss diverges. The best baseline and ours are trained
+with the same three other seeds; what is compared is the difference in test accuracy, seed by seed.
+
+One JSON per run in ``benchmarks/results/adaptive_warmup/``: a run whose file exists is not made again, so the benchmark
+can be stopped and continued. A table and a picture are written beside that folder and printed.
+
+The default grid is made for two CPU cores: {images:,} images, {epochs} epochs, AdamW at batch 128, 512, 2048 and (CNN only,
+where {few} updates remain) 8192; LAMB and AdamP for the CNN at batch 512. ``--full`` has all 60 000 images, 30 epochs,
+every batch size, model and optimizer and five seeds: a day of CPU time, estimated and not measured.
+
+Kim et al. 2021, arXiv:2107.05855.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer, seed_everything
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from benchmarks import adaptive_warmup_report as report
+from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks.linear_scaling import CHANCE, WatchLoss, accuracies
+from examples.classifier import Classifier
+from examples.data import FashionMNISTDataModule
+from examples.models import SmallCNN, ViT
+from lightning_lr import AdaptiveWarmup, Cosine, LearningRateSchedule
+
+FOLDER = RESULTS / "adaptive_warmup"
+WEIGHT_DECAY = 0.01
+WARMUP = 0.05
+TUNING_SEED = 0
+HALF_DECADES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+LEARNING_RATES = {"AdamW": HALF_DECADES, "AdamP": HALF_DECADES, "LAMB": tuple(10 * lr for lr in HALF_DECADES)}
+CPU_SECONDS_PER_IMAGE = {"CNN": 80e-6, "ViT": 110e-6}  # measured
+CPU_SECONDS_AROUND = 1.5
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "CNN": lambda: SmallCNN(8),
+    "ViT": lambda: ViT(dim=32, depth=2, heads=2),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: one model, optimizer and batch size."""
+
+    model: str
+    optimizer: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is compared, and for how long.
+
+    Args:
+        name: of the files with the table and the picture.
+        cells: models, optimizers and batch sizes.
+        train_size: images; validation takes ``val_size`` others.
+        val_size: images.
+        epochs: length of a run.
+        seeds: of the runs that are compared; the learning rate is tuned with another one.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    train_size: int
+    val_size: int
+    epochs: int
+    seeds: tuple[int, ...]
+
+
+DEFAULT = Protocol(
+    name="adaptive_warmup",
+    cells=(
+        *(Cell("CNN", "AdamW", size) for size in (128, 512, 2048, 8192)),
+        *(Cell("ViT", "AdamW", size) for size in (128, 512, 2048)),
+        *(Cell("CNN", optimizer, 512) for optimizer in ("LAMB", "AdamP")),
+    ),
+    train_size=16_384,
+    val_size=10_000,
+    epochs=16,
+    seeds=(1, 2, 3),
+)
+FULL = Protocol(
+    name="adaptive_warmup_full",
+    cells=tuple(
+        Cell(model, optimizer, size)
+        for optimizer in LEARNING_RATES
+        for model in NETWORKS
+        for size in (128, 512, 2048, 8192)
+    ),
+    train_size=50_000,
+    val_size=10_000,
+    epochs=30,
+    seeds=(1, 2, 3, 4, 5),
+)
+__doc__ = (__doc__ or "").format(
+    images=DEFAULT.train_size, epochs=DEFAULT.epochs, few=-(-DEFAULT.train_size // 8192) * DEFAULT.epochs
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run; ``lr`` 0 is ours, which needs none. The number of ``parameters`` tells results of another version of the
+    network apart."""
+
+    model: str
+    optimizer: str
+    batch_size: int
+    lr: float
+    seed: int
+    epochs: int
+    train_size: int
+    val_size: int
+    parameters: int
+
+    @property
+    def cell(self) -> Cell:
+        """What this is a run of."""
+        return Cell(self.model, self.optimizer, self.batch_size)
+
+    @property
+    def name(self) -> str:
+        """A file name that no other run has."""
+        method = f"lr{self.lr:g}" if self.lr else "adaptive"
+        return (
+            f"{self.model}_{self.optimizer}_batch{self.batch_size}_{method}"
+            f"_images{self.train_size}_epochs{self.epochs}_seed{self.seed}"
+        )
+
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        method = f"lr {self.lr:g}" if self.lr else "adaptive warm-up"
+        return f"{self.model}, {self.optimizer}, batch {self.batch_size}, {method}, seed {self.seed}"
+
+
+# ---------------------------------------------------------------------- the grid
+def ours(protocol: Protocol) -> list[Config]:
+    """One run per cell and seed."""
+    return [_config(protocol, cell, 0.0, seed) for cell in protocol.cells for seed in protocol.seeds]
+
+
+def tuning(protocol: Protocol) -> list[Config]:
+    """Six learning rates per cell."""
+    return [
+        _config(protocol, cell, lr, TUNING_SEED) for cell in protocol.cells for lr in LEARNING_RATES[cell.optimizer]
+    ]
+
+
+def tuned(protocol: Protocol, best_lr: dict[Cell, float]) -> list[Config]:
+    """The best one with the seeds that are compared."""
+    return [_config(protocol, cell, lr, seed) for cell, lr in best_lr.items() for seed in protocol.seeds]
+
+
+def best_learning_rates(records: Sequence[dict[str, Any]]) -> dict[Cell, float]:
+    """For each cell whose tuning is complete, the learning rate with the best validation accuracy."""
+    found: dict[Cell, dict[float, float]] = {}
+    for record in records:
+        config = Config(**record["config"])
+        found.setdefault(config.cell, {})[config.lr] = record["val_accuracy"]
+    complete = {cell: by_lr for cell, by_lr in found.items() if len(by_lr) == len(LEARNING_RATES[cell.optimizer])}
+    return {cell: max(by_lr, key=by_lr.__getitem__) for cell, by_lr in complete.items()}
+
+
+def missing(configs: Iterable[Config], store: ResultStore) -> list[Config]:
+    """Those that have no result yet."""
+    return [config for config in configs if store.load(config.name, asdict(config)) is None]
+
+
+def records_of(configs: Iterable[Config], store: ResultStore) -> list[dict[str, Any]]:
+    """The results that exist."""
+    loaded = (store.load(config.name, asdict(config)) for config in configs)
+    return [record for record in loaded if record is not None]
+
+
+def _config(protocol: Protocol, cell: Cell, lr: float, seed: int) -> Config:
+    return Config(
+        **asdict(cell),
+        lr=lr,
+        seed=seed,
+        epochs=protocol.epochs,
+        train_size=protocol.train_size,
+        val_size=protocol.val_size,
+        parameters=_parameters(cell.model),
+    )
+
+
+@functools.cache
+def _parameters(model: str) -> int:
+    return sum(parameter.numel() for parameter in NETWORKS[model]().parameters())
+
+
+# ---------------------------------------------------------------------- one run
+class AdaptiveClassifier(Classifier):
+    """The example's classifier with an optimizer for large batches.
+
+    Args:
+        network: images to logits.
+        optimizer: by name.
+        lr: its learning rate.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: str, lr: float) -> None:
+        super().__init__(network, lr=lr)
+        self.optimizer_name = optimizer
+
+    def configure_optimizers(self) -> Optimizer:
+        if self.optimizer_name == "AdamW":
+            return AdamW(self.parameters(), lr=self.lr, weight_decay=WEIGHT_DECAY)
+        import pytorch_optimizer
+
+        kind = {"LAMB": pytorch_optimizer.Lamb, "AdamP": pytorch_optimizer.AdamP}[self.optimizer_name]
+        return kind(self.parameters(), lr=self.lr, weight_decay=WEIGHT_DECAY)  # type: ignore[no-any-return]
+
+
+def train(config: Config, data_dir: str | None) -> dict[str, Any]:
+    """Make one run; a loss that is no longer finite is a result, with the accuracy of guessing."""
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    seed_everything(config.seed, verbose=False)
+    module = AdaptiveClassifier(NETWORKS[config.model](), config.optimizer, config.lr or 1.0)
+    data = FashionMNISTDataModule(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
+    watch, warmup = WatchLoss(), AdaptiveWarmup(on_divergence="rollback")
+    method: Callback = LearningRateSchedule(Cosine(warmup=WARMUP)) if config.lr else warmup
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=config.epochs,
+            callbacks=[method] if config.lr == 0 else [method, watch],
+            deterministic=True,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(module, data)
+        reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
+    machine = warmup.machine
+    return {
+        "config": asdict(config),
+        "val_accuracy": reached[0],
+        "test_accuracy": reached[1],
+        "diverged": watch.diverged,
+        "updates": trainer.global_step,
+        "reason": machine.reason if machine else None,
+        "switched_at": machine.switched_at if machine else None,
+        "peak_lr": machine.peak_lr if machine else config.lr,
+        "seconds": round(time.perf_counter() - begin, 2),
+        "cpu_seconds": round(time.process_time() - cpu_begin, 2),
+        "environment": environment(),
+    }
+
+
+def work(config: Config, data_dir: str | None, folder: Path) -> None:
+    """Make one run and write it down; in a process of its own where there are several."""
+    quiet_process()
+    ResultStore(folder).save(config.name, train(config, data_dir))
+
+
+# ---------------------------------------------------------------------- the command
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs that are missing; write and print the table and the picture."""
+    options = command_line(
+        __doc__, "every batch size, model and optimizer, 30 epochs, 5 seeds: a day", FOLDER, arguments
+    )
+    protocol = FULL if options.full else DEFAULT
+    store = ResultStore(options.results)
+    if options.dry_run:
+        _show_plan(protocol, store)
+        return
+    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
+    label = operator.attrgetter("label")
+    for cell in protocol.cells:  # cell by cell, so that stopping early loses cells and not seeds
+        part = replace(protocol, cells=(cell,))
+        run_all(do, missing([*ours(part), *tuning(part)], store), options.jobs, label, "adaptive, and tuning")
+        best_lr = best_learning_rates(records_of(tuning(part), store))
+        run_all(do, missing(tuned(part, best_lr), store), options.jobs, label, "the tuned baseline")
+    write(protocol, store, options.results.parent / protocol.name)
+
+
+def write(protocol: Protocol, store: ResultStore, out: Path) -> None:
+    """Write and print the table and the picture of the runs that exist."""
+    tried = records_of(tuning(protocol), store)
+    best_lr = best_learning_rates(tried)
+    report.write(out, tried, records_of(tuned(protocol, best_lr), store), records_of(ours(protocol), store))
+
+
+def _show_plan(protocol: Protocol, store: ResultStore) -> None:
+    every = [*ours(protocol), *tuning(protocol)]
+    again = len(protocol.cells) * len(protocol.seeds)
+    todo = missing(every, store)
+    for config in every:
+        print(config.label + ("" if config in todo else "  (done)"))
+    share = 1 + again / len(every)
+    images = protocol.epochs * protocol.train_size
+    seconds = share * sum(CPU_SECONDS_PER_IMAGE[c.model] * images + CPU_SECONDS_AROUND for c in todo)
+    print(
+        f"{len(todo)} runs to make and {again} of the best baselines: about {clock(math.ceil(seconds))} on one idle core"
+    )
+
+
+if __name__ == "__main__":
+    main()
