@@ -11,9 +11,9 @@ with the same three other seeds; what is compared is the difference in test accu
 One JSON per run in ``benchmarks/results/adaptive_warmup/``: a run whose file exists is not made again, so the benchmark
 can be stopped and continued. A table and a picture are written beside that folder and printed.
 
-The default grid is made for two CPU cores: {images:,} images, {epochs} epochs, AdamW at batch 128, 512, 2048 and (CNN only,
-where {few} updates remain) 8192; LAMB and AdamP for the CNN at batch 512. ``--full`` has all 60 000 images, 30 epochs,
-every batch size, model and optimizer and five seeds: a day of CPU time, estimated and not measured.
+The default grid is made for two CPU cores: {images:,} images, {epochs} epochs, AdamW at batch 128, 512, 2048 and (CNN
+only, where {few} updates remain) 8192; LAMB and AdamP for the CNN at batch 512. ``--full`` has 50 000 images, 30
+epochs, every batch size, model and optimizer and five seeds: estimated, not measured, at 30 hours of CPU time.
 
 Kim et al. 2021, arXiv:2107.05855.
 """
@@ -280,9 +280,7 @@ def work(config: Config, data_dir: str | None, folder: Path) -> None:
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = command_line(
-        __doc__, "every batch size, model and optimizer, 30 epochs, 5 seeds: a day", FOLDER, arguments
-    )
+    options = command_line(__doc__, "every size, model and optimizer, 30 epochs, 5 seeds: 30 hours", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     if options.dry_run:
@@ -314,9 +312,7 @@ def _show_plan(protocol: Protocol, store: ResultStore) -> None:
     share = 1 + again / len(every)
     images = protocol.epochs * protocol.train_size
     seconds = share * sum(CPU_SECONDS_PER_IMAGE[c.model] * images + CPU_SECONDS_AROUND for c in todo)
-    print(
-        f"{len(todo)} runs to make and {again} of the best baselines: about {clock(math.ceil(seconds))} on one idle core"
-    )
+    print(f"{len(todo)} + {again} (best baselines) runs to make: about {clock(math.ceil(seconds))} on one idle core")
 
 
 if __name__ == "__main__":

@@ -244,11 +244,11 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
             default_root_dir=folder,
         )
         trainer.fit(module, data)
-        accuracies = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
+        reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {
         "config": asdict(config),
-        "val_accuracy": accuracies[0],
-        "test_accuracy": accuracies[1],
+        "val_accuracy": reached[0],
+        "test_accuracy": reached[1],
         "final_train_loss": None if watch.diverged else fmean(watch.last_epoch),
         "diverged": watch.diverged,
         "updates": trainer.global_step,
