@@ -13,7 +13,7 @@ can be stopped and continued. A table and a picture are written beside that fold
 
 The default grid is made for two CPU cores: {images:,} images, {epochs} epochs, AdamW at batch 128, 512, 2048 and (CNN
 only, where {few} updates remain) 8192; LAMB and AdamP for the CNN at batch 512. ``--full`` has 50 000 images, 30
-epochs, every batch size, model and optimizer and five seeds: estimated, not measured, at 30 hours of CPU time.
+epochs, every batch size, model and optimizer and five seeds: estimated, not measured, at 15 hours of CPU time.
 
 Kim et al. 2021, arXiv:2107.05855.
 """
@@ -280,7 +280,7 @@ def work(config: Config, data_dir: str | None, folder: Path) -> None:
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = command_line(__doc__, "every size, model and optimizer, 30 epochs, 5 seeds: 30 hours", FOLDER, arguments)
+    options = command_line(__doc__, "every size, model and optimizer, 30 epochs, 5 seeds: 15 hours", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     if options.dry_run:

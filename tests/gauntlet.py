@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from lightning_lr import (
+    AdaptiveWarmup,
     BatchSizeRamp,
     Constant,
     Cosine,
@@ -27,12 +28,13 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class At:
-    """Where an update stands: samples before it, in it, in the whole run, in an epoch."""
+    """Where an update stands: samples before it, in it, in the whole run, in an epoch; and the largest lr of a group."""
 
     before: int
     size: int
     total: int
     epoch: int
+    largest_lr: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Row:
         yaml: the callbacks in a LightningCLI configuration.
         configure: the user's optimizer, where SGD with momentum will not do.
         refuses: cases that the method refuses, with what its error says.
+        off_by: relative difference that ``off`` makes to the lr, where nothing is exactly off.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Row:
     yaml: list[dict[str, Any]]
     configure: Callable[[LightningModule], Any] | None = None
     refuses: dict[str, str] = field(default_factory=dict)
+    off_by: float = 0.0
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -82,6 +86,18 @@ def _steps(at: At) -> float:
 
 def _adam(module: LightningModule) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=0.01, betas=(0.9, 0.99))
+
+
+def _warmup_without_a_switch(at: At) -> float:
+    """The climb from 0.02 to 0.08 over half the run, no switch before (the confidence asks for certainty), and then the
+    cosine from min_lr (lr_scale leaves no more of the lr that was best)."""
+    in_epoch = [*range(BATCH, at.epoch, BATCH), at.epoch]
+    ends = (epoch + end for epoch in range(0, at.total, at.epoch) for end in in_epoch)
+    switch = next(end for end in ends if end >= at.total / 2) / at.total
+    progress = at.before / at.total
+    if progress < switch:
+        return min(0.08, 0.02 * 4 ** (2 * progress)) / at.largest_lr
+    return 0.02 * (1 + math.cos(math.pi * (progress - switch) / (1 - switch))) / 2 / at.largest_lr
 
 
 ROWS = [
@@ -131,5 +147,14 @@ ROWS = [
         _steps,
         [{"class_path": "BatchSizeRamp", "init_args": {"schedule": {"class_path": "StepRamp", "init_args": {"milestones": [0.5, 1], "factor": 2, "mode": "decay"}}}}],
         refuses={"accumulation": "leave it at 1", "iterable": "use a DataLoader over a map-style data set"},
+    ),
+    Row(
+        "adaptive-warmup",
+        lambda: [AdaptiveWarmup(0.02, 0.08, confidence=1 - 1e-12, patience=1, lr_scale=1e-9)],
+        lambda: [AdaptiveWarmup(0.05, math.nextafter(0.05, 1), decay=Constant(), patience=1)],
+        _warmup_without_a_switch,
+        [{"class_path": "AdaptiveWarmup", "init_args": {"min_lr": 0.02, "max_lr": 0.08, "confidence": 1 - 1e-12, "patience": 1, "lr_scale": 1e-9}}],
+        refuses={"short": "so at least 11 updates in the run"},
+        off_by=3e-16,  # min_lr and max_lr differ by one rounding
     ),
 ]  # fmt: skip
