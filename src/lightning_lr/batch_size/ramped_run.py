@@ -67,7 +67,8 @@ class RampedRun(RunShape):
 
     @property
     def fixed_batch_updates(self) -> int:
-        return self.plan.fixed_batch_updates
+        updates = self.plan.fixed_batch_updates
+        return updates if self.max_updates is None else min(updates, self.max_updates)
 
     @property
     def total_units(self) -> int:

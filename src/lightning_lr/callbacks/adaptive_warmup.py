@@ -154,14 +154,18 @@ class AdaptiveWarmup(MethodCallback):
         self._reference_lr, self._total = state["reference_lr"], state["total"]
         self._snapshot = None if state["snapshot"] is None else Snapshot.from_state(state["snapshot"])
 
+    def switch_range(self, shape: RunShape) -> tuple[int, int]:
+        """Updates after which the switch falls, the earliest and the latest, if nothing diverges."""
+        settings, updates = self.settings, shape.fixed_batch_updates
+        every = settings.updates_between_tests(max(updates, settings.fewest_updates))
+        return settings.earliest_switch(every), settings.warmup_updates(updates)
+
     def factor(self, clock: SampleClock) -> float:
         assert self.machine is not None
         assert self._reference_lr is not None
         if self._run is None:  # a plan: the loss is not known, and so the latest switch is shown
             return self.settings.latest(clock.progress, clock.width) / self._reference_lr
-        if self._total is not None and self._total != clock.total:  # a stream that ends early, a ramp that begins
-            self.machine.stretch(self._total / clock.total)
-        self._total = clock.total
+        self._follow_length(clock)
         self._lr = self.machine.lr(clock.progress, clock.width)
         return self._lr / self._reference_lr
 
@@ -173,9 +177,9 @@ class AdaptiveWarmup(MethodCallback):
         return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
 
     def facts(self, shape: RunShape) -> dict[str, str]:
-        settings, updates = self.settings, shape.fixed_batch_updates
-        every = settings.updates_between_tests(max(updates, settings.fewest_updates))
-        earliest, latest = settings.earliest_switch(every), settings.warmup_updates(updates)
+        settings = self.settings
+        every = settings.updates_between_tests(max(shape.fixed_batch_updates, settings.fewest_updates))
+        earliest, latest = self.switch_range(shape)
         return {
             "adaptive warm-up": f"lr {settings.min_lr:g} to at most {settings.max_lr:g}; the switch falls between "
             f"update {earliest:,} and {latest:,}, by a test every {every:,}",
@@ -198,6 +202,11 @@ class AdaptiveWarmup(MethodCallback):
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.decays and any(other.name == "batch_size_ramp" for other in members_of(trainer)):
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: BatchSizeRamp is attached too, and decay={self.settings.decay} would lower the "
+                "learning rate as well; set decay=Constant() here and begin='after_warmup' there"
+            )
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -244,6 +253,13 @@ class AdaptiveWarmup(MethodCallback):
         self._state = state_dict["warmup"]
 
     # ------------------------------------------------------------------ inside
+    def _follow_length(self, clock: SampleClock) -> None:
+        """Progress is a share of a length that may change: a stream ends early, a ramp begins."""
+        assert self.machine is not None
+        if self._total is not None and self._total != clock.total:
+            self.machine.stretch(self._total / clock.total)
+        self._total = clock.total
+
     def _add_loss(self, trainer: Trainer, outputs: Any, batch_idx: int) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):  # training_step returned None
@@ -289,6 +305,7 @@ class AdaptiveWarmup(MethodCallback):
             self._snapshot = None
             for member in members_of(trainer):
                 member.on_warmup_end(trainer)
+            self._follow_length(run.clock)
         self._note(run, machine, decision)
 
     def _note(self, run: Run, machine: WarmupMachine, decision: Decision) -> None:

@@ -15,6 +15,8 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
+from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
+from lightning_lr.callbacks.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.ramped_loader import RampedLoader
@@ -43,10 +45,13 @@ class BatchSizeRamp(MethodCallback):
             where that is larger.
         max_micro_batch_size: most samples per device and backward; ``None``: no limit.
         lr_rule: what the learning rate does for a batch that could not grow: ``"linear"`` (SGD), ``"sqrt"`` (Adam).
+        begin: ``"after_warmup"``: with ``AdaptiveWarmup(decay=Constant())``, at the first window after its switch of
+            which nothing has been prefetched. A curve runs from there to the end of the run, milestones stay where they
+            are, and passed ones take effect there.
 
     Raises:
         MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own or
-            iterable data, or where the schedule does not fit into the run.
+            iterable data, or where the schedule does not fit into the run or ``begin`` to the other callbacks.
 
     Source: Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 
@@ -63,6 +68,7 @@ class BatchSizeRamp(MethodCallback):
         max_batch_size: int | None = None,
         max_micro_batch_size: int | None = None,
         lr_rule: LRRule = "linear",
+        begin: Begin = "start",
     ) -> None:
         super().__init__()
         if not isinstance(schedule, RampSchedule):
@@ -74,10 +80,16 @@ class BatchSizeRamp(MethodCallback):
         for argument, value in (("max_batch_size", max_batch_size), ("max_micro_batch_size", max_micro_batch_size)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"BatchSizeRamp: got {argument}={value!r}; a batch is a whole number from 1")
+        if begin not in get_args(Begin):
+            raise ValueError(f"BatchSizeRamp: got begin={begin!r}; allowed are {get_args(Begin)}")
         self.schedule = schedule
         self.max_batch_size = max_batch_size
         self.max_micro_batch_size = max_micro_batch_size
         self.lr_rule = lr_rule
+        self.begin = begin
+        self._begin_samples = 0 if begin == "start" else None
+        """Samples of the run before the ramp, over all devices; ``None`` while it has not begun."""
+        self._warmup: AdaptiveWarmup | None = None
         self._loader: RampedLoader | None = None
         self._seed: int | None = None
         self._growths: tuple[Growth, ...] = ()
@@ -134,6 +146,7 @@ class BatchSizeRamp(MethodCallback):
                 max_micro_batch_size=self.max_micro_batch_size,
                 lr_rule=self.lr_rule,
                 device_samples=device_samples,
+                begin_samples=self._begin_samples,
                 growths=self._growths,
             )
         except ValueError as error:
@@ -143,6 +156,8 @@ class BatchSizeRamp(MethodCallback):
                 "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
                 f"{epoch.micro_batch_size} make one; give a max_micro_batch_size below {epoch.micro_batch_size}"
             )
+        if self._loader is None and self._warmup is not None:  # drawn is what can happen, at the latest
+            return plan.begun(self._warmup.switch_range(shape)[1] * plan.starting_batch_size)
         return plan
 
     def factor(self, clock: SampleClock) -> float:
@@ -164,12 +179,15 @@ class BatchSizeRamp(MethodCallback):
         plan = shape.plan
         return {
             "batch ramp": f"{self.schedule}: {plan.starting_batch_size} to at most {plan.largest_batch_size}",
-            "updates": f"{plan.total_updates:,} against {plan.fixed_batch_updates:,} with a fixed batch",
+            "updates": f"{self._total_updates(shape)} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedRun)
         return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
+
+    def loss_weight(self, epoch: int, micro_batch: int) -> float:
+        return self._ramped.windows(epoch).weight_of(micro_batch)
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         shape = clock.shape
@@ -182,10 +200,13 @@ class BatchSizeRamp(MethodCallback):
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._warmup = warmup_before(self.begin, trainer)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(trainer, Trainer):  # a plan has callbacks and no Trainer
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
                 self._seed, self._growths = None, ()
+                self._begin_samples = 0 if self.begin == "start" else None
             self._loader = RampedLoader(trainer, self.plan_for, self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,13 +232,18 @@ class BatchSizeRamp(MethodCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        weight = self._ramped.windows(trainer.current_epoch).weight_of(self._micro_batch)
+        weight = self.loss_weight(trainer.current_epoch, self._micro_batch)
         if weight != 1.0:  # in place: what this hook returns is not used
             loss.mul_(weight)
 
+    def on_warmup_end(self, trainer: Trainer) -> None:
+        if self.begin == "after_warmup":
+            self._begin_ramp(trainer)
+
     def state_dict(self) -> dict[str, Any]:
         seed = self._seed if self._loader is None else self._loader.seed
-        return {**super().state_dict(), "seed": seed, "growths": [list(growth) for growth in self._growths]}
+        growths = [list(growth) for growth in self._growths]
+        return {**super().state_dict(), "seed": seed, "growths": growths, "begin_samples": self._begin_samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -225,6 +251,7 @@ class BatchSizeRamp(MethodCallback):
         if self._loader is not None:
             self._loader.seed = self._seed
         self._growths = tuple(Growth(*growth) for growth in state_dict["growths"])
+        self._begin_samples = state_dict.get("begin_samples", 0)  # not in checkpoints of 0.1.0
 
     # ------------------------------------------------------------------ inside
     @property
@@ -247,7 +274,7 @@ class BatchSizeRamp(MethodCallback):
         """Grow the batch from the first window on of which no micro-batch has been prefetched, if it is time to."""
         assert self._run is not None
         clock, plan = self._run.clock, self._ramped.plan
-        if clock.updates % schedule.check_every:
+        if clock.updates % schedule.check_every or plan.begin_samples is None:
             return
         place = self._ramped.next_free_place(trainer.current_epoch)
         last = self._growths[-1] if self._growths else None
@@ -266,6 +293,36 @@ class BatchSizeRamp(MethodCallback):
         journal = self._run.journal(self.name)
         if journal is not None:
             journal.append(clock.updates, "grow", batch_size=wanted, noise_scale=measured, epoch=place_of_all[0])
+
+    # ------------------------------------------------------------------ after an adaptive warm-up
+    def _begin_ramp(self, trainer: Trainer) -> None:
+        """Begin the ramp at the first window of which no micro-batch has been prefetched on rank 0."""
+        assert self._run is not None
+        clock, plan = self._run.clock, self._ramped.plan
+        epoch, start = trainer.strategy.broadcast(self._ramped.next_free_place(trainer.current_epoch))
+        self._begin_samples = epoch * plan.samples_per_device * plan.world_size + start
+        plan = plan.begun(self._begin_samples)
+        self._ramped.replan(trainer, plan)
+        shape = RampedRun.of(clock.shape, plan)
+        clock.shape, clock.total = shape, shape.total_units  # ended by updates, the run has more samples now
+        journal = self._run.journal(self.name)
+        if journal is not None:
+            journal.append(
+                clock.updates - 1,  # counted before the update that was just made: a checkpoint after it holds this
+                "begin",
+                samples=self._begin_samples,
+                phases=[[phase.name, phase.start, phase.end] for phase in self.phases(shape)],
+                total=clock.total,
+                total_updates=shape.total_updates,
+            )
+
+    def _total_updates(self, shape: RampedRun) -> str:
+        """In words; what a plan shows depends on a switch that is not known."""
+        plan = shape.plan
+        if self._warmup is None or self._loader is not None:
+            return f"{plan.total_updates:,}"
+        earliest, latest = (updates * plan.starting_batch_size for updates in self._warmup.switch_range(shape))
+        return f"{plan.begun(earliest).total_updates:,} to {plan.begun(latest).total_updates:,} (shown)"
 
     def _leave(self, trainer: Trainer) -> None:
         if self._loader is not None:
