@@ -60,12 +60,14 @@ class Panel(Generic[T]):
         has: whether the run has what the panel draws.
         draw: draws it.
         height: in inches.
+        own_axis: whether the panel has a horizontal axis of its own, which ``draw`` labels; such panels come last.
     """
 
     label: str
     has: Callable[[T], bool]
     draw: Callable[[Axes, T], None]
     height: float = 2.6
+    own_axis: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         OSError: where ``out`` cannot be written.
         ValueError: where the ending of ``out`` is no format of matplotlib's.
     """
-    panels = [panel for panel in panels if panel.has(data)]
+    panels = sorted((panel for panel in panels if panel.has(data)), key=lambda panel: panel.own_axis)
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         head, strip = 0.32 + 0.2 * len(frame.lines), 0.26 * len(frame.strips) + 0.02
         heights = [strip, *(panel.height for panel in panels)]
@@ -123,16 +125,23 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         canvas = FigureCanvasAgg(figure)
         top = 1 - head / figure.get_figheight()
         figure.get_layout_engine().set(rect=(0.005, 0, 0.985, top), h_pad=0.06, hspace=0)  # type: ignore[union-attr, call-arg]
-        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        common = [axes[0], *(ax for ax, panel in zip(axes[1:], panels, strict=True) if not panel.own_axis)]
+        for ax in common[1:]:
+            ax.sharex(axes[0])
         axes[0].set_xlim(0, frame.end)
         for ax, panel in zip(axes[1:], panels, strict=True):
             panel.draw(ax, data)
             ax.set_ylabel(panel.label)
+            if panel.own_axis:
+                continue
             _shade(ax, frame)
             if frame.now is not None and frame.now < frame.end:
                 ax.axvline(frame.now, color="#777777", linewidth=1, linestyle=":")
-        axes[-1].set_xlabel(frame.xlabel)
-        axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        for ax in common[:-1]:
+            ax.tick_params(axis="x", labelbottom=False)
+        common[-1].set_xlabel(frame.xlabel)
+        common[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         figure.align_ylabels(axes[1:])
         _write_head(figure, frame)
         _draw_epochs(axes[0], frame)

@@ -37,6 +37,7 @@ from lightning_lr.cli.report_summary import (
     warnings_of,
 )
 from lightning_lr.cli.run_record import RunRecord
+from lightning_lr.cli.warmup_picture import draw_warmup, has_warmup
 from lightning_lr.curves import Phase
 
 DENSE = 150
@@ -139,6 +140,7 @@ PANELS: list[Panel[RunRecord]] = [
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
+    Panel("loss of the\nadaptive warm-up", has_warmup, draw_warmup, height=3.4, own_axis=True),
 ]
 """What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
 

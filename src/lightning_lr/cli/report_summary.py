@@ -135,11 +135,19 @@ def decisions(record: RunRecord) -> Iterator[str]:
     count = {kind: sum((name, r["event"]) == kind for r, name in events) for kind in kinds}
     for r, name in sorted(events, key=lambda event: event[0]["update"]):
         if count[name, r["event"]] <= 12:
-            facts = ", ".join(f"{key}={value}" for key, value in r.items() if key not in ("update", "event"))
+            facts = ", ".join(f"{key}={_fact(value)}" for key, value in r.items() if _is_told(key, value))
             yield f"update {r['update']:,}: {name} {r['event']}" + (f" ({facts})" if facts else "")
     for (name, event), number in sorted(count.items()):
         if number > 12:
             yield f"{number:,} x {name} {event}"
+
+
+def _is_told(key: str, value: object) -> bool:
+    return key not in ("update", "event") and not isinstance(value, dict | list)  # those are for the picture
+
+
+def _fact(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------------- in the terminal

@@ -26,6 +26,9 @@ JOURNALS = "lightning_lr/*.jsonl"
 MARKS = (METRICS_FILE, EVENT_FILES, JOURNALS)
 """What makes a directory that of a run."""
 
+CHANGED_LATER = ("phases", "total", "total_updates")
+"""What a callback writes down when training starts and may have to write again when it has decided."""
+
 NOT_METRICS = {"step", "hp_metric"}
 
 
@@ -94,9 +97,16 @@ class RunRecord:
     # ------------------------------------------------------------------ what was decided
     @property
     def starts(self) -> dict[str, dict[str, Any]]:
-        """What each callback wrote down when training last started, by the journal's name."""
-        last = {name: [r for r in records if r["event"] == "start"][-1:] for name, records in self.journals.items()}
-        return {name: records[0] for name, records in last.items() if records}
+        """What each callback wrote down when training last started, by the journal's name; what a later decision
+        changed of it is as it was decided."""
+        starts: dict[str, dict[str, Any]] = {}
+        for name, records in self.journals.items():
+            for record in records:
+                if record["event"] == "start":
+                    starts[name] = dict(record)
+                elif name in starts:
+                    starts[name].update({key: record[key] for key in CHANGED_LATER if key in record})
+        return starts
 
     @property
     def facts(self) -> dict[str, str]:
@@ -112,13 +122,21 @@ class RunRecord:
     @property
     def planned_updates(self) -> int | None:
         """Updates that the run was to make."""
-        return next((int(s["total_updates"]) for s in self.starts.values() if "total_updates" in s), None)
+        latest = max(self._totals, key=lambda record: record["update"], default=None)
+        return None if latest is None else int(latest["total_updates"])
 
     @property
     def planned_samples(self) -> int | None:
         """Samples that the run was to see."""
-        totals = (int(s["total"]) for s in self.starts.values() if s.get("counts") == "samples" and "total" in s)
-        return next(totals, None)
+        if not any(start.get("counts") == "samples" for start in self.starts.values()):
+            return None
+        latest = max(self._totals, key=lambda record: record["update"], default=None)
+        return None if latest is None else int(latest["total"])
+
+    @property
+    def _totals(self) -> list[dict[str, Any]]:
+        """What says how long the run is: written by every callback at the start, and by the one that changes it."""
+        return [r for records in self.journals.values() for r in records if "total" in r and "total_updates" in r]
 
     @property
     def seen_updates(self) -> int:
