@@ -6,16 +6,17 @@ Fashion-MNIST, a ResNet of depth 8 with ghost batch norm, and the three schedule
 milestones: the noise scale falls by 5 at each, by the learning rate ("decay"), by the batch once and then the learning
 rate ("hybrid"), or by the batch up to a tenth of the training set and then the learning rate ("increase"). Runs of one
 seed have the same initial weights and the same order of samples. The learning rate is tuned for "decay", on validation
-images, and kept. Two further rows start with five times the batch: one with five times the learning rate, one with
-momentum 0.98.
+images, and kept. With momentum there are further rows: two start with five times the batch, one with five times the
+learning rate, one with momentum 0.98; and a sweep of the initial learning rate, with the batch in proportion to it and
+with the batch as it is. Adam has the square-root rule: lr / sqrt(batch) falls by 5 at each milestone.
 
 Equivalence has to be shown: the 90 % interval of the difference in test accuracy to "decay", paired by seed, has to be
 inside +-0.5 points. One JSON per run in ``benchmarks/results/batch_size_ramp/``: a run whose file exists is not made
 again, so the benchmark can be stopped and continued. A table and a picture are written beside that folder.
 
-By default 12 000 images, 10 epochs, momentum: 46 runs of about 45 seconds of one core. ``--full`` is for a night: all
-images, SGD, momentum, Nesterov and Adam, and a sweep of the initial learning rate with the batch in proportion and
-without. Text models are not part of it yet.
+By default 12 000 images and 10 epochs, about 100 runs of 45 seconds of one core: momentum with 10 seeds, Nesterov and
+Adam with 5, SGD with 3, the sweep with 1. ``--full`` is for a night: all images, and more seeds. Text is in
+`benchmarks.batch_size_ramp_text`.
 
 Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 """
@@ -43,6 +44,7 @@ from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import ResNet
 from lightning_lr import BatchSizeRamp, GhostBatchNorm, StepRamp, scaled_batch_size
+from lightning_lr.batch_size import LRRule
 
 Mode = Literal["decay", "hybrid", "increase"]
 MODES: tuple[Mode, ...] = ("decay", "hybrid", "increase")
@@ -55,67 +57,84 @@ FOLDER = RESULTS / "batch_size_ramp"
 
 
 @dataclass(frozen=True)
+class Trials:
+    """What is tried with one optimizer.
+
+    Args:
+        learning_rates: the grid that is tried with "decay".
+        tuning_seeds: of the runs that try the grid, the first of ``seeds``.
+        seeds: of initialisation and sample order, for the three schedules.
+    """
+
+    learning_rates: tuple[float, ...]
+    tuning_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """What is compared.
 
     Args:
         name: of the files with the table and the picture.
-        learning_rates: for each optimizer, the grid that is tried with "decay".
+        optimizers: what is tried with each.
+        row_seeds: of the rows that start with more learning rate or momentum, the first of the first optimizer's.
         sweep: initial learning rates of further rows, with the first optimizer; the first goes with ``BATCH_SIZE``.
+        sweep_seeds: likewise of the sweep.
         train_size: images; the batch grows to a tenth of them.
         val_size: other images, for the choice of the learning rate and for the curves.
         epochs: length of a run.
         milestones: epochs at which the noise scale falls.
-        tuning_seeds: of the runs that try the grid, the first of ``seeds``.
-        seeds: of initialisation and sample order, for the three schedules.
-        row_seeds: the first of ``seeds``, for the other rows.
     """
 
     name: str
-    learning_rates: dict[str, tuple[float, ...]]
+    optimizers: dict[str, Trials]
+    row_seeds: tuple[int, ...]
     sweep: tuple[float, ...]
+    sweep_seeds: tuple[int, ...]
     train_size: int
     val_size: int
     epochs: int
     milestones: tuple[int, ...]
-    tuning_seeds: tuple[int, ...]
-    seeds: tuple[int, ...]
-    row_seeds: tuple[int, ...]
 
     @property
     def first_optimizer(self) -> str:
         """The optimizer of the rows with another start."""
-        return next(iter(self.learning_rates))
+        return next(iter(self.optimizers))
 
 
+SWEEP = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 DEFAULT = Protocol(
     name="batch_size_ramp",
-    learning_rates={"momentum": (0.05, 0.1, 0.2, 0.4)},
-    sweep=(),
+    optimizers={
+        "momentum": Trials((0.05, 0.1, 0.2, 0.4), (0, 1), tuple(range(10))),
+        "nesterov": Trials((0.1, 0.2, 0.4), (0,), tuple(range(5))),
+        "adam": Trials((1e-3, 2e-3, 4e-3), (0,), tuple(range(5))),
+        "sgd": Trials((0.5, 1.0, 2.0), (0,), tuple(range(3))),
+    },
+    row_seeds=tuple(range(5)),
+    sweep=SWEEP,
+    sweep_seeds=(0,),
     train_size=12_000,
     val_size=5_000,
     epochs=10,
     milestones=(4, 7, 9),
-    tuning_seeds=(0, 1),
-    seeds=tuple(range(10)),
-    row_seeds=tuple(range(5)),
 )
 FULL = Protocol(
     name="batch_size_ramp_full",
-    learning_rates={
-        "momentum": (0.05, 0.1, 0.2, 0.4),
-        "nesterov": (0.05, 0.1, 0.2, 0.4),
-        "sgd": (0.25, 0.5, 1.0, 2.0),
-        "adam": (5e-4, 1e-3, 2e-3, 4e-3),
+    optimizers={
+        "momentum": Trials((0.05, 0.1, 0.2, 0.4), (0, 1), tuple(range(10))),
+        "nesterov": Trials((0.05, 0.1, 0.2, 0.4), (0, 1), tuple(range(10))),
+        "adam": Trials((5e-4, 1e-3, 2e-3, 4e-3), (0, 1), tuple(range(10))),
+        "sgd": Trials((0.25, 0.5, 1.0, 2.0), (0, 1), tuple(range(10))),
     },
-    sweep=(0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+    row_seeds=tuple(range(5)),
+    sweep=SWEEP,
+    sweep_seeds=tuple(range(5)),
     train_size=55_000,
     val_size=5_000,
     epochs=10,
     milestones=(4, 7, 9),
-    tuning_seeds=(0, 1),
-    seeds=tuple(range(10)),
-    row_seeds=tuple(range(5)),
 )
 
 
@@ -155,6 +174,11 @@ class Config:
         return f"{self.optimizer}, {self.mode}, {start}, seed {self.seed}"
 
     @property
+    def lr_rule(self) -> LRRule:
+        """What keeps the path where the batch grows: lr / batch, for Adam lr / sqrt(batch)."""
+        return "sqrt" if self.optimizer == "adam" else "linear"
+
+    @property
     def facts(self) -> dict[str, Any]:
         """All fields as a JSON file has them."""
         facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -166,20 +190,34 @@ def tuning_configs(protocol: Protocol) -> list[Config]:
     """The runs of "decay" that choose the learning rate of each optimizer."""
     return [
         _config(protocol, optimizer, "decay", lr, seed)
-        for optimizer, grid in protocol.learning_rates.items()
-        for seed in protocol.tuning_seeds
-        for lr in grid
+        for optimizer, trials in protocol.optimizers.items()
+        for seed in trials.tuning_seeds
+        for lr in trials.learning_rates
     ]
 
 
 def configs(protocol: Protocol, best_lr: dict[str, float]) -> list[Config]:
     """Every run at the tuned rates, once each; seed by seed, so that stopping early loses seeds and not rows."""
     every: list[Config] = []
-    for seed in protocol.seeds:
+    for seed in sorted({seed for trials in protocol.optimizers.values() for seed in trials.seeds}):
         for optimizer, lr in best_lr.items():
-            every += [_config(protocol, optimizer, mode, lr, seed) for mode in MODES]
+            if seed in protocol.optimizers[optimizer].seeds:
+                every += [_config(protocol, optimizer, mode, lr, seed) for mode in MODES]
         if seed in protocol.row_seeds:
             every += _rows_with_another_start(protocol, best_lr[protocol.first_optimizer], seed)
+    return list(dict.fromkeys(every))
+
+
+def sweep_configs(protocol: Protocol) -> list[Config]:
+    """Runs of "increase" over initial learning rates: with the batch in proportion, and with the batch as it is."""
+    optimizer, momentum = protocol.first_optimizer, MOMENTA[protocol.first_optimizer]
+    every = []
+    for seed in protocol.sweep_seeds:
+        for lr in protocol.sweep:
+            in_proportion = scaled_batch_size(BATCH_SIZE, protocol.sweep[0], momentum, lr, momentum)
+            every += [
+                _config(protocol, optimizer, "increase", lr, seed, size) for size in (in_proportion, BATCH_SIZE)
+            ]
     return list(dict.fromkeys(every))
 
 
@@ -206,14 +244,10 @@ def _rows_with_another_start(protocol: Protocol, lr: float, seed: int) -> list[C
     momentum = MOMENTA[protocol.first_optimizer]
     by_lr = scaled_batch_size(BATCH_SIZE, lr, momentum, FACTOR * lr, momentum)
     by_momentum = scaled_batch_size(BATCH_SIZE, lr, momentum, lr, HIGH_MOMENTUM)
-    rows = [
+    return [
         make(FACTOR * lr, batch_size=by_lr),
         make(lr, batch_size=by_momentum, momentum=HIGH_MOMENTUM),
     ]
-    for swept in protocol.sweep:
-        in_proportion = scaled_batch_size(BATCH_SIZE, protocol.sweep[0], momentum, swept, momentum)
-        rows += [make(swept, batch_size=in_proportion), make(swept, batch_size=BATCH_SIZE)]
-    return rows
 
 
 def _config(
@@ -237,7 +271,7 @@ def _config(
         factor=FACTOR,
         train_size=protocol.train_size,
         val_size=protocol.val_size,
-        max_batch_size=protocol.train_size // 10,
+        max_batch_size=max(protocol.train_size // 10, batch_size),
         max_micro_batch_size=MAX_MICRO_BATCH_SIZE,
         ghost_batch_size=GHOST_BATCH_SIZE,
         parameters=_parameters(),
@@ -330,7 +364,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     data = FashionMNISTDataModule(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
     watch = Watch(config.epochs * config.train_size, CURVE_POINTS)
     schedule = StepRamp(config.milestones, config.factor, config.mode)
-    ramp = BatchSizeRamp(schedule, config.max_batch_size, config.max_micro_batch_size)
+    ramp = BatchSizeRamp(schedule, config.max_batch_size, config.max_micro_batch_size, config.lr_rule)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -372,7 +406,7 @@ def work(config: Config, data_dir: str | None, folder: Path) -> None:
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = command_line(__doc__, "all images, four optimizers, a sweep of the lr: a night", FOLDER, arguments)
+    options = command_line(__doc__, "all images, and more seeds: a night", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     tuning = tuning_configs(protocol)
@@ -384,10 +418,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_all(do, missing(tuning, store), options.jobs, label, 'tuning of "decay"')
     tuned = _records(tuning, store)
     best_lr = best_learning_rates(tuned)
-    print("\n".join(f"{optimizer}: best lr is {lr:g}" for optimizer, lr in best_lr.items()))
+    print("\n".join(f"{optimizer}: best lr is {lr:g}" for optimizer, lr in best_lr.items()), flush=True)
     every = configs(protocol, best_lr)
     run_all(do, missing(every, store), options.jobs, label, "schedules")
-    report.write(options.results.parent / protocol.name, tuned, _records(every, store))
+    swept = sweep_configs(protocol)
+    run_all(do, missing(swept, store), options.jobs, label, "sweep of the learning rate")
+    target = options.results.parent / protocol.name
+    report.write(target, tuned, _records(every, store), _records(swept, store))
 
 
 def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
@@ -399,11 +436,11 @@ def _show_plan(protocol: Protocol, store: ResultStore) -> None:
     """Print the grid; before the tuning is done, the schedules are shown at the second rate of each grid."""
     tuning = tuning_configs(protocol)
     best_lr = (
-        {optimizer: grid[1] for optimizer, grid in protocol.learning_rates.items()}
+        {optimizer: trials.learning_rates[1] for optimizer, trials in protocol.optimizers.items()}
         if missing(tuning, store)
         else best_learning_rates(_records(tuning, store))
     )
-    every = list(dict.fromkeys([*tuning, *configs(protocol, best_lr)]))
+    every = list(dict.fromkeys([*tuning, *configs(protocol, best_lr), *sweep_configs(protocol)]))
     to_make = missing(every, store)
     for config in every:
         print(config.label + ("" if config in to_make else "  (done)"))
