@@ -215,9 +215,7 @@ def sweep_configs(protocol: Protocol) -> list[Config]:
     for seed in protocol.sweep_seeds:
         for lr in protocol.sweep:
             in_proportion = scaled_batch_size(BATCH_SIZE, protocol.sweep[0], momentum, lr, momentum)
-            every += [
-                _config(protocol, optimizer, "increase", lr, seed, size) for size in (in_proportion, BATCH_SIZE)
-            ]
+            every += [_config(protocol, optimizer, "increase", lr, seed, size) for size in (in_proportion, BATCH_SIZE)]
     return list(dict.fromkeys(every))
 
 
