@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lr.batch_size.sampler import RampBatchSampler
@@ -141,7 +143,31 @@ def given_loader_without_length(trainer: Trainer) -> bool:
         return True
 
 
+def batch_on_device(trainer: Trainer, batch: Any) -> Any:
+    """A collated batch as ``training_step`` gets it: the hooks of module or data module, and the move to the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 # ---------------------------------------------------------------------- the loop
+def training_step_arguments(module: LightningModule, batch: Any) -> tuple[Any, ...]:
+    """What ``training_step`` is called with: the index of a batch only where it takes one."""
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    return (batch, 0) if takes_index else (batch,)
+
+
+@contextmanager
+def silent_loggers(trainer: Trainer) -> Iterator[None]:
+    """Inside, what is written to the Trainer's loggers goes nowhere."""
+    loggers = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
+
+
 def update_ends(trainer: Trainer) -> bool:
     """Whether the current micro-batch is the last of its update."""
     return not trainer.fit_loop._should_accumulate()

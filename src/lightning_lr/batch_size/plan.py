@@ -148,6 +148,14 @@ class RampPlan:
         return self.rule.cap
 
     @property
+    def largest_window_per_device(self) -> int:
+        """Most samples of one device in any update; those of the cap where the batches are not known ahead."""
+        if not self.schedule.known_ahead or self.begin_samples is None:
+            return self.largest_batch_size // self.world_size
+        epochs = range(math.ceil(self.epochs))
+        return max(window.size for epoch in epochs for window in self.windows(epoch)) // self.world_size
+
+    @property
     def total_updates(self) -> int:
         """Updates in the run; for an ``AdaptiveRamp``, if the batch grows no more."""
         return self._totals.updates

@@ -62,6 +62,9 @@ class MethodCallback(Callback):
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         """Refuse a run of this shape; also called by ``plan``, which has no Trainer."""
 
+    def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        """Training is about to start or go on, and the shape of the run is not fixed yet: try out what decides it."""
+
     def reshape(self, shape: RunShape) -> RunShape:
         """The shape of the run under this method, where it decides about the batch."""
         return shape
@@ -139,6 +142,8 @@ class MethodCallback(Callback):
         members = members_of(trainer)
         if members[0] is not self:
             return
+        for member in members:
+            member.prepare(trainer, pl_module)
         run = Run.attach(trainer, pl_module, members)
         for member in members:
             member._run = run

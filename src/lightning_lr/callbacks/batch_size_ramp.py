@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +19,7 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
+from lightning_lr.callbacks.micro_batch_probe import largest_micro_batch
 from lightning_lr.callbacks.ramped_loader import RampedLoader
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
@@ -43,7 +44,9 @@ class BatchSizeRamp(MethodCallback):
             window of which nothing has been prefetched.
         max_batch_size: largest global batch, in samples; ``None``: a tenth of the training set, or the starting batch
             where that is larger.
-        max_micro_batch_size: most samples per device and backward; ``None``: no limit.
+        max_micro_batch_size: most samples per device and backward; ``None``: no limit; ``"auto"``: what fits on every
+            device, found before training by halving on out-of-memory from the largest that the plan would use. It is
+            in the checkpoint, and a resumed run does not try again.
         lr_rule: what the learning rate does for a batch that could not grow: ``"linear"`` (SGD), ``"sqrt"`` (Adam).
         begin: ``"after_warmup"``: with ``AdaptiveWarmup(decay=Constant())``, at the first window after its switch of
             which nothing has been prefetched. A curve runs from there to the end of the run, milestones stay where they
@@ -66,7 +69,7 @@ class BatchSizeRamp(MethodCallback):
         self,
         schedule: RampSchedule,
         max_batch_size: int | None = None,
-        max_micro_batch_size: int | None = None,
+        max_micro_batch_size: int | Literal["auto"] | None = None,
         lr_rule: LRRule = "linear",
         begin: Begin = "start",
     ) -> None:
@@ -78,8 +81,11 @@ class BatchSizeRamp(MethodCallback):
         if lr_rule not in get_args(LRRule):
             raise ValueError(f"BatchSizeRamp: got lr_rule={lr_rule!r}; allowed are {get_args(LRRule)}")
         for argument, value in (("max_batch_size", max_batch_size), ("max_micro_batch_size", max_micro_batch_size)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"BatchSizeRamp: got {argument}={value!r}; a batch is a whole number from 1")
+            if value is None or (value == "auto" and argument == "max_micro_batch_size"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                or_auto = ' (or "auto")' if argument == "max_micro_batch_size" else ""
+                raise ValueError(f"BatchSizeRamp: got {argument}={value!r}; a batch is a whole number from 1{or_auto}")
         if begin not in get_args(Begin):
             raise ValueError(f"BatchSizeRamp: got begin={begin!r}; allowed are {get_args(Begin)}")
         self.schedule = schedule
@@ -94,6 +100,8 @@ class BatchSizeRamp(MethodCallback):
         self._seed: int | None = None
         self._growths: tuple[Growth, ...] = ()
         self._micro_batch = 0
+        self._fitting: int | None = None
+        """What ``max_micro_batch_size="auto"`` has come to."""
 
     # ------------------------------------------------------------------ what the method says
     @property
@@ -119,6 +127,14 @@ class BatchSizeRamp(MethodCallback):
         if isinstance(self.schedule, AdaptiveRamp):
             self._check_adaptive(trainer)
 
+    def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.max_micro_batch_size == "auto" and self._fitting is None:
+            plan = self._ramped.plan
+            self._fitting = largest_micro_batch(trainer, module, self._ramped.given, plan.largest_window_per_device)
+            plan = replace(plan, max_micro_batch_size=self._fitting)
+            self._refuse_nothing_to_compare(plan)
+            self._ramped.recut(trainer, plan)
+
     def reshape(self, shape: RunShape) -> RampedRun:
         live = self._loader is not None and self._loader.ready
         return RampedRun.of(shape, self._ramped.plan if live else self.plan_for(shape))
@@ -143,7 +159,7 @@ class BatchSizeRamp(MethodCallback):
                 max_epochs=shape.max_epochs,
                 max_updates=shape.max_updates,
                 max_batch_size=self.max_batch_size,
-                max_micro_batch_size=self.max_micro_batch_size,
+                max_micro_batch_size=self._micro_batch_limit(epoch.micro_batch_size),
                 lr_rule=self.lr_rule,
                 device_samples=device_samples,
                 begin_samples=self._begin_samples,
@@ -151,11 +167,8 @@ class BatchSizeRamp(MethodCallback):
             )
         except ValueError as error:
             raise MisconfigurationException(f"BatchSizeRamp: {error}") from error
-        if isinstance(self.schedule, AdaptiveRamp) and epoch.world_size * len(plan.windows(0)[0].micro_sizes) == 1:
-            raise MisconfigurationException(
-                "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
-                f"{epoch.micro_batch_size} make one; give a max_micro_batch_size below {epoch.micro_batch_size}"
-            )
+        if self.max_micro_batch_size != "auto" or self._fitting is not None:
+            self._refuse_nothing_to_compare(plan)
         if self._loader is None and self._warmup is not None:  # drawn is what can happen, at the latest
             return plan.begun(self._warmup.switch_range(shape)[1] * plan.starting_batch_size)
         return plan
@@ -177,10 +190,17 @@ class BatchSizeRamp(MethodCallback):
     def facts(self, shape: RunShape) -> dict[str, str]:
         assert isinstance(shape, RampedRun)
         plan = shape.plan
-        return {
+        facts = {
             "batch ramp": f"{self.schedule}: {plan.starting_batch_size} to at most {plan.largest_batch_size}",
             "updates": f"{self._total_updates(shape)} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
+        if self.max_micro_batch_size == "auto":
+            facts["micro-batch"] = (
+                "to be found on the device before training; shown as if every batch fitted"
+                if self._fitting is None
+                else f"at most {self._fitting} samples, found on the device"
+            )
+        return facts
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedRun)
@@ -205,7 +225,7 @@ class BatchSizeRamp(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(trainer, Trainer):  # a plan has callbacks and no Trainer
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
-                self._seed, self._growths = None, ()
+                self._seed, self._growths, self._fitting = None, (), None
                 self._begin_samples = 0 if self.begin == "start" else None
             self._loader = RampedLoader(trainer, self.plan_for, self._seed)
 
@@ -243,7 +263,13 @@ class BatchSizeRamp(MethodCallback):
     def state_dict(self) -> dict[str, Any]:
         seed = self._seed if self._loader is None else self._loader.seed
         growths = [list(growth) for growth in self._growths]
-        return {**super().state_dict(), "seed": seed, "growths": growths, "begin_samples": self._begin_samples}
+        return {
+            **super().state_dict(),
+            "seed": seed,
+            "growths": growths,
+            "begin_samples": self._begin_samples,
+            "micro_batch_size": self._fitting,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -251,13 +277,29 @@ class BatchSizeRamp(MethodCallback):
         if self._loader is not None:
             self._loader.seed = self._seed
         self._growths = tuple(Growth(*growth) for growth in state_dict["growths"])
-        self._begin_samples = state_dict.get("begin_samples", 0)  # not in checkpoints of 0.1.0
+        self._begin_samples = state_dict.get("begin_samples", 0)  # these two are not in checkpoints of 0.1.0
+        self._fitting = state_dict.get("micro_batch_size")
 
     # ------------------------------------------------------------------ inside
     @property
     def _ramped(self) -> RampedLoader:
         assert self._loader is not None
         return self._loader
+
+    def _micro_batch_limit(self, micro_batch_size: int) -> int | None:
+        if self.max_micro_batch_size != "auto":
+            return self.max_micro_batch_size
+        if self._fitting is None and self._loader is not None:
+            return micro_batch_size  # until it has been tried, as long an epoch as without a ramp
+        return self._fitting
+
+    def _refuse_nothing_to_compare(self, plan: RampPlan) -> None:
+        first = plan.windows(0)[0]
+        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size * len(first.micro_sizes) == 1:
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
+                f"{first.size} make one; give a max_micro_batch_size below {first.size}"
+            )
 
     def _check_adaptive(self, trainer: Trainer) -> None:
         if not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):

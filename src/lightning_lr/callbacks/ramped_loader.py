@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from lightning_lr import lightning_internals as internals
@@ -32,6 +33,8 @@ class RampedLoader:
         self._plan: RampPlan | None = None
         self._sampler: RampBatchSampler | None = None
         self._placed_at: tuple[int, int] | None = None
+        self._given: DataLoader[Any] | None = None
+        self._random_state: tuple[Tensor, Tensor | None] | None = None
         self._undo: list[Callable[[], Any]] = [internals.on_train_loader(trainer, partial(self._take_over, trainer))]
 
     # ------------------------------------------------------------------ reading
@@ -40,6 +43,12 @@ class RampedLoader:
         """The plan of the run; the loader has been made."""
         assert self._plan is not None
         return self._plan
+
+    @property
+    def given(self) -> DataLoader[Any]:
+        """The loader that was taken over."""
+        assert self._given is not None
+        return self._given
 
     @property
     def ready(self) -> bool:
@@ -70,6 +79,22 @@ class RampedLoader:
         epoch, _ = internals.next_position(trainer)
         internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
 
+    def recut(self, trainer: Trainer, plan: RampPlan) -> None:
+        """Before training: cut the same samples into other micro-batches, as if the plan had been this from the start.
+
+        The epoch's iterator exists; it is made anew from the random state that it was made from.
+        """
+        self._plan = plan
+        self._place(trainer)
+        assert self._random_state is not None
+        state, own = self._random_state
+        generator = self.given.generator
+        with torch.random.fork_rng(devices=()):
+            torch.set_rng_state(state)
+            if generator is not None and own is not None:
+                generator.set_state(own)
+            internals.restart_iterator(trainer)
+
     def start_epoch(self, trainer: Trainer) -> None:
         """An epoch starts. The iterator of epoch 0 exists already, that of every other is made after this."""
         epoch = trainer.current_epoch
@@ -97,6 +122,8 @@ class RampedLoader:
     # ------------------------------------------------------------------ inside
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
         given = _batch_sampler_of(loader)
+        own = loader.generator.get_state() if loader.generator is not None else None
+        self._given, self._random_state = loader, (torch.get_rng_state(), own)
         sampler, size = given.sampler, len(loader.dataset)
         if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
             self.seed = trainer.strategy.broadcast(self.seed if self.seed is not None else torch.initial_seed())
