@@ -146,7 +146,7 @@ ROWS = [
         lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))],
         _steps,
         [{"class_path": "BatchSizeRamp", "init_args": {"schedule": {"class_path": "StepRamp", "init_args": {"milestones": [0.5, 1], "factor": 2, "mode": "decay"}}}}],
-        refuses={"accumulation": "leave it at 1", "iterable": "use a DataLoader over a map-style data set"},
+        refuses={"accumulation": "leave it at 1", "iterable": "StepRamp counts in epochs"},
     ),
     Row(
         "adaptive-warmup",

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
-from toy import Probe, Stream, Toy, data, fit, weights
+from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, Cosine, GradientNoiseScale, LearningRateSchedule
 from lightning_lr.batch_size import CurveRamp, RampPlan, StepRamp
@@ -273,7 +273,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale()}, "give a max_micro_batch_size below 8"),
     "adaptive without epochs": (
         {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale(), "max_steps": 5}, "end it by max_epochs"),
-    "iterable": ({}, {"loader": DataLoader(Stream(48), batch_size=4), "max_steps": 5}, "use a DataLoader over a map"),
+    "loader of another kind": ({}, {"loader": [data()[:4]] * 3, "max_steps": 5}, "use a DataLoader"),
 }  # fmt: skip
 
 

@@ -243,10 +243,10 @@ def test_a_resumed_run_does_not_try_again(tmp_path: Path) -> None:
         TRIED.clear()
         callback = ramp()
         # a larger device would find another size, and other micro-batches
-        resumed, _ = fit([callback], module=Limited(100), loader=DataLoader(data(SAMPLES), batch_size=START, shuffle=True),
-                         ckpt_path=str(tmp_path / f"step={step}.ckpt"))  # fmt: skip
+        loader = DataLoader(data(SAMPLES), batch_size=START, shuffle=True)
+        resumed, _ = fit([callback], module=Limited(100), loader=loader, ckpt_path=str(tmp_path / f"step={step}.ckpt"))
         assert callback._fitting == 9
-        assert TRIED == resumed.sizes  # type: ignore[union-attr]
+        assert resumed.sizes == TRIED  # type: ignore[union-attr]
         # the toy's dropout draws anew: compare what was cut, not what was learnt
         assert resumed.sizes == whole.sizes[-len(resumed.sizes) :]  # type: ignore[union-attr, operator, arg-type]
 

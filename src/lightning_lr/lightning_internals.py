@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -68,6 +69,11 @@ def train_loader_count(trainer: Trainer) -> int:
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
     return len(combined.flattened)
+
+
+def length_of(loader: Any) -> int | None:
+    """Batches in an epoch of a loader, or ``None`` where it has no length."""
+    return sized_len(loader)
 
 
 def limited_batches(trainer: Trainer, batches: int) -> int:

@@ -142,6 +142,11 @@ class RunShape:
         micro, accumulation = self.epoch.micro_batch_size, self.accumulation_in(epoch)
         return Batch(None if micro is None else micro * accumulation * self.epoch.world_size, micro, accumulation)
 
+    def units_left(self, updates: int) -> int:
+        """Units that the updates after the first ``updates`` would have, in a run that ends by updates."""
+        assert self.max_updates is not None
+        return (self.max_updates - updates) * (self.total_units // self.max_updates)
+
     @property
     def batch_size(self) -> int | None:
         """Global batch of a full update in the first epoch, or ``None`` where the loader does not tell."""
@@ -304,8 +309,7 @@ class SampleClock:
         # left is still that many nominal updates, so that a curve ends with the run.
         shape = self.shape
         if shape.epoch.micro_batches is None and shape.max_updates is not None:
-            nominal = shape.total_units // shape.max_updates
-            self.total = max(1, self._window_start + (shape.max_updates - self.updates) * nominal)
+            self.total = max(1, self._window_start + shape.units_left(self.updates))
 
 
 def walk(shape: RunShape) -> Iterator[SampleClock]:

@@ -25,6 +25,11 @@ class RampedRun(RunShape):
         epoch = replace(run.epoch, device_samples=plan.samples_per_device)
         return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, plan=plan)
 
+    @property
+    def unit(self) -> int:
+        """Samples in what the plan counts as one."""
+        return 1
+
     def windows(self, epoch: int) -> EpochWindows:
         """The windows of an epoch."""
         return self.plan.windows(epoch)

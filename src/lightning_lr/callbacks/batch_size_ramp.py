@@ -15,6 +15,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
+from lightning_lr.batch_size.streamed_run import StreamedRun, is_streamed, streamed_plan
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.base import MethodCallback, members_of
@@ -36,7 +37,9 @@ class BatchSizeRamp(MethodCallback):
     inside a window (whose micro-batches are run again).
 
     A loader that shuffles is given an order that depends on ``torch.initial_seed()`` and the epoch alone, so that a
-    resume repeats it. Under batch norm, a micro-batch that grows changes what is normalised over.
+    resume repeats it. Iterable data keep the loader's micro-batch, and accumulation grows; they need a whole number as
+    ``limit_train_batches``, or ``max_steps`` with a ``CurveRamp``. Under batch norm, a micro-batch that grows changes
+    what is normalised over.
 
     Args:
         schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``. An ``AdaptiveRamp``
@@ -53,8 +56,9 @@ class BatchSizeRamp(MethodCallback):
             are, and passed ones take effect there.
 
     Raises:
-        MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own or
-            iterable data, or where the schedule does not fit into the run or ``begin`` to the other callbacks.
+        MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own, or
+            where the schedule does not fit into the run or ``begin`` to the
+            other callbacks or the data.
 
     Source: Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 
@@ -99,7 +103,7 @@ class BatchSizeRamp(MethodCallback):
         self._loader: RampedLoader | None = None
         self._seed: int | None = None
         self._growths: tuple[Growth, ...] = ()
-        self._micro_batch = 0
+        self._weight = 1.0
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
 
@@ -128,7 +132,10 @@ class BatchSizeRamp(MethodCallback):
             self._check_adaptive(trainer)
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.max_micro_batch_size == "auto" and self._fitting is None:
+        if self._ramped.stream is not None:
+            inside = self.clock_state is not None and self.clock_state["window_samples"] > 0
+            self._ramped.stream.resume(trainer, inside)
+        elif self.max_micro_batch_size == "auto" and self._fitting is None:
             plan = self._ramped.plan
             self._fitting = largest_micro_batch(trainer, module, self._ramped.given, plan.largest_window_per_device)
             plan = replace(plan, max_micro_batch_size=self._fitting)
@@ -136,16 +143,20 @@ class BatchSizeRamp(MethodCallback):
             self._ramped.recut(trainer, plan)
 
     def reshape(self, shape: RunShape) -> RampedRun:
-        live = self._loader is not None and self._loader.ready
-        return RampedRun.of(shape, self._ramped.plan if live else self.plan_for(shape))
+        if self._loader is not None and self._loader.stream is not None:
+            return self._loader.stream.shape
+        plan = self._loader.plan if self._loader is not None and self._loader.ready else self.plan_for(shape)
+        return StreamedRun.of(shape, plan) if is_streamed(shape) else RampedRun.of(shape, plan)
 
     def plan_for(self, shape: RunShape) -> RampPlan:
         """The plan of this ramp for a run of a shape that a fixed batch would have."""
         epoch = shape.epoch
+        if is_streamed(shape):
+            return self._streamed_plan_for(shape)
         if epoch.micro_batch_size is None or epoch.device_samples is None:
             raise MisconfigurationException(
-                "BatchSizeRamp: the loader does not tell its samples and batch size (an iterable data set, or a batch "
-                "sampler of its own); use a map-style data set with batch_size"
+                "BatchSizeRamp: the loader does not tell its batch size (a batch sampler of its own, or none); give "
+                "the DataLoader a batch_size"
             )
         batches = -(-epoch.device_samples // epoch.micro_batch_size)
         limited = epoch.micro_batches is not None and epoch.micro_batches < batches
@@ -190,8 +201,9 @@ class BatchSizeRamp(MethodCallback):
     def facts(self, shape: RunShape) -> dict[str, str]:
         assert isinstance(shape, RampedRun)
         plan = shape.plan
+        start, largest = plan.starting_batch_size * shape.unit, plan.largest_batch_size * shape.unit
         facts = {
-            "batch ramp": f"{self.schedule}: {plan.starting_batch_size} to at most {plan.largest_batch_size}",
+            "batch ramp": f"{self.schedule}: {start} to at most {largest}",
             "updates": f"{self._total_updates(shape)} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
         if self.max_micro_batch_size == "auto":
@@ -204,19 +216,24 @@ class BatchSizeRamp(MethodCallback):
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedRun)
+        if isinstance(shape, StreamedRun) and shape.endless:
+            return []  # what there is to say is said in epochs
         return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
+        if self._ramped.stream is not None:
+            return self._weight  # of the present one; no other is known
         return self._ramped.windows(epoch).weight_of(micro_batch)
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         shape = clock.shape
         assert isinstance(shape, RampedRun)
-        if not lr:  # an AMP scaler skipped the update
-            return {}
+        if not lr or (isinstance(shape, StreamedRun) and shape.endless):
+            return {}  # an AMP scaler skipped the update, or N is not known
         batch_size = shape.batch_at(clock.epoch, clock.micro_batch).size  # the plan's, also at the end of an epoch
         assert batch_size is not None
-        return {"noise_scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, shape.plan.dataset_size)}
+        dataset_size = shape.plan.dataset_size * shape.unit
+        return {"noise_scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, dataset_size)}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -227,7 +244,7 @@ class BatchSizeRamp(MethodCallback):
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
                 self._seed, self._growths, self._fitting = None, (), None
                 self._begin_samples = 0 if self.begin == "start" else None
-            self._loader = RampedLoader(trainer, self.plan_for, self._seed)
+            self._loader = RampedLoader(trainer, self.reshape, self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -236,12 +253,20 @@ class BatchSizeRamp(MethodCallback):
         self._ramped.start(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ramped.stream is not None:
+            self._ramped.stream.begin_epoch(trainer)
         super().on_train_epoch_start(trainer, pl_module)
         self._ramped.start_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._micro_batch = batch_idx
-        trainer.accumulate_grad_batches = self._ramped.windows(trainer.current_epoch).accumulation_at(batch_idx)
+        stream = self._ramped.stream
+        if stream is not None:
+            stream.begin_micro_batch(trainer, batch_idx)
+            self._weight = stream.weight_of(None if self._run is None else self._run.samples_in(batch))
+        else:
+            windows = self._ramped.windows(trainer.current_epoch)
+            trainer.accumulate_grad_batches = windows.accumulation_at(batch_idx)
+            self._weight = windows.weight_of(batch_idx)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
@@ -249,12 +274,18 @@ class BatchSizeRamp(MethodCallback):
     ) -> None:
         if isinstance(self.schedule, AdaptiveRamp) and internals.update_ends(trainer):
             self._decide(trainer, self.schedule)
+        if self._ramped.stream is not None and internals.update_ends(trainer):
+            self._ramped.stream.end_update(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        weight = self.loss_weight(trainer.current_epoch, self._micro_batch)
-        if weight != 1.0:  # in place: what this hook returns is not used
-            loss.mul_(weight)
+        if self._weight != 1.0:  # in place: what this hook returns is not used
+            loss.mul_(self._weight)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._ramped.stream is not None and self._run is not None:
+            self._ramped.stream.correct(pl_module, self._run.clock.batch_size)
 
     def on_warmup_end(self, trainer: Trainer) -> None:
         if self.begin == "after_warmup":
@@ -285,6 +316,30 @@ class BatchSizeRamp(MethodCallback):
     def _ramped(self) -> RampedLoader:
         assert self._loader is not None
         return self._loader
+
+    def _streamed_plan_for(self, shape: RunShape) -> RampPlan:
+        micro, limit = shape.epoch.micro_batch_size, self.max_micro_batch_size
+        assert micro is not None
+        if self.begin == "after_warmup":
+            raise MisconfigurationException(
+                'BatchSizeRamp: begin="after_warmup" is not there for iterable data; use a map-style data set, or '
+                'begin="start"'
+            )
+        if isinstance(limit, int) and limit < micro:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: max_micro_batch_size={limit} is below the loader's batch_size of {micro}, which is "
+                "the micro-batch of an iterable data set; lower the DataLoader's batch_size"
+            )
+        try:
+            plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule, self._growths)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size == 1:
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp compares two gradients per update, and iterable data on one device begin "
+                "with one micro-batch; use a map-style data set with max_micro_batch_size, or more devices"
+            )
+        return plan
 
     def _micro_batch_limit(self, micro_batch_size: int) -> int | None:
         if self.max_micro_batch_size != "auto":
@@ -318,11 +373,13 @@ class BatchSizeRamp(MethodCallback):
         clock, plan = self._run.clock, self._ramped.plan
         if clock.updates % schedule.check_every or plan.begin_samples is None:
             return
-        place = self._ramped.next_free_place(trainer.current_epoch)
+        place = self._ramped.next_free_place(trainer, trainer.current_epoch)
         last = self._growths[-1] if self._growths else None
         current = last.batch_size if last is not None else plan.starting_batch_size
         measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
-        wanted = schedule.next_batch_size(current, measured, plan.largest_batch_size)
+        unit = clock.shape.unit if isinstance(clock.shape, RampedRun) else 1
+        in_units = None if measured is None else measured / unit
+        wanted = schedule.next_batch_size(current, in_units, plan.largest_batch_size)
         if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
             wanted = current  # the run ends, or the decision before has not taken effect yet
         wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))
@@ -331,17 +388,17 @@ class BatchSizeRamp(MethodCallback):
         plan = plan.grown(wanted, *place_of_all)
         self._growths = plan.growths
         self._ramped.replan(trainer, plan)
-        clock.shape = RampedRun.of(clock.shape, plan)
+        clock.shape = type(self.reshape(clock.shape)).of(clock.shape, plan)
         journal = self._run.journal(self.name)
         if journal is not None:
-            journal.append(clock.updates, "grow", batch_size=wanted, noise_scale=measured, epoch=place_of_all[0])
+            journal.append(clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
 
     # ------------------------------------------------------------------ after an adaptive warm-up
     def _begin_ramp(self, trainer: Trainer) -> None:
         """Begin the ramp at the first window of which no micro-batch has been prefetched on rank 0."""
         assert self._run is not None
         clock, plan = self._run.clock, self._ramped.plan
-        epoch, start = trainer.strategy.broadcast(self._ramped.next_free_place(trainer.current_epoch))
+        epoch, start = trainer.strategy.broadcast(self._ramped.next_free_place(trainer, trainer.current_epoch))
         self._begin_samples = epoch * plan.samples_per_device * plan.world_size + start
         plan = plan.begun(self._begin_samples)
         self._ramped.replan(trainer, plan)

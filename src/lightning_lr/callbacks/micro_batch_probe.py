@@ -115,7 +115,7 @@ class _Trial:
         with torch.enable_grad():
             with self._trainer.precision_plugin.train_step_context():
                 output = self._module.training_step(*internals.training_step_arguments(self._module, batch))
-            loss = output["loss"] if isinstance(output, dict) else output
+            loss: Any = output["loss"] if isinstance(output, dict) else output
             if loss is None:  # the module skips this batch
                 return 0.0
             self._module.backward(loss)

@@ -14,7 +14,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan
+from lightning_lr.batch_size.ramped_run import RampedRun
+from lightning_lr.batch_size.streamed_run import StreamedRun
 from lightning_lr.callbacks.run import run_shape
+from lightning_lr.callbacks.streamed_windows import StreamedWindows
 from lightning_lr.progress import RunShape
 
 
@@ -23,13 +26,15 @@ class RampedLoader:
 
     Args:
         trainer: in ``setup``, before anything asks for the loader.
-        make_plan: the plan for a run with the loader's own batch.
+        reshape: the run under the ramp, for a run with the loader's own batch.
         seed: of the order of a shuffled loader, from a checkpoint; ``None`` takes ``torch.initial_seed()``.
     """
 
-    def __init__(self, trainer: Trainer, make_plan: Callable[[RunShape], RampPlan], seed: int | None) -> None:
+    def __init__(self, trainer: Trainer, reshape: Callable[[RunShape], RampedRun], seed: int | None) -> None:
         self.seed = seed
-        self._make_plan = make_plan
+        self.stream: StreamedWindows | None = None
+        """The windows over iterable data, whose loader is left as it is."""
+        self._reshape = reshape
         self._plan: RampPlan | None = None
         self._sampler: RampBatchSampler | None = None
         self._placed_at: tuple[int, int] | None = None
@@ -59,10 +64,16 @@ class RampedLoader:
         """The windows of an epoch."""
         return self.plan.windows(epoch)
 
-    def next_free_place(self, epoch: int) -> tuple[int, int]:
+    def next_free_place(self, trainer: Trainer, epoch: int) -> tuple[int, int]:
         """Epoch and samples of it before the first window of which nothing has been given out or prefetched."""
-        assert self._sampler is not None
-        window = self.windows(epoch).next_window_from(self._sampler.given_out)
+        if self.stream is not None:  # what is prefetched does not know of windows
+            at, given_out = internals.next_position(trainer)
+            if at > epoch:
+                return at, 0
+        else:
+            assert self._sampler is not None
+            given_out = self._sampler.given_out
+        window = self.windows(epoch).next_window_from(given_out)
         return (epoch, window.start) if window is not None else (epoch + 1, 0)
 
     # ------------------------------------------------------------------ following the loop
@@ -73,6 +84,8 @@ class RampedLoader:
                 f"BatchSizeRamp: got {internals.train_loader_count(trainer)} train dataloaders, whose batches would "
                 "have to grow together; give one"
             )
+        if self.stream is not None:
+            return
         if self._placed_at != internals.next_position(trainer):  # the loader was made before the loops were restored
             self._place(trainer)
             internals.restart_iterator(trainer)
@@ -97,6 +110,8 @@ class RampedLoader:
 
     def start_epoch(self, trainer: Trainer) -> None:
         """An epoch starts. The iterator of epoch 0 exists already, that of every other is made after this."""
+        if self.stream is not None:
+            return
         epoch = trainer.current_epoch
         assert self._sampler is not None
         if epoch > 0:
@@ -107,6 +122,9 @@ class RampedLoader:
     def replan(self, trainer: Trainer, plan: RampPlan) -> None:
         """Go on with a plan that differs from the old one in windows that nothing has been prefetched of."""
         self._plan = plan
+        if self.stream is not None:
+            self.stream.shape = StreamedRun.of(self.stream.shape, plan)
+            return
         assert self._sampler is not None
         windows = self.windows(trainer.current_epoch)
         self._sampler.replan(windows)
@@ -121,6 +139,8 @@ class RampedLoader:
 
     # ------------------------------------------------------------------ inside
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
+        if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+            return self._stream_from(trainer, loader)
         given = _batch_sampler_of(loader)
         own = loader.generator.get_state() if loader.generator is not None else None
         self._given, self._random_state = loader, (torch.get_rng_state(), own)
@@ -130,12 +150,26 @@ class RampedLoader:
             sampler = EpochSampler(size, seed=self.seed)
         batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
         shape = internals.loader_shape(loader, batches, trainer.world_size)
-        self._plan = self._make_plan(run_shape(trainer, "BatchSizeRamp", shape))
+        self._plan = self._reshape(run_shape(trainer, "BatchSizeRamp", shape)).plan
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._place(trainer)
         self._undo.append(partial(internals.replace_batch_sampler, loader, given))
         internals.replace_batch_sampler(loader, self._sampler)
         internals.forget_loader_states(trainer)
+        return loader
+
+    def _stream_from(self, trainer: Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
+        if loader.batch_size is None:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: {type(loader.dataset).__name__} makes its own batches (DataLoader(batch_size=None)), "
+                "of sizes that we cannot see; let it yield samples and give the DataLoader a batch_size"
+            )
+        length, limit = internals.length_of(loader), trainer.limit_train_batches
+        batches = internals.limited_batches(trainer, length) if length is not None else limit
+        shape = internals.loader_shape(loader, batches if isinstance(batches, int) else None, trainer.world_size)
+        run = self._reshape(run_shape(trainer, "BatchSizeRamp", shape))
+        assert isinstance(run, StreamedRun)
+        self._plan, self.stream = run.plan, StreamedWindows(run)
         return loader
 
     def _place(self, trainer: Trainer) -> None:
@@ -152,10 +186,9 @@ class RampedLoader:
 
 
 def _batch_sampler_of(loader: Any) -> BatchSampler:
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    if not isinstance(loader, DataLoader):
         raise MisconfigurationException(
-            f"BatchSizeRamp: got a {type(getattr(loader, 'dataset', loader)).__name__}, which is batched where we "
-            "cannot see it; use a DataLoader over a map-style data set"
+            f"BatchSizeRamp: got a {type(loader).__name__}, which is batched where we cannot see it; use a DataLoader"
         )
     given = loader.batch_sampler
     if type(given) not in (BatchSampler, RampBatchSampler):

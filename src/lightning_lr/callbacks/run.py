@@ -101,13 +101,17 @@ class Run:
         if shape.sizes_known:
             self.clock.begin_micro_batch(self.clock.shape.units(trainer.current_epoch, batch_idx))
             return
-        samples = self._count_samples(batch) if self._count_samples else _first_dimension(batch)
+        samples = self.samples_in(batch)
         if samples is None:
             samples = shape.micro_batch_size or 0
         if trainer.world_size > 1:  # ranks may differ here, and a schedule must not
             counts = torch.tensor(samples, device=trainer.strategy.root_device)
             samples = int(trainer.strategy.reduce(counts, reduce_op="sum"))
         self.clock.begin_micro_batch(samples if shape.counts_samples else shape.world_size, samples)
+
+    def samples_in(self, batch: Any) -> int | None:
+        """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
+        return self._count_samples(batch) if self._count_samples else _first_dimension(batch)
 
     def close_window(self) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
