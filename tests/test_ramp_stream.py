@@ -237,8 +237,8 @@ def test_refused_before_training(case: str) -> None:
     extra = [run.pop("extra")] if "extra" in run else []
     module = Toy()
     before = weights(module)
+    stream = DataLoader(Samples(), batch_size=run.pop("batch_size", MICRO))
     with pytest.raises(MisconfigurationException, match=message):
-        stream = DataLoader(Samples(), batch_size=run.pop("batch_size", MICRO))
         fit([BatchSizeRamp(**arguments), *extra], module=module, loader=stream, **run)
     assert torch.equal(weights(module), before)
 
