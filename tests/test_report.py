@@ -6,6 +6,7 @@ import builtins
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -290,6 +292,20 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
     report_picture.save_report_picture(record, "Report", tmp_path / "report.png")
     assert drawn == [record]
     assert (tmp_path / "report.png").read_bytes()[16:20] == (1200).to_bytes(4, "big")
+
+
+def test_scores_are_drawn_over_updates_too_when_the_batch_changes(run_dir: Path) -> None:
+    record = read_run(run_dir)
+    panel = report_picture.PANELS[-2]
+    ax = Figure().add_subplot()
+    assert panel.has(record)
+    panel.draw(ax, record)
+    assert ax.get_xlabel() == "updates"
+    drawn = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) > 1]
+    assert drawn == [[8.0, 16.0, 20.0]]  # 60 samples in batches of 8, of 16 in the last epoch
+    same = replace(record, metrics={**record.metrics, "accumulation": Series([0, 1], [1.0, 1.0])})
+    assert batch_varies(record)
+    assert not panel.has(same), "with one batch size the axis of samples says it all"
 
 
 def test_a_long_running_run_of_many_groups_is_drawn(tmp_path: Path) -> None:

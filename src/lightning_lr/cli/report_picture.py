@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def draw_scores(ax: Axes, record: RunRecord) -> None:
     """What is better when it is higher."""
     _draw_metrics(ax, record, _scores(record))
     _label_metrics(ax, record, _scores(record))
+
+
+def draw_scores_by_updates(ax: Axes, record: RunRecord) -> None:
+    """The scores once more, over what a growing batch saves."""
+    metrics = {name: series for name, series in record.metrics.items() if name != "samples_seen"}
+    by_updates = replace(record, metrics=metrics, journals={})  # which counts in updates, not knowing of samples
+    draw_scores(ax, by_updates)
+    ax.set_xlim(0, by_updates.end)
+    ax.set_xlabel("updates")
 
 
 def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
@@ -140,6 +150,13 @@ PANELS: list[Panel[RunRecord]] = [
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
+    Panel(
+        "accuracy, scores",
+        lambda record: bool(_scores(record)) and record.counts_samples and batch_varies(record),
+        draw_scores_by_updates,
+        height=2.2,
+        own_axis=True,
+    ),
     Panel("loss of the\nadaptive warm-up", has_warmup, draw_warmup, height=3.4, own_axis=True),
 ]
 """What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
