@@ -103,15 +103,10 @@ class RampPlan:
         Args:
             epoch: counted from 0.
         """
-        pattern = self._cutter.pattern(epoch)
-        if pattern is not None:  # a step schedule has few of these, each for many epochs
-            if pattern not in self._patterns:
-                self._patterns[pattern] = EpochWindows(map(self._window, self._cutter.cuts(epoch)))
-            return self._patterns[pattern]
-        if epoch not in self._recent:
+        if epoch not in self._recent:  # asked for several times per update
             while len(self._recent) >= KEPT_EPOCHS:
                 del self._recent[next(iter(self._recent))]
-            self._recent[epoch] = EpochWindows(map(self._window, self._cutter.cuts(epoch)))
+            self._recent[epoch] = self._windows_of(epoch)
         return self._recent[epoch]
 
     def noise_scale(self, window: Window) -> float | None:
@@ -237,6 +232,14 @@ class RampPlan:
     @cached_property
     def _totals(self) -> Totals:
         return Totals.of(self._cutter, self.max_epochs, self.max_updates)
+
+    def _windows_of(self, epoch: int) -> EpochWindows:
+        pattern = self._cutter.pattern(epoch)
+        if pattern is None:
+            return EpochWindows(map(self._window, self._cutter.cuts(epoch)))
+        if pattern not in self._patterns:  # a step schedule has few of these, each for many epochs
+            self._patterns[pattern] = EpochWindows(map(self._window, self._cutter.cuts(epoch)))
+        return self._patterns[pattern]
 
     def _window(self, cut: Cut) -> Window:
         world = self.world_size
