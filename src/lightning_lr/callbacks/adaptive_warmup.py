@@ -125,13 +125,13 @@ class AdaptiveWarmup(MethodCallback):
             )
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        super().check_optimizers(optimizers, schedulers)
         if schedulers:
             raise MisconfigurationException(
                 f"AdaptiveWarmup: configure_optimizers also returns a {type(schedulers[0]).__name__}, whose schedule "
                 "would fight with the warm-up over the learning rate; remove it (what follows the warm-up is the "
                 "argument decay)"
             )
+        super().check_optimizers(optimizers, schedulers)
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         try:
@@ -211,8 +211,8 @@ class AdaptiveWarmup(MethodCallback):
         if stage != "fit":
             return
         for other in members_of(trainer):
-            if other is not self and other.name in {*FIGHTING, self.name}:
-                why = FIGHTING.get(other.name, "would climb too")
+            if other.name in FIGHTING:
+                why = FIGHTING[other.name]
                 raise MisconfigurationException(
                     f"AdaptiveWarmup: {type(other).__name__} is attached too, and it {why}; keep one of the two"
                 )

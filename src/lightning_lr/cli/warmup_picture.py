@@ -1,4 +1,4 @@
-"""The panel of an adaptive warm-up: the loss against the log learning rate, what the smoother made of it, and the switch.
+"""The panel of an adaptive warm-up: the loss against the log learning rate, how it was smoothed, and the switch.
 
 Read from the journal of ``AdaptiveWarmup``: the losses of every update of the climb, the posterior of the last test,
 the probability of each.
