@@ -5,8 +5,9 @@
 Fashion-MNIST, a small CNN and a small ViT, the same number of epochs for every batch size (true large batches, without
 accumulation). The baseline is a linear warm-up over 5 % of the run and a cosine, its learning rate tuned on validation
 images with one seed out of six (half a decade apart), for each model, optimizer and batch size. ``AdaptiveWarmup`` has
-one setting for everything: its defaults, with a rollback if the loss diverges. The best baseline and ours are trained
-with the same three other seeds; what is compared is the difference in test accuracy, seed by seed.
+one setting for everything: its defaults, with ``restore_best`` and a rollback if the loss diverges; without
+``restore_best`` it is run at batch 2048. The best baseline and ours are trained with the same three other seeds; what
+is compared is the difference in test accuracy, seed by seed.
 
 One JSON per run in ``benchmarks/results/adaptive_warmup/``: a run whose file exists is not made again, so the benchmark
 can be stopped and continued. A table and a picture are written beside that folder and printed.
@@ -77,6 +78,7 @@ class Protocol:
         val_size: images.
         epochs: length of a run.
         seeds: of the runs that are compared; the learning rate is tuned with another one.
+        plain: cells in which ours is also run without ``restore_best``.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Protocol:
     val_size: int
     epochs: int
     seeds: tuple[int, ...]
+    plain: tuple[Cell, ...] = ()
 
 
 DEFAULT = Protocol(
@@ -98,6 +101,7 @@ DEFAULT = Protocol(
     val_size=10_000,
     epochs=16,
     seeds=(1, 2, 3),
+    plain=tuple(Cell(model, "AdamW", 2048) for model in NETWORKS),
 )
 FULL = Protocol(
     name="adaptive_warmup_full",
@@ -119,8 +123,8 @@ __doc__ = (__doc__ or "").format(
 
 @dataclass(frozen=True)
 class Config:
-    """One run; ``lr`` 0 is ours, which needs none. The number of ``parameters`` tells results of another version of the
-    network apart."""
+    """One run; ``lr`` 0 is ours, which needs none. ``restore_best`` is of ours. The number of ``parameters`` tells
+    results of another version of the network apart."""
 
     model: str
     optimizer: str
@@ -131,6 +135,7 @@ class Config:
     train_size: int
     val_size: int
     parameters: int
+    restore_best: bool = False
 
     @property
     def cell(self) -> Cell:
@@ -140,7 +145,7 @@ class Config:
     @property
     def name(self) -> str:
         """A file name that no other run has."""
-        method = f"lr{self.lr:g}" if self.lr else "adaptive"
+        method = f"lr{self.lr:g}" if self.lr else "restored" if self.restore_best else "adaptive"
         return (
             f"{self.model}_{self.optimizer}_batch{self.batch_size}_{method}"
             f"_images{self.train_size}_epochs{self.epochs}_seed{self.seed}"
@@ -149,14 +154,19 @@ class Config:
     @property
     def label(self) -> str:
         """The run in words."""
-        method = f"lr {self.lr:g}" if self.lr else "adaptive warm-up"
+        method = f"lr {self.lr:g}" if self.lr else f"adaptive warm-up{', restored' if self.restore_best else ''}"
         return f"{self.model}, {self.optimizer}, batch {self.batch_size}, {method}, seed {self.seed}"
 
 
 # ---------------------------------------------------------------------- the grid
 def ours(protocol: Protocol) -> list[Config]:
     """One run per cell and seed."""
-    return [_config(protocol, cell, 0.0, seed) for cell in protocol.cells for seed in protocol.seeds]
+    return [_config(protocol, cell, 0.0, seed, restore=True) for cell in protocol.cells for seed in protocol.seeds]
+
+
+def plain(protocol: Protocol) -> list[Config]:
+    """The same without ``restore_best``, where that is compared."""
+    return [_config(protocol, cell, 0.0, seed) for cell in protocol.plain for seed in protocol.seeds]
 
 
 def tuning(protocol: Protocol) -> list[Config]:
@@ -192,7 +202,7 @@ def records_of(configs: Iterable[Config], store: ResultStore) -> list[dict[str, 
     return [record for record in loaded if record is not None]
 
 
-def _config(protocol: Protocol, cell: Cell, lr: float, seed: int) -> Config:
+def _config(protocol: Protocol, cell: Cell, lr: float, seed: int, restore: bool = False) -> Config:
     return Config(
         **asdict(cell),
         lr=lr,
@@ -201,6 +211,7 @@ def _config(protocol: Protocol, cell: Cell, lr: float, seed: int) -> Config:
         train_size=protocol.train_size,
         val_size=protocol.val_size,
         parameters=_parameters(cell.model),
+        restore_best=restore,
     )
 
 
@@ -238,7 +249,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     seed_everything(config.seed, verbose=False)
     module = AdaptiveClassifier(NETWORKS[config.model](), config.optimizer, config.lr or 1.0)
     data = FashionMNISTDataModule(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
-    watch, warmup = WatchLoss(), AdaptiveWarmup(on_divergence="rollback")
+    watch, warmup = WatchLoss(), AdaptiveWarmup(on_divergence="rollback", restore_best=config.restore_best)
     method: Callback = LearningRateSchedule(Cosine(warmup=WARMUP)) if config.lr else warmup
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -289,8 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
     label = operator.attrgetter("label")
     for cell in protocol.cells:  # cell by cell, so that stopping early loses cells and not seeds
-        part = replace(protocol, cells=(cell,))
-        run_all(do, missing([*ours(part), *tuning(part)], store), options.jobs, label, "adaptive, and tuning")
+        part = replace(protocol, cells=(cell,), plain=tuple(c for c in protocol.plain if c == cell))
+        run_all(
+            do, missing([*ours(part), *tuning(part), *plain(part)], store), options.jobs, label, "adaptive, and tuning"
+        )
         best_lr = best_learning_rates(records_of(tuning(part), store))
         run_all(do, missing(tuned(part, best_lr), store), options.jobs, label, "the tuned baseline")
     write(protocol, store, options.results.parent / protocol.name)
@@ -300,11 +313,12 @@ def write(protocol: Protocol, store: ResultStore, out: Path) -> None:
     """Write and print the table and the picture of the runs that exist."""
     tried = records_of(tuning(protocol), store)
     best_lr = best_learning_rates(tried)
-    report.write(out, tried, records_of(tuned(protocol, best_lr), store), records_of(ours(protocol), store))
+    adaptive = records_of([*ours(protocol), *plain(protocol)], store)
+    report.write(out, tried, records_of(tuned(protocol, best_lr), store), adaptive)
 
 
 def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    every = [*ours(protocol), *tuning(protocol)]
+    every = [*ours(protocol), *tuning(protocol), *plain(protocol)]
     again = len(protocol.cells) * len(protocol.seeds)
     todo = missing(every, store)
     for config in every:

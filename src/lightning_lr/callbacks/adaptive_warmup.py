@@ -53,8 +53,11 @@ class AdaptiveWarmup(MethodCallback):
 
     A loss that is not finite or explodes is acted upon within 2 updates. ``"switch"`` begins the decay at a lower
     learning rate that was good, and raises if the weights are no longer finite; ``"rollback"`` restores weights,
-    buffers and optimizer state of the best test so far before that (a copy in host memory, and in checkpoints until
-    the switch); ``"raise"`` stops the run.
+    buffers and optimizer state of the best test so far before that; ``"raise"`` stops the run.
+
+    The rise that ends the climb costs the weights something, the more the fewer updates a run has. With
+    ``restore_best`` the decay begins at the state of the best test, as after a rollback. Either keeps a copy of weights
+    and optimizer state in host memory, and in checkpoints until the switch.
 
     Args:
         min_lr: learning rate of the first update, for the group with the largest one.
@@ -66,6 +69,7 @@ class AdaptiveWarmup(MethodCallback):
         decay: what follows; the curve's own progress runs from the switch to the end of the run.
         lr_scale: chosen learning rate over that at the lowest smoothed loss, in (0, 1].
         on_divergence: ``"switch"``, ``"rollback"`` or ``"raise"``.
+        restore_best: whether the decay begins at the state of the best test; AutoWU's goes on from the last update.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
 
     Raises:
@@ -95,11 +99,12 @@ class AdaptiveWarmup(MethodCallback):
         decay: Curve = Cosine(),  # noqa: B008  # frozen
         lr_scale: float = 1.0,
         on_divergence: OnDivergence = "switch",
+        restore_best: bool = False,
         count_samples: CountSamples | None = None,
     ) -> None:
         super().__init__(count_samples)
         self.settings = WarmupSettings(
-            min_lr, max_lr, max_warmup, confidence, patience, check_every, decay, lr_scale, on_divergence
+            min_lr, max_lr, max_warmup, confidence, patience, check_every, decay, lr_scale, on_divergence, restore_best
         )
         self.machine: WarmupMachine | None = None
         """The warm-up of the run that is going on, or of the last one."""
@@ -118,10 +123,11 @@ class AdaptiveWarmup(MethodCallback):
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
-        if self.settings.on_divergence == "rollback" and not whole:
+        if self.settings.keeps and not whole:
+            asked = "restore_best=True" if self.settings.restore_best else "on_divergence='rollback'"
             raise MisconfigurationException(
-                f"AdaptiveWarmup: on_divergence='rollback' copies whole parameters, which "
-                f"{type(trainer.strategy).__name__} may spread over devices; use 'switch' or 'raise', or DDP"
+                f"AdaptiveWarmup: {asked} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
+                "over devices; use on_divergence='switch' without restore_best, or DDP"
             )
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
@@ -227,8 +233,7 @@ class AdaptiveWarmup(MethodCallback):
                 f"AdaptiveWarmup: training goes on at step {trainer.global_step} from a checkpoint that was made "
                 "without it, so the losses of its climb are not known; train from the start, or load the weights alone"
             )
-        keeps = self.settings.on_divergence == "rollback" and self.machine.phase == "warm-up"
-        if keeps and self._snapshot is None:
+        if self.settings.keeps and self.machine.phase == "warm-up" and self._snapshot is None:
             self._snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
 
     def on_train_batch_end(

@@ -272,7 +272,7 @@ class WarmupMachine:
         chosen = max(settings.min_lr, settings.lr_scale * best)
         known = {**facts, "lr": chosen, "positive": positive, "informative": informative}
         if positive >= settings.patience:
-            return Decision("switch", "switch", keep=False, **known)
+            return Decision("switch", self._how_to_switch(test), keep=False, **known)
         if ends:
             message = f"the loss had not risen by max_lr={settings.max_lr:g}; the decay begins at {chosen:.3g}"
             if not informative:
@@ -280,7 +280,8 @@ class WarmupMachine:
                     f"the loss did not depend on the learning rate, from {settings.min_lr:g} to "
                     f"{facts['reached_lr']:.3g}; the decay begins half-way on the log scale, at {chosen:.3g}: a guess"
                 )
-            return Decision("timeout", "switch", keep=False, message=f"AdaptiveWarmup: {message}", **known)
+            how = self._how_to_switch(test)
+            return Decision("timeout", how, keep=False, message=f"AdaptiveWarmup: {message}", **known)
         return Decision("test", "continue", keep=self._is_best(test), **known)
 
     def _of_divergence(self, test: SwitchTest, facts: dict[str, Any]) -> Decision:
@@ -302,6 +303,10 @@ class WarmupMachine:
         return Decision(
             "divergence", action, lr=chosen, positive=0, keep=False, non_finite=non_finite, message=message, **facts
         )
+
+    def _how_to_switch(self, test: SwitchTest) -> Action:
+        # on the way to the proof that the loss rises the weights have suffered from it
+        return "rollback" if self.settings.restore_best and not self._is_best(test) else "switch"
 
     def _is_best(self, test: SwitchTest) -> bool:
         """Whether the smoothed loss is lower now than where the state was kept last."""

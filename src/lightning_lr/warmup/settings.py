@@ -33,6 +33,7 @@ class WarmupSettings:
         decay: factor of the chosen learning rate after the warm-up; its progress runs from the switch to the end.
         lr_scale: chosen learning rate over that at the lowest smoothed loss, in (0, 1].
         on_divergence: what to do about a loss that is not finite or explodes.
+        restore_best: whether the decay begins at the state of the best test, not at that of the last update.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -47,6 +48,7 @@ class WarmupSettings:
     decay: Curve = field(default_factory=Cosine)
     lr_scale: float = 1.0
     on_divergence: OnDivergence = "switch"
+    restore_best: bool = False
 
     def __post_init__(self) -> None:
         for name in ("min_lr", "max_lr"):
@@ -82,6 +84,11 @@ class WarmupSettings:
                 f"AdaptiveWarmup: decay={self.decay!r} begins at a factor of {self.decay(0.0):.3g}, not at 1; the "
                 "warm-up is over when it begins. Give it warmup=0, or another curve"
             )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the state at the best test is kept."""
+        return self.restore_best or self.on_divergence == "rollback"
 
     def climb(self, progress: float) -> float:
         """Learning rate of the warm-up: ``min_lr (max_lr / min_lr)**(progress / max_warmup)``, up to ``max_lr``.
