@@ -32,7 +32,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from examples import Classifier, SmallCNN
-from lightning_lr import Cosine, CurveRamp, LearningRateScaling, LearningRateSchedule
+from lightning_lr import AdaptiveWarmup, Cosine, CurveRamp, LearningRateScaling, LearningRateSchedule
 from lightning_lr.callbacks import BatchSizeRamp
 
 RESULTS = Path(__file__).parent / "results" / "overhead"
@@ -46,6 +46,8 @@ ARMS: dict[str, Callable[[], list[Callback]]] = {
         LearningRateSchedule(Cosine(warmup=0.1)),
         LearningRateScaling(64, warmup_epochs=0.5),
     ],
+    # no test falls into the measured updates: what a test costs is in adaptive_warmup_cost
+    "AdaptiveWarmup, climbing": lambda: [AdaptiveWarmup(1e-5, 1e-3, max_warmup=0.99, patience=1, check_every=100_000)],
     "BatchSizeRamp, constant": lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))],
 }
 
