@@ -292,18 +292,20 @@ def _markdown(
     paired = all(same_until_first_milestone(records, optimizer) for optimizer in pictures)
     tuning_headings = ("optimizer", "lr", "validation accuracy (%)", "test accuracy (%)", "seeds", "")
     full = " --full" if config["train_size"] > 50_000 else ""
-    sweep = f"""
+    of_sweep = f"""
 ## The initial learning rate
 
 "increase" with momentum: first with the batch in proportion to the learning rate, then with the batch as it is.
 
 {markdown_table(SWEEP_HEADINGS, sweep_cells(swept))}"""
-    not_run = f"""
+    of_rest = f"""
 ## What was not run
 
 Of the protocol (`python -m benchmarks.batch_size_ramp{full}` makes what is missing):
 
 {_left_out(left_out)}"""
+    sweep = of_sweep if len(by_setting(swept)) > 1 else ""
+    not_run = of_rest if left_out else ""
     return f"""# Growing the batch against decaying the learning rate
 
 Made by `python -m benchmarks.batch_size_ramp{full}`. Fashion-MNIST,
@@ -330,7 +332,7 @@ with the validation after each epoch. Until the first milestone the three schedu
 
 Taken is the rate with the best mean accuracy on {config["val_size"]} validation images; the other schedules use it too.
 
-{markdown_table(tuning_headings, tuning_cells(tuned))}{sweep if swept else ""}{not_run if left_out else ""}
+{markdown_table(tuning_headings, tuning_cells(tuned))}{sweep}{not_run}
 {len(everything)} runs, {clock(sum(record["cpu_seconds"] for record in everything))} of CPU time on one thread,
 {clock(sum(record["seconds"] for record in everything))} on the clock of a shared machine. Made with:
 
