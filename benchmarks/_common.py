@@ -144,6 +144,7 @@ def command_line(
     parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
     parser.add_argument("--full", action="store_true", help=full)
     parser.add_argument("--dry-run", action="store_true", help="print the grid and how long it would take")
+    parser.add_argument("--report", action="store_true", help="make no run, write table and picture of those there are")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--results", type=Path, default=folder, help="folder of the runs' files")
     return parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Whether growing the batch gives what decaying the learning rate gives, sample for sample, in fewer updates.
 
-    python -m benchmarks.batch_size_ramp [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
+    python -m benchmarks.batch_size_ramp [--data-dir FOLDER] [--dry-run] [--full] [--report] [--jobs 2]
 
 Fashion-MNIST, a ResNet of depth 8 with ghost batch norm, and the three schedules of Smith et al. at the same
 milestones: the noise scale falls by 5 at each, by the learning rate ("decay"), by the batch once and then the learning
@@ -413,16 +413,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
     label = operator.attrgetter("label")
-    run_all(do, missing(tuning, store), options.jobs, label, 'tuning of "decay"')
+    if not options.report:
+        run_all(do, missing(tuning, store), options.jobs, label, 'tuning of "decay"')
     tuned = _records(tuning, store)
     best_lr = best_learning_rates(tuned)
     print("\n".join(f"{optimizer}: best lr is {lr:g}" for optimizer, lr in best_lr.items()), flush=True)
-    every = configs(protocol, best_lr)
-    run_all(do, missing(every, store), options.jobs, label, "schedules")
-    swept = sweep_configs(protocol)
-    run_all(do, missing(swept, store), options.jobs, label, "sweep of the learning rate")
+    every, swept = configs(protocol, best_lr), sweep_configs(protocol)
+    if not options.report:
+        run_all(do, missing(every, store), options.jobs, label, "schedules")
+        run_all(do, missing(swept, store), options.jobs, label, "sweep of the learning rate")
+    left_out = [config.facts for config in missing([*every, *swept], store)]
     target = options.results.parent / protocol.name
-    report.write(target, tuned, _records(every, store), _records(swept, store))
+    report.write(target, tuned, _records(every, store), _records(swept, store), left_out)
 
 
 def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:

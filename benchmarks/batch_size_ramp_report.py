@@ -57,6 +57,8 @@ class Row:
         """Whether the difference has been shown to be within the margin, or beyond it, or neither."""
         if self.difference is None:
             return "reference"
+        if self.difference.count == 1:
+            return "one seed"
         low = self.difference.mean - self.difference.half_width
         high = self.difference.mean + self.difference.half_width
         if low > -MARGIN and high < MARGIN:
@@ -214,32 +216,105 @@ def statement(row: Row) -> str:
         "inside": "inside ±0.5 points: equivalent" + (", though 0 is outside the interval" if zero_left_out else ""),
         "outside": "outside ±0.5 points: different",
         "not shown": "it reaches past ±0.5 points: equivalence is **not** shown",
+        "one seed": "without an interval nothing is shown",
     }[row.verdict]
     setting = row.setting
     start = f"lr {setting.lr:g}, momentum {setting.momentum:g}, batch {setting.batch_size}"
     return (
-        f"- {setting.optimizer}, {setting.mode} ({start}) minus decay, {row.difference.count} seeds: "
+        f"- {setting.optimizer}, {setting.mode} ({start}) minus decay, {_counted(row.difference.count)}: "
         f"{row.difference.text(100, sign=True)} points; {what}."
     )
 
 
-def _markdown(pictures: dict[str, str], tuned: Sequence[Record], records: Sequence[Record]) -> str:
-    everything = {str(record["config"]): record for record in [*tuned, *records]}.values()
+def _counted(seeds: int) -> str:
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
+
+
+SWEEP_HEADINGS = (
+    "first lr",
+    "first batch (samples)",
+    "updates",
+    "test accuracy (%)",
+    "training loss, last epoch",
+    "seeds",
+    "diverged",
+)
+
+
+def sweep_cells(swept: Sequence[Record]) -> list[list[str]]:
+    """Test accuracy over initial learning rates, those with the batch in proportion first."""
+    ordered = sorted(by_setting(swept).items(), key=lambda item: (_in_place(item[0], swept), item[0].lr))
+    table = []
+    for setting, runs in ordered:
+        losses = [last_epoch_train_loss(run) for run in runs.values() if not run["diverged"]]
+        table.append(
+            [
+                f"{setting.lr:g}",
+                str(setting.batch_size),
+                f"{max(run['updates'] for run in runs.values()):,}",
+                t_interval(list(_accuracies(runs).values())).text(100),
+                f"{fmean(losses):.3f}" if losses else "-",
+                str(len(runs)),
+                str(sum(run["diverged"] for run in runs.values())),
+            ]
+        )
+    return table
+
+
+def _in_place(setting: Setting, swept: Sequence[Record]) -> bool:
+    """Whether a row of the sweep keeps the batch of the first at another learning rate."""
+    first = min(by_setting(swept), key=lambda setting: (setting.lr, setting.batch_size))
+    return setting.batch_size == first.batch_size and setting.lr > first.lr
+
+
+def _left_out(configs: Sequence[Record]) -> str:
+    """What the protocol has and was not run, a line per setting."""
+    seeds: dict[str, list[int]] = {}
+    for c in configs:
+        row = f"{c['optimizer']}, {c['mode']}, lr {c['lr']:g}, momentum {c['momentum']:g}, batch {c['batch_size']}"
+        seeds.setdefault(row, []).append(c["seed"])
+    lines = [f"- {row}: seed{'' if len(s) == 1 else 's'} {', '.join(map(str, s))}" for row, s in seeds.items()]
+    return "".join(f"{line}{chr(10)}" for line in lines)
+
+
+def _markdown(
+    pictures: dict[str, str],
+    tuned: Sequence[Record],
+    records: Sequence[Record],
+    swept: Sequence[Record],
+    left_out: Sequence[Record],
+) -> str:
+    everything = {str(record["config"]): record for record in [*tuned, *records, *swept]}.values()
     config = records[0]["config"]
     table = rows(records)
     milestones = ", ".join(map(str, config["milestones"]))
     machines = dict.fromkeys(", ".join(f"{k} {v}" for k, v in record["environment"].items()) for record in everything)
     paired = all(same_until_first_milestone(records, optimizer) for optimizer in pictures)
     tuning_headings = ("optimizer", "lr", "validation accuracy (%)", "test accuracy (%)", "seeds", "")
+    full = " --full" if config["train_size"] > 50_000 else ""
+    of_sweep = f"""
+## The initial learning rate
+
+"increase" with momentum: first with the batch in proportion to the learning rate, then with the batch as it is.
+
+{markdown_table(SWEEP_HEADINGS, sweep_cells(swept))}"""
+    of_rest = f"""
+## What was not run
+
+Of the protocol (`python -m benchmarks.batch_size_ramp{full}` makes what is missing):
+
+{_left_out(left_out)}"""
+    sweep = of_sweep if len(by_setting(swept)) > 1 else ""
+    not_run = of_rest if left_out else ""
     return f"""# Growing the batch against decaying the learning rate
 
-Made by `python -m benchmarks.batch_size_ramp{" --full" if len(pictures) > 1 else ""}`. Fashion-MNIST,
+Made by `python -m benchmarks.batch_size_ramp{full}`. Fashion-MNIST,
 {config["train_size"]} training images, {config["epochs"]} epochs, ResNet of depth 8 ({config["parameters"]} parameters)
 with ghost batch norm over {config["ghost_batch_size"]}, L2 coefficient 5e-4. At epochs {milestones} the noise scale
 falls by {config["factor"]}: by the learning rate (decay), by the batch once and then the learning rate (hybrid), or by
 the batch up to {config["max_batch_size"]} samples, a tenth of the training set, and then the learning rate (increase).
-Micro-batches grow to {config["max_micro_batch_size"]} samples; beyond, gradients are accumulated. Images only: a text
-model is left for later.
+Micro-batches grow to {config["max_micro_batch_size"]} samples; beyond, gradients are accumulated. Adam has the
+square-root rule: lr / sqrt(batch) falls by {config["factor"]}. Text is in `batch_size_ramp_text.md`.
 
 ±: of an accuracy, the 95 % interval of the mean by Student's distribution; of a difference, paired by seed, the
 {100 * CONFIDENCE:g} % interval. *Inside*: the whole interval lies inside ±{100 * MARGIN:g} points. *Not shown*: it
@@ -257,7 +332,7 @@ with the validation after each epoch. Until the first milestone the three schedu
 
 Taken is the rate with the best mean accuracy on {config["val_size"]} validation images; the other schedules use it too.
 
-{markdown_table(tuning_headings, tuning_cells(tuned))}
+{markdown_table(tuning_headings, tuning_cells(tuned))}{sweep}{not_run}
 {len(everything)} runs, {clock(sum(record["cpu_seconds"] for record in everything))} of CPU time on one thread,
 {clock(sum(record["seconds"] for record in everything))} on the clock of a shared machine. Made with:
 
@@ -335,8 +410,22 @@ def _wider_near_100_inverse(place: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- everything
-def write(target: Path, tuned: Sequence[Record], records: Sequence[Record]) -> None:
-    """Write ``target``.md and its pictures and print the table; findings written by hand below the tables are kept."""
+def write(
+    target: Path,
+    tuned: Sequence[Record],
+    records: Sequence[Record],
+    swept: Sequence[Record] = (),
+    left_out: Sequence[Record] = (),
+) -> None:
+    """Write ``target``.md and its pictures and print the table; findings written by hand below the tables are kept.
+
+    Args:
+        target: path without an ending.
+        tuned: runs of "decay" over the grids.
+        records: runs of the schedules at the rates taken, and of the rows with another start.
+        swept: runs of the sweep of the learning rate.
+        left_out: the configurations of the protocol that were not run.
+    """
     optimizers = list(dict.fromkeys(record["config"]["optimizer"] for record in records))
     pictures = {
         optimizer: f"{target.name}.png" if optimizer == optimizers[0] else f"{target.name}_{optimizer}.png"
@@ -345,7 +434,7 @@ def write(target: Path, tuned: Sequence[Record], records: Sequence[Record]) -> N
     for optimizer, name in pictures.items():
         draw(records, optimizer, target.parent / name)
     path = target.with_suffix(".md")
-    write_keeping_findings(path, _markdown(pictures, tuned, records))
+    write_keeping_findings(path, _markdown(pictures, tuned, records, swept, left_out))
     table = Table(*SHORT_HEADINGS, box=None, padding=(0, 2, 0, 0))
     for row in rows(records):
         table.add_row(*cells(row)[: len(SHORT_HEADINGS)])

@@ -255,11 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     do = functools.partial(work, folder=options.results)
     label = operator.attrgetter("label")
-    run_all(do, missing(tuning), options.jobs, label, 'tuning of "decay"')
+    if not options.report:
+        run_all(do, missing(tuning), options.jobs, label, 'tuning of "decay"')
     lr = best_learning_rate(load(tuning))
     print(f"best lr is {lr:g}", flush=True)
     every = configs(lr, train_size)
-    run_all(do, missing(every), options.jobs, label, "schedules")
+    if not options.report:
+        run_all(do, missing(every), options.jobs, label, "schedules")
     name = "batch_size_ramp_text_full" if options.full else "batch_size_ramp_text"
     report.write(options.results.parent / name, load(tuning), load(every), options.full)
 

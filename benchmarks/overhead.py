@@ -149,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=301, help="pairs of blocks per row")
     parser.add_argument("--block", type=int, default=2, help="updates per block")
+    parser.add_argument("--only", choices=ARMS, help="measure this row anew and keep the others of the file")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -158,16 +159,17 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "pairs": arguments.pairs,
-        "block": arguments.block,
     }
+    path = RESULTS / f"{str(result['device']).replace(' ', '_')}.json"
+    before = json.loads(path.read_text()) if arguments.only and path.exists() else {}
     for with_logger in (False, True):
-        result["CSVLogger" if with_logger else "no logger"] = {
-            name: measure(name, arguments.pairs, arguments.block, with_logger) for name in ARMS
-        }
+        logger = "CSVLogger" if with_logger else "no logger"
+        result[logger] = before.get(logger, {})
+        for name in [arguments.only] if arguments.only else ARMS:
+            row = measure(name, arguments.pairs, arguments.block, with_logger)
+            result[logger][name] = {**row, "pairs": arguments.pairs, "block": arguments.block}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    name = str(result["device"]).replace(" ", "_")
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ RAMP_BEST = {"momentum": 0.1, "nesterov": 0.1, "sgd": 1.0, "adam": 1e-3}
 
 
 def ramp_configs(protocol: batch_size_ramp.Protocol) -> list[batch_size_ramp.Config]:
-    best = {optimizer: RAMP_BEST[optimizer] for optimizer in protocol.learning_rates}
+    best = {optimizer: RAMP_BEST[optimizer] for optimizer in protocol.optimizers}
     return batch_size_ramp.configs(protocol, best)
 
 
@@ -211,19 +211,28 @@ def test_ramp_grid_has_every_setting_once_and_pairs_every_seed(protocol: batch_s
     assert len({config.name for config in every}) == len(every)
     rows = batch_size_ramp_report.by_setting([ramp_record(config, 0.9) for config in configs])
     decays = [setting for setting in rows if setting.mode == "decay"]
-    assert [setting.optimizer for setting in decays] == list(protocol.learning_rates)
+    assert [setting.optimizer for setting in decays] == list(protocol.optimizers)
     for decay in decays:
-        assert all(set(rows[decay._replace(mode=mode)]) == set(protocol.seeds) for mode in ("hybrid", "increase"))
-    assert len(protocol.seeds) >= 5
-    assert set(protocol.tuning_seeds) | set(protocol.row_seeds) <= set(protocol.seeds)
-    # beside the schedules: more lr, more momentum, and the sweep with and without its batch, which share one start
+        trials = protocol.optimizers[decay.optimizer]
+        assert all(set(rows[decay._replace(mode=mode)]) == set(trials.seeds) for mode in ("hybrid", "increase"))
+        assert set(trials.tuning_seeds) <= set(trials.seeds)
+    first = protocol.optimizers[protocol.first_optimizer]
+    assert len(first.seeds) >= 5
+    assert set(protocol.row_seeds) | set(protocol.sweep_seeds) <= set(first.seeds)
+    # beside the schedules: more lr, and more momentum
     others = {setting for setting in rows if setting.mode == "increase"} - {d._replace(mode="increase") for d in decays}
-    assert len(others) >= 2
-    assert all(set(rows[setting]) >= set(protocol.row_seeds) for setting in others)
+    assert len(others) == 2
+    assert all(set(rows[setting]) == set(protocol.row_seeds) for setting in others)
+    # the sweep with and without its batch, which share one start
+    swept = batch_size_ramp.sweep_configs(protocol)
+    assert len(swept) == len(set(swept)) == (2 * len(protocol.sweep) - 1) * len(protocol.sweep_seeds)
+    proportional = {round(config.lr / config.batch_size, 9) for config in swept if config.batch_size != 128}
+    assert proportional == {round(0.1 / 128, 9)}
+    assert all(config.max_batch_size >= config.batch_size for config in swept)
 
 
 def test_ramp_rows_with_another_start_have_the_noise_scale_of_the_first() -> None:
-    configs = {config for config in ramp_configs(batch_size_ramp.DEFAULT) if config.seed == 0}
+    configs = {c for c in ramp_configs(batch_size_ramp.DEFAULT) if c.seed == 0 and c.optimizer == "momentum"}
     starts = {(config.lr, config.momentum, config.batch_size) for config in configs}
     assert starts == {
         (0.1, 0.9, 128),
@@ -253,13 +262,29 @@ def test_ramp_run_with_a_result_is_skipped_and_one_of_another_ramp_is_not(tmp_pa
 )
 def test_equivalence_is_shown_by_the_whole_interval_or_not_at_all(differences: list[float], verdict: str) -> None:
     decay, hybrid = (
-        [c for c in ramp_configs(batch_size_ramp.DEFAULT) if c.mode == mode][:5] for mode in ("decay", "hybrid")
+        [c for c in ramp_configs(batch_size_ramp.DEFAULT) if c.mode == mode and c.optimizer == "momentum"][:5]
+        for mode in ("decay", "hybrid")
     )
     records = [ramp_record(config, 0.9 + 0.01 * config.seed) for config in decay]
     records += [ramp_record(c, 0.9 + 0.01 * c.seed + d) for c, d in zip(hybrid, differences, strict=True)]
     reference, row = batch_size_ramp_report.rows(records)
     assert reference.verdict == "reference"
     assert row.verdict == verdict
+
+
+def test_one_seed_shows_nothing_and_what_was_not_run_is_named(tmp_path: Path) -> None:
+    configs = [c for c in ramp_configs(batch_size_ramp.DEFAULT) if c.seed == 0]
+    records = [ramp_record(c, 0.9) for c in configs]
+    assert {row.verdict for row in batch_size_ramp_report.rows(records)} == {"reference", "one seed"}
+    swept = batch_size_ramp.sweep_configs(batch_size_ramp.DEFAULT)
+    tuned = [ramp_record(c, 0.9) for c in batch_size_ramp.tuning_configs(batch_size_ramp.DEFAULT)]
+    batch_size_ramp_report.write(
+        tmp_path / "ramp", tuned, records, [ramp_record(c, 0.9) for c in swept[:3]], [c.facts for c in swept[3:]]
+    )
+    text = (tmp_path / "ramp.md").read_text()
+    assert "- sgd, hybrid (lr 1, momentum 0, batch 128) minus decay, 1 seed: +0.00 points; without an interval" in text
+    assert "| 0.2 | 256 | 469 | 90.00 | 0.500 | 1 | 0 |" in text
+    assert "- momentum, increase, lr 3.2, momentum 0.9, batch 4096: seed 0\n" in text
 
 
 def test_ramp_report_says_whether_the_runs_were_paired(tmp_path: Path) -> None:

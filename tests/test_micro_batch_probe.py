@@ -21,7 +21,8 @@ from torchmetrics import MeanMetric
 from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, GradientNoiseScale, StepRamp
-from lightning_lr.callbacks.micro_batch_probe import is_out_of_memory
+from lightning_lr.callbacks.micro_batch_probe import _LocalBatchNorm, is_out_of_memory
+from lightning_lr.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -278,6 +279,14 @@ def test_other_words_are_refused(largest: Any) -> None:
         BatchSizeRamp(StepRamp([1]), max_micro_batch_size=largest)
 
 
+def test_sync_batch_norm_is_local_in_the_copy() -> None:
+    """It gathers statistics in the forward, and would wait forever for a device that has run out of memory."""
+    layer, plain = nn.SyncBatchNorm(6), nn.BatchNorm1d(6)
+    layer.__class__ = _LocalBatchNorm  # type: ignore[assignment]
+    x = torch.randn(5, 6)
+    assert torch.equal(layer(x), plain(x))  # nn.SyncBatchNorm itself refuses the CPU
+
+
 def test_a_module_that_cannot_be_copied_is_said() -> None:
     module = Limited(10)
     module.handle = open(__file__)  # noqa: SIM115
@@ -318,3 +327,15 @@ def test_two_processes_agree_on_the_smaller_one(tmp_path: Path) -> None:
     for rank in ranks:
         assert torch.equal(rank["auto"][2], rank["given"][2])
         assert torch.equal(rank["auto"][3], rank["given"][3])
+
+
+def test_plan_on_the_command_line_says_that_it_will_be_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("configs/batch_size_ramp.yaml").read_text()
+    config = tmp_path / "auto.yaml"
+    config.write_text(text.replace("max_micro_batch_size: 640", "max_micro_batch_size: auto"))
+    main(["plan", "--config", str(config), "--dataset-size", "12000"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "to be found on the device before training; shown as if every batch fitted" in printed
+    assert "1,200 = 1,200 x 1 x 1" in printed

@@ -12,6 +12,7 @@ from lightning_lr.batch_size.ghost_batch_norm import (
     GhostBatchNorm2d,
     GhostBatchNorm3d,
     convert_ghost_batch_norm,
+    has_plain_batch_norm,
     restore_batch_norm,
 )
 from lightning_lr.batch_size.gradient_noise import GradientNoiseEstimator
@@ -48,6 +49,7 @@ __all__ = [
     "Window",
     "WindowAccumulation",
     "convert_ghost_batch_norm",
+    "has_plain_batch_norm",
     "micro_batch_sizes",
     "momentum_transient",
     "noise_scale",

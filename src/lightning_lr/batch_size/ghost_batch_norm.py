@@ -158,6 +158,11 @@ def convert_ghost_batch_norm(module: nn.Module, ghost_batch_size: int = 128) -> 
     return len(layers)
 
 
+def has_plain_batch_norm(module: nn.Module) -> bool:
+    """Whether a module has batch norm layers that normalise over whatever micro-batch they are given."""
+    return any(isinstance(layer, _BatchNorm) and not isinstance(layer, _GhostBatchNorm) for layer in module.modules())
+
+
 def restore_batch_norm(module: nn.Module) -> int:
     """Turn the layers that :func:`convert_ghost_batch_norm` converted back into what they were; return how many."""
     converted = [layer for layer in module.modules() if type(layer) in PLAIN_OF and "_was_plain" in vars(layer)]

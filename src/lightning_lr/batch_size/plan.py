@@ -151,6 +151,12 @@ class RampPlan:
         return max(window.size for epoch in epochs for window in self.windows(epoch)) // self.world_size
 
     @property
+    def micro_batch_grows(self) -> bool:
+        """Whether a micro-batch ever has more samples than those of the first update."""
+        largest = micro_batch_sizes(self.largest_window_per_device, self.max_micro_batch_size)[0]
+        return largest > micro_batch_sizes(self.starting_batch_size // self.world_size, self.max_micro_batch_size)[0]
+
+    @property
     def total_updates(self) -> int:
         """Updates in the run; for an ``AdaptiveRamp``, if the batch grows no more."""
         return self._totals.updates

@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule
+from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule, has_plain_batch_norm
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
 from lightning_lr.batch_size.streamed_run import StreamedRun, is_streamed, streamed_plan
@@ -251,6 +252,12 @@ class BatchSizeRamp(MethodCallback):
         if self._run is not None:
             self._run.clock.drop_open_window()
         self._ramped.start(trainer)
+        if has_plain_batch_norm(pl_module) and self._ramped.plan.micro_batch_grows:
+            rank_zero_warn(
+                f"BatchSizeRamp: {type(pl_module).__name__} has batch norm and the micro-batch grows, so what is "
+                "normalised over grows with it, and the gradient's noise is not all that changes; attach "
+                "GhostBatchNorm, or keep the micro-batch by max_micro_batch_size"
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ramped.stream is not None:
