@@ -1,4 +1,4 @@
-"""Which layer every parameter belongs to: by the user's patterns, by timm's ``group_matcher``, or by the module tree."""
+"""Which layer each parameter belongs to: by the user's patterns, timm's ``group_matcher``, or the module tree."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _by_structure(model: nn.Module) -> LayerMap:
     if how == "definition order":
         warnings.warn(
             f"{type(model).__name__} has no repeated blocks, so its layers are its {len(found.layers)} parts in the "
-            f"order of their definition: {', '.join(layer.name for layer in found.layers)}. Where that is not the order "
-            "from input to head, give layers as a list of regular expressions",
+            f"order of their definition: {', '.join(layer.name for layer in found.layers)}. Where that is not the "
+            "order from input to head, give layers as a list of regular expressions",
             stacklevel=4,
         )
     return found
@@ -66,7 +66,7 @@ def _by_structure(model: nn.Module) -> LayerMap:
 
 def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:
     """Place every parameter once: tied weights in the lowest of their places."""
-    rank = {name: distance for name, distance in distances(tree).items()}
+    rank = distances(tree)
     places: dict[str, str] = {name: leaf.name for leaf in leaves(tree) for name in leaf.parameters}
     first: dict[int, str] = {}
     lowest: dict[int, str] = {}
