@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import all_parameters, unwrapped
-from lightning_lr.layers.tree import Series, TreeReader, definition_order, distances, leaves
+from lightning_lr.layers.tree import Leaf, Series, TreeReader, definition_order, distances, leaves
 
 Layers = Literal["auto"] | Sequence[str]
 
@@ -66,26 +66,32 @@ def _by_structure(model: nn.Module) -> LayerMap:
 
 def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:
     """Place every parameter once: tied weights in the lowest of their places."""
-    rank = distances(tree)
-    places: dict[str, str] = {name: leaf.name for leaf in leaves(tree) for name in leaf.parameters}
+    distance = distances(tree)
+    places = {name: leaf for leaf in leaves(tree) for name in leaf.parameters}
     first: dict[int, str] = {}
-    lowest: dict[int, str] = {}
+    lowest: dict[int, Leaf] = {}
     for name, parameter in all_parameters(model):
-        key = id(parameter)
+        key, place = id(parameter), places[name]
         first.setdefault(key, name)
-        if key not in lowest or rank[places[name]] > rank[lowest[key]]:
-            lowest[key] = places[name]
-    kept: dict[str, list[str]] = {leaf.name: [] for leaf in leaves(tree)}
-    for key, name in first.items():
-        kept[lowest[key]].append(name)
+        if key not in lowest or distance[place] > distance[lowest[key]]:
+            lowest[key] = place
     for leaf in leaves(tree):
-        leaf.parameters = kept[leaf.name]
-    rank = distances(tree)  # again: a layer that held nothing but a tied weight is gone
-    top = max(rank.values())
-    found = [
-        Layer(leaf.name, top - rank[leaf.name], tuple(leaf.parameters)) for leaf in leaves(tree) if leaf.parameters
+        leaf.parameters = []
+    for key, name in first.items():
+        lowest[key].parameters.append(name)
+    distance = distances(tree)  # again: a layer that held nothing but a tied weight is gone
+    top = max(distance.values())
+    found = [leaf for leaf in leaves(tree) if leaf.parameters]
+    names = [leaf.name for leaf in found]
+    layers = [
+        Layer(
+            leaf.name if names.count(leaf.name) == 1 else f"{leaf.name} ({names[:index].count(leaf.name) + 1})",
+            top - distance[leaf],
+            tuple(leaf.parameters),
+        )
+        for index, leaf in enumerate(found)
     ]
-    return LayerMap(tuple(sorted(found, key=lambda layer: layer.depth)), how)
+    return LayerMap(tuple(sorted(layers, key=lambda layer: layer.depth)), how)
 
 
 def _by_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerMap:

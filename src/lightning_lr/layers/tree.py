@@ -35,7 +35,11 @@ SIDE_BY_SIDE = re.compile(r".*(expert|branch|head|adapter|lora).*")
 """Containers whose modules are used in parallel, so that their order is no depth."""
 
 
-@dataclass
+STAGE = re.compile(r"_?(layers|blocks|resblocks|stages)")
+"""Containers of a stage's blocks; inside a block, repeated parts are called otherwise."""
+
+
+@dataclass(eq=False)
 class Leaf:
     """A layer: its name, and the names of its parameters."""
 
@@ -69,17 +73,17 @@ def leaves(node: Node) -> Iterator[Leaf]:
             yield from leaves(part)
 
 
-def distances(node: Node, above: int = 0) -> dict[str, int]:
-    """Distance from the top of each layer that has parameters, by its name."""
-    found: dict[str, int] = {}
-    _measure(node, above, found)
+def distances(node: Node) -> dict[Leaf, int]:
+    """Distance from the top of each layer that has parameters."""
+    found: dict[Leaf, int] = {}
+    _measure(node, 0, found)
     return found
 
 
-def _measure(node: Node, above: int, found: dict[str, int]) -> int:
+def _measure(node: Node, above: int, found: dict[Leaf, int]) -> int:
     if isinstance(node, Leaf):
         if node.parameters:
-            found[node.name] = above
+            found[node] = above
         return above + bool(node.parameters)
     if isinstance(node, Parallel):
         return max((_measure(part, above, found) for part in node.parts), default=above)
@@ -232,13 +236,13 @@ class TreeReader:
             return None
         if self._is_list(name, module):
             return self._blocks(module, path, stages=False)
-        if not any(self._is_list(n, child) for n, child in children(module)):
+        if not any(STAGE.fullmatch(n) and self._is_list(n, child) for n, child in children(module)):
             return None
         found: list[Leaf] = []
         waiting = [joined(path, name) for name, p in module._parameters.items() if p is not None]
         for n, child in children(module):
             here = joined(path, n)
-            if self._is_list(n, child):
+            if STAGE.fullmatch(n) and self._is_list(n, child):
                 blocks = self._blocks(child, here, stages=False)
                 blocks[0].parameters[:0] = waiting
                 waiting = []
