@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import layers as methods
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -84,8 +84,6 @@ class LayerwiseLRDecay(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if sum(isinstance(member, LayerwiseLRDecay) for member in members_of(trainer)) > 1:
-            raise MisconfigurationException("LayerwiseLRDecay: two are attached; keep one")
         self._restore()
         self._undo = internals.around_configure_optimizers(
             pl_module, lambda configure: self._configure(pl_module, configure)

@@ -41,10 +41,11 @@ STAGE = re.compile(r"_?(layers|blocks|resblocks|stages)")
 
 @dataclass(eq=False)
 class Leaf:
-    """A layer: its name, and the names of its parameters."""
+    """A layer: its name, the names of its parameters, and whether it is a stem (of the model or of a tower)."""
 
     name: str
     parameters: list[str]
+    stem: bool = False
 
 
 @dataclass
@@ -87,7 +88,12 @@ def _measure(node: Node, above: int, found: dict[Leaf, int]) -> int:
         return above + bool(node.parameters)
     if isinstance(node, Parallel):
         return max((_measure(part, above, found) for part in node.parts), default=above)
-    for part in reversed(node.parts):
+    for index, part in reversed(list(enumerate(node.parts))):
+        if isinstance(part, Leaf) and part.stem:  # beside the stems that towers have of their own
+            blocks = [
+                found[leaf] for leaf in leaves(Series(node.parts[index + 1 :])) if leaf in found and not leaf.stem
+            ]
+            above = max(blocks, default=above - 1) + 1
         above = _measure(part, above, found)
     return above
 
@@ -119,7 +125,7 @@ class Reading:
     def tree(self, path: str = "", head: bool = True) -> Series:
         """Stem, blocks and head as a series."""
         top = [Leaf(joined(path, "head"), [*self.after, *self.head])] if head else []
-        return Series([Leaf(joined(path, "stem"), self.stem), *self.parts, *top])
+        return Series([Leaf(joined(path, "stem"), self.stem, stem=True), *self.parts, *top])
 
 
 class TreeReader:
@@ -274,7 +280,7 @@ def definition_order(model: nn.Module) -> Series:
         if len(bodies) != 1 or own or is_leaf(bodies[0][1]):
             break
         path, module = joined(path, bodies[0][0]), bodies[0][1]
-    series = Series([Leaf(joined(path, "stem"), own)])
+    series = Series([Leaf(joined(path, "stem"), own, stem=True)])
     for name, child in bodies:
         here = joined(path, name)
         last = series.parts[-1]
