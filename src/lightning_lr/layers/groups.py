@@ -104,6 +104,8 @@ class GroupSplitter:
         """The parts of a group, with the label of each that is new."""
         decays = bool(group.get("weight_decay", default_weight_decay))
         members: list[Any] = group["params"]
+        if not members and LAYER in group:  # on this rank: an optimizer that shards hands its parts to an inner one
+            return [(group, None)]
         names = group.get("param_names")
         buckets: dict[tuple[int, str | None, bool], list[int]] = {}
         for position, member in enumerate(members):
