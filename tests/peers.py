@@ -30,7 +30,8 @@ def import_timm() -> Any:
         return sys.modules["timm"]
     if not (FOLDER / "timm").is_dir():
         pytest.skip(f"timm is not in {FOLDER}; `make test` installs it there, LIGHTNING_LR_PEERS names another folder")
-    _declare_operators(FOLDER / "torchvision" / "_meta_registrations.py")
+    if not _operators_load():
+        _declare_operators(FOLDER / "torchvision" / "_meta_registrations.py")
     sys.path.append(str(FOLDER))
     try:
         timm = importlib.import_module("timm")
@@ -45,6 +46,17 @@ def import_torchvision_models() -> Any:
     """The module ``torchvision.models``, or skip the test where it is not installed."""
     import_timm()
     return sys.modules["torchvision.models"]
+
+
+def _operators_load() -> bool:
+    """Whether this is a build for the torch that is here, whose operators need no declaration."""
+    for library in (FOLDER / "torchvision").glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _declare_operators(registrations: Path) -> None:

@@ -52,7 +52,7 @@ def methods() -> list[Any]:
     return [LearningRateSchedule(Cosine(floor=0.1)), LayerwiseLRDecay(0.5)]
 
 
-def _case(name: str, folder: str) -> dict[str, Any]:
+def _case(name: str) -> dict[str, Any]:
     split = DistributedSampler(data(48), shuffle=False, num_replicas=2, rank=torch.distributed.get_rank())
     loader = DataLoader(data(48), batch_size=BATCH // 2, sampler=split)
     module = Sharded(adamw) if name == "fsdp2" else Deep(zero_redundancy if name == "zero-redundancy" else adamw)
@@ -67,10 +67,9 @@ def _case(name: str, folder: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("two")
     names = ("ddp", "fsdp2", "zero-redundancy")
-    cases: list[tuple[str, Callable[[], Any]]] = [(name, partial(_case, name, str(folder))) for name in names]
-    return run_in_two_processes(cases, folder)
+    cases: list[tuple[str, Callable[[], Any]]] = [(name, partial(_case, name)) for name in names]
+    return run_in_two_processes(cases, tmp_path_factory.mktemp("two"))
 
 
 def _full(state: dict[str, Tensor], module: Deep) -> Tensor:
@@ -94,5 +93,5 @@ def test_two_processes_equal_one(name: str, two_processes: list[dict[str, Any]])
             assert result["shards"] < weights(one).numel(), "each rank holds a part"
             if rank > 0:
                 continue  # the full weights are assembled on rank 0
-        # means over two ranks are summed in another order; Adam divides small gradients by their own size
-        assert (_full(result["weights"], one) - weights(one)).abs().max() < 1e-4
+        # means over two ranks are summed in another order; fp32 rounding over 18 updates
+        assert (_full(result["weights"], one) - weights(one)).abs().max() < 1e-6
