@@ -10,6 +10,7 @@ import pytest
 import torch
 from ddp import _Attached, ddp, run_in_two_processes
 from deep import FACTORS, NAMES, Deep, adamw
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -65,10 +66,27 @@ def _case(name: str) -> dict[str, Any]:
     return {"series": probe.series, "groups": groups, "weights": full, "shards": shards}
 
 
+def _resume(folder: str) -> tuple[list[Any], list[Any], bool]:
+    """Lr of each update, uninterrupted and after a resume at update 6 of 18; whether both end with the same weights."""
+
+    def run(*more: Any, **arguments: Any) -> tuple[list[Any], list[Tensor]]:
+        split = DistributedSampler(data(48), shuffle=False, num_replicas=2, rank=torch.distributed.get_rank())
+        loader = DataLoader(data(48), batch_size=BATCH // 2, sampler=split)
+        probe = Probe()
+        trained, _ = fit([*methods(), probe, *more], module=Sharded(adamw), loader=loader, **fsdp2(), **arguments)
+        return probe.series, [parameter.full_tensor() for parameter in trained.parameters()]
+
+    save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    whole, expected = run(save, enable_checkpointing=True)
+    rest, weights_ = run(ckpt_path=f"{folder}/step=6.ckpt")
+    return whole, rest, all(map(torch.equal, expected, weights_))
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     names = ("ddp", "fsdp2", "zero-redundancy")
     cases: list[tuple[str, Callable[[], Any]]] = [(name, partial(_case, name)) for name in names]
+    cases.append(("fsdp2-resume", partial(_resume, str(tmp_path_factory.mktemp("checkpoints")))))
     return run_in_two_processes(cases, tmp_path_factory.mktemp("two"))
 
 
@@ -95,3 +113,13 @@ def test_two_processes_equal_one(name: str, two_processes: list[dict[str, Any]])
                 continue  # the full weights are assembled on rank 0
         # means over two ranks are summed in another order; fp32 rounding over 18 updates
         assert (_full(result["weights"], one) - weights(one)).abs().max() < 1e-6
+
+
+def test_fsdp2_resumes_exactly(two_processes: list[dict[str, Any]]) -> None:
+    for rank in two_processes:
+        if isinstance(rank["fsdp2-resume"], Exception):
+            raise rank["fsdp2-resume"]
+        whole, rest, same_weights = rank["fsdp2-resume"]
+        assert len(rest) == 12
+        assert rest == whole[6:]
+        assert same_weights
