@@ -45,8 +45,10 @@ $(VENV)/.examples: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[examples]'
 	@touch $@
 
+# timm, for tests alone, lies apart with its torchvision: where torchvision can be imported beside a CPU torch, Lightning cannot
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[dev]'
+	$(PIP) --upgrade --no-deps --target $(VENV)/peers timm torchvision
 	@touch $@
 
 clean:

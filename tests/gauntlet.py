@@ -17,6 +17,7 @@ from lightning_lr import (
     Cosine,
     CosineRestarts,
     CurveRamp,
+    LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
     StepRamp,
@@ -50,6 +51,7 @@ class Row:
         configure: the user's optimizer, where SGD with momentum will not do.
         refuses: cases that the method refuses, with what its error says.
         off_by: relative difference that ``off`` makes to the lr, where nothing is exactly off.
+        head: factor on the lr of the head's group, over that of the body's.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Row:
     configure: Callable[[LightningModule], Any] | None = None
     refuses: dict[str, str] = field(default_factory=dict)
     off_by: float = 0.0
+    head: float = 1.0
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -156,5 +159,25 @@ ROWS = [
         [{"class_path": "AdaptiveWarmup", "init_args": {"min_lr": 0.02, "max_lr": 0.08, "confidence": 1 - 1e-12, "patience": 1, "lr_scale": 1e-9}}],
         refuses={"short": "so at least 11 updates in the run"},
         off_by=3e-16,  # min_lr and max_lr differ by one rounding
+    ),
+    Row(
+        "layerwise",
+        lambda: [LayerwiseLRDecay(0.5)],
+        lambda: [LayerwiseLRDecay(1.0)],
+        lambda at: 0.5,
+        [{"class_path": "LayerwiseLRDecay", "init_args": {"decay": 0.5}}],
+        head=2.0,
+    ),
+    Row(
+        "layerwise-and-scaling-and-schedule",
+        lambda: [LearningRateSchedule(Cosine(warmup=0.25, floor=0.1)), LayerwiseLRDecay(0.5, layers=["body", "head"], head_factor=2.0), LearningRateScaling(4, warmup_epochs=1)],
+        lambda: [LearningRateSchedule(Constant()), LayerwiseLRDecay(1.0), LearningRateScaling(BATCH)],
+        lambda at: 0.5 * _linear(at) * _cosine_after_warmup(at),
+        [
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+            {"class_path": "LayerwiseLRDecay", "init_args": {"decay": 0.5, "layers": ["body", "head"], "head_factor": 2.0}},
+            {"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 4, "warmup_epochs": 1}},
+        ],
+        head=4.0,
     ),
 ]  # fmt: skip

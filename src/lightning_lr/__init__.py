@@ -6,6 +6,7 @@ from lightning_lr.callbacks import (
     BatchSizeRamp,
     GhostBatchNorm,
     GradientNoiseScale,
+    LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
 )
@@ -19,6 +20,7 @@ from lightning_lr.curves import (
     Step,
     WarmupStableDecay,
 )
+from lightning_lr.layers import layerwise_param_groups
 
 __all__ = [
     "AdaptiveRamp",
@@ -31,6 +33,7 @@ __all__ = [
     "CurveRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
+    "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
     "Polynomial",
@@ -40,5 +43,6 @@ __all__ = [
     "Step",
     "StepRamp",
     "WarmupStableDecay",
+    "layerwise_param_groups",
     "scaled_batch_size",
 ]

@@ -6,7 +6,7 @@ room and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lr.batch_size.sampler import RampBatchSampler
@@ -238,18 +239,62 @@ def bracket_scheduler_steps(
     Lightning steps schedulers at three places that no callback hook encloses, but always through the module's
     ``lr_scheduler_step``. It is shadowed on this one instance, so that a user's override keeps working.
     """
-    name = "lr_scheduler_step"
-    before = module.__dict__.get(name)
-    step = getattr(module, name)
+    step = module.lr_scheduler_step
 
     def bracketed(*args: Any, **kwargs: Any) -> None:
         with bracket():
             step(*args, **kwargs)
 
-    module.__dict__[name] = bracketed
+    return _shadow(module, "lr_scheduler_step", bracketed)
+
+
+# ---------------------------------------------------------------------- optimizers
+def around_configure_optimizers(
+    module: LightningModule, around: Callable[[Callable[[], Any]], Any]
+) -> Callable[[], None]:
+    """Have ``around(configure_optimizers)`` called in place of ``configure_optimizers()``; returns an undo function.
+
+    Strategies call the module's method. It is shadowed on this one instance, where ``LightningCLI`` puts its own too.
+    """
+    configure = module.configure_optimizers
+    return _shadow(module, "configure_optimizers", lambda: around(configure))
+
+
+Scheduled = tuple[Any, str, int]
+"""A scheduler, the interval at which Lightning steps it ("step" or "epoch"), and its frequency."""
+
+
+def configured_optimizers(returned: Any) -> tuple[list[Optimizer], list[Scheduled]]:
+    """What a module's ``configure_optimizers`` returned, in any form that Lightning accepts."""
+    if returned is None:
+        return [], []
+    if isinstance(returned, Optimizer):
+        return [returned], []
+    if isinstance(returned, dict):
+        scheduler = returned.get("lr_scheduler")
+        return [returned["optimizer"]], [] if scheduler is None else [_scheduled(scheduler)]
+    if len(returned) == 2 and isinstance(returned[0], list):
+        optimizers, schedulers = returned
+        schedulers = schedulers if isinstance(schedulers, Sequence) else [schedulers]
+        return list(optimizers), [_scheduled(scheduler) for scheduler in schedulers]
+    parts = [configured_optimizers(part) for part in returned]
+    return [o for optimizers, _ in parts for o in optimizers], [s for _, schedulers in parts for s in schedulers]
+
+
+def _scheduled(scheduler: Any) -> Scheduled:
+    if not isinstance(scheduler, dict):
+        return scheduler, "epoch", 1
+    return scheduler["scheduler"], scheduler.get("interval", "epoch"), scheduler.get("frequency", 1)
+
+
+# ---------------------------------------------------------------------- wraps
+def _shadow(module: LightningModule, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
+    """Let this one instance have another method; returns a function that undoes this."""
+    before = module.__dict__.get(name)
+    module.__dict__[name] = replacement
 
     def undo() -> None:
-        if module.__dict__.get(name) is bracketed:
+        if module.__dict__.get(name) is replacement:
             if before is None:
                 del module.__dict__[name]
             else:

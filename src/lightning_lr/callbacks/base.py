@@ -189,8 +189,9 @@ class MethodCallback(Callback):
     # ------------------------------------------------------------------ state
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning has dumped the optimizer before it asks the callbacks: put the scheduled values there
-        if self._run is not None and self._run.is_first(self) and checkpoint.get("optimizer_states"):
-            self._run.writer.rewrite_state(checkpoint["optimizer_states"][0])
+        states = checkpoint.get("optimizer_states")
+        if self._run is not None and self._run.is_first(self) and states and states[0]:  # FSDP2: only rank 0 has one
+            self._run.writer.rewrite_state(states[0])
 
     def state_dict(self) -> dict[str, Any]:
         if self._run is not None:

@@ -38,7 +38,7 @@ def plan(words: Sequence[str]) -> None:
     if options.out is not None:
         from lightning_lr.cli.plan_picture import save_plan_picture
 
-        lines = [f"{heading}: {fact}" for heading, fact in run_facts(planned).items()]
+        lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_facts(planned).items()]
         with refusing(f"plan: the picture could not be written to {options.out}: "):
             save_plan_picture(planned, f"Plan of {Path(name).name}", [*lines, *planned.notes], options.out)
         terminal().print(f"picture: {options.out}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from lightning.pytorch.utilities import CombinedLoader
@@ -200,14 +201,12 @@ def _accumulation(settings: TrainerSettings, callbacks: Sequence[Callback]) -> i
 
 
 # ---------------------------------------------------------------------- optimizer and schedulers
-Scheduled = tuple[Any, str, int]
-"""A scheduler, the interval at which Lightning steps it ("step" or "epoch"), and its frequency."""
-
-
-def _optimizers(model: LightningModule, notes: list[str]) -> tuple[list[Optimizer], list[Scheduled]]:
+def _optimizers(model: LightningModule, notes: list[str]) -> tuple[list[Optimizer], list[internals.Scheduled]]:
     """What the module's ``configure_optimizers`` gives without a Trainer; nothing, and a note, where it needs one."""
     try:
-        return _unpacked(model.configure_optimizers())
+        return internals.configured_optimizers(model.configure_optimizers())
+    except MisconfigurationException:  # one of our callbacks refuses what the module does
+        raise
     except Exception as error:  # most often: the module asks for its Trainer
         notes.append(
             f"factors are shown instead of the learning rate: {type(model).__name__}.configure_optimizers does not "
@@ -216,29 +215,7 @@ def _optimizers(model: LightningModule, notes: list[str]) -> tuple[list[Optimize
         return [], []
 
 
-def _unpacked(returned: Any) -> tuple[list[Optimizer], list[Scheduled]]:
-    if returned is None:
-        return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
-    if isinstance(returned, dict):
-        scheduler = returned.get("lr_scheduler")
-        return [returned["optimizer"]], [] if scheduler is None else [_scheduled(scheduler)]
-    if len(returned) == 2 and isinstance(returned[0], list):
-        optimizers, schedulers = returned
-        schedulers = schedulers if isinstance(schedulers, Sequence) else [schedulers]
-        return list(optimizers), [_scheduled(scheduler) for scheduler in schedulers]
-    parts = [_unpacked(part) for part in returned]
-    return [o for optimizers, _ in parts for o in optimizers], [s for _, schedulers in parts for s in schedulers]
-
-
-def _scheduled(scheduler: Any) -> Scheduled:
-    if not isinstance(scheduler, dict):
-        return scheduler, "epoch", 1
-    return scheduler["scheduler"], scheduler.get("interval", "epoch"), scheduler.get("frequency", 1)
-
-
-def _simulated(schedulers: Sequence[Scheduled], notes: list[str]) -> Schedulers:
+def _simulated(schedulers: Sequence[internals.Scheduled], notes: list[str]) -> Schedulers:
     followed: dict[str, list[Any]] = {"step": [], "epoch": []}
     for scheduler, interval, frequency in schedulers:
         if isinstance(scheduler, ReduceLROnPlateau) or frequency != 1 or interval not in followed:

@@ -1,0 +1,26 @@
+"""Layers of any model: which parameters are how deep, and parameter groups with a learning rate for each."""
+
+from lightning_lr.layers.construction import groups_split_at_construction, split_existing
+from lightning_lr.layers.discovery import Layers, discover
+from lightning_lr.layers.groups import LAYER, GroupsError, GroupSplitter, check_factors, layerwise_param_groups
+from lightning_lr.layers.layer_map import Layer, LayerMap
+from lightning_lr.layers.names import parameters_by_name
+from lightning_lr.layers.no_decay import NoWeightDecay
+from lightning_lr.layers.table import layer_table
+
+__all__ = [
+    "LAYER",
+    "GroupSplitter",
+    "GroupsError",
+    "Layer",
+    "LayerMap",
+    "Layers",
+    "NoWeightDecay",
+    "check_factors",
+    "discover",
+    "groups_split_at_construction",
+    "layer_table",
+    "layerwise_param_groups",
+    "parameters_by_name",
+    "split_existing",
+]

@@ -1,0 +1,151 @@
+"""Which layer each parameter belongs to: by the user's patterns, timm's ``group_matcher``, or the module tree."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from lightning_lr.layers.layer_map import Layer, LayerMap
+from lightning_lr.layers.names import all_parameters, unwrapped
+from lightning_lr.layers.tree import Leaf, Series, TreeReader, definition_order, distances, leaves
+
+Layers = Literal["auto"] | Sequence[str]
+
+
+def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
+    """Find the layers of a model, from input to head.
+
+    With ``"auto"``: a sub-model that brings timm's ``group_matcher`` is asked; elsewhere repeated blocks in a
+    ``ModuleList`` or ``Sequential`` are the layers, with a stem before and a head after them (as in BEiT and MAE: the
+    final norm belongs to the head); a model without repeated blocks has one layer per child module, with a warning.
+
+    Args:
+        module: the model, also wrapped (DDP, FSDP, ``torch.compile``, checkpointing). All its parameters count,
+            frozen or not.
+        layers: ``"auto"``, or regular expressions in order from input to head, searched in the parameter names (without
+            wrappers). The first that matches wins. One with groups, ``encoder\\.layer\\.(\\d+)``, stands for one layer
+            per captured number.
+
+    Returns:
+        Every parameter in exactly one layer; a tied weight in the lowest of its places.
+
+    Raises:
+        ValueError: for a model without parameters, a pattern that takes no parameter, or a parameter that none takes.
+    """
+    model = unwrapped(module)
+    if next(iter(all_parameters(model)), None) is None:
+        raise ValueError(f"{type(model).__name__} has no parameters, so it has no layers")
+    if isinstance(layers, str):
+        if layers != "auto":
+            raise ValueError(f'got layers={layers!r}; give "auto", or a list of regular expressions')
+        return _by_structure(model)
+    return _by_patterns(model, layers)
+
+
+def _by_structure(model: nn.Module) -> LayerMap:
+    reader = TreeReader(model)
+    tree, how = reader.read(), "repeated blocks"
+    if reader.asked_timm:
+        how = "timm group_matcher"
+    if tree is None:
+        tree, how = definition_order(model), "definition order"
+    found = _map(model, tree, how)
+    if how == "definition order":
+        warnings.warn(
+            f"{type(model).__name__} has no repeated blocks, so its layers are its {len(found.layers)} parts in the "
+            f"order of their definition: {', '.join(layer.name for layer in found.layers)}. Where that is not the "
+            "order from input to head, give layers as a list of regular expressions",
+            stacklevel=4,
+        )
+    return found
+
+
+def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:
+    """Place every parameter once: tied weights in the lowest of their places."""
+    distance = distances(tree)
+    places = {name: leaf for leaf in leaves(tree) for name in leaf.parameters}
+    first: dict[int, str] = {}
+    lowest: dict[int, Leaf] = {}
+    for name, parameter in all_parameters(model):
+        key, place = id(parameter), places[name]
+        first.setdefault(key, name)
+        if key not in lowest or distance[place] > distance[lowest[key]]:
+            lowest[key] = place
+    for leaf in leaves(tree):
+        leaf.parameters = []
+    for key, name in first.items():
+        lowest[key].parameters.append(name)
+    distance = distances(tree)  # again: a layer that held nothing but a tied weight is gone
+    top = max(distance.values())
+    found = [leaf for leaf in leaves(tree) if leaf.parameters]
+    names = [leaf.name for leaf in found]
+    layers = [
+        Layer(
+            leaf.name if names.count(leaf.name) == 1 else f"{leaf.name} ({names[:index].count(leaf.name) + 1})",
+            top - distance[leaf],
+            tuple(leaf.parameters),
+        )
+        for index, leaf in enumerate(found)
+    ]
+    return LayerMap(tuple(sorted(layers, key=lambda layer: layer.depth)), how)
+
+
+def _by_patterns(model: nn.Module, patterns: Sequence[str]) -> LayerMap:
+    names: dict[int, list[str]] = {}
+    for name, parameter in all_parameters(model):
+        names.setdefault(id(parameter), []).append(name)
+    expressions = [_expression(pattern) for pattern in patterns]
+    layers: dict[tuple[int, tuple[tuple[float, str], ...]], list[str]] = {}
+    uncovered = []
+    for aliases in names.values():
+        matches = [match for name in aliases if (match := _first_match(expressions, name)) is not None]
+        if matches:
+            layers.setdefault(min(matches), []).append(aliases[0])
+        else:
+            uncovered.append(aliases[0])
+    taken = {index for index, _ in layers}
+    for index, expression in enumerate(expressions):
+        if index not in taken:
+            hits = any(expression.search(name) for aliases in names.values() for name in aliases)
+            why = "matches only parameters that earlier patterns take" if hits else "matches no parameter"
+            some = ", ".join(aliases[0] for aliases in list(names.values())[:3])
+            raise ValueError(
+                f"layers: the pattern {patterns[index]!r} {why} of {type(model).__name__}; the names are like {some}"
+            )
+    if uncovered:
+        raise ValueError(
+            f"layers: no pattern matches {', '.join(uncovered[:5])}{', ...' if len(uncovered) > 5 else ''} "
+            f"({len(uncovered)} of {len(names)} parameters); add a pattern, for example '.*' as the last for the head"
+        )
+    found = []
+    for depth, key in enumerate(sorted(layers)):
+        index, numbers = key
+        label = patterns[index] if not numbers else f"{patterns[index]} {'.'.join(text for _, text in numbers)}"
+        found.append(Layer(label, depth, tuple(layers[key])))
+    return LayerMap(tuple(found), "patterns")
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"layers: got {pattern!r}, which is no regular expression ({error})") from error
+
+
+def _first_match(expressions: Sequence[re.Pattern[str]], name: str) -> tuple[int, tuple[tuple[float, str], ...]] | None:
+    for index, expression in enumerate(expressions):
+        found = expression.search(name)
+        if found:
+            return index, tuple((_number(text), text) for text in found.groups() if text is not None)
+    return None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
