@@ -11,6 +11,7 @@ import math
 import time
 from typing import Any
 
+import gpytorch
 import pytest
 import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -144,6 +145,17 @@ def test_marginal_likelihood_is_that_of_scikit_learn() -> None:
         for row in rows
     ]
     assert evidence.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_marginal_likelihood_is_that_of_gpytorch() -> None:
+    inputs, targets = log_grid(40).log(), noise(40)
+    rows = torch.tensor([(0.5, 0.5, 0.3), (2.0, 5.0, 1.0), (5.0, 1.0, 0.01)], dtype=torch.float64)
+    model = BlockGP(inputs, targets, rows).train()
+    evidence = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    with gpytorch.settings.fast_computations(False, False, False):
+        per_target = evidence(model(*model.train_inputs), model.train_targets)
+    # softplus parameters and their inverse, in double precision
+    assert _log_evidence(inputs, targets, rows).tolist() == pytest.approx((40 * per_target).tolist(), rel=1e-9)
 
 
 def test_prediction_is_that_of_scikit_learn() -> None:

@@ -189,8 +189,16 @@ def _grid(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_evidence(inputs: Tensor, targets: Tensor, hyperparameters: Tensor) -> Tensor:
-    """Log marginal likelihood of every model, shape (models,)."""
-    model = BlockGP(inputs, targets, hyperparameters).train()
-    evidence = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
-    per_block: Tensor = evidence(model(*model.train_inputs), model.train_targets)
-    return per_block * len(targets)
+    """Log marginal likelihood of every model, shape (models,): equation 2.30 of Rasmussen & Williams.
+
+    Written out, since of ``ExactMarginalLogLikelihood`` on matrices as small as these nine tenths of the time go into
+    wrapping them; that it is the same is tested.
+    """
+    lengthscale, signal, noise = (column.reshape(-1, 1, 1) for column in hyperparameters.unbind(1))
+    distance = inputs.unsqueeze(0) - inputs.unsqueeze(1)
+    covariance = signal * torch.exp(-0.5 * (distance / lengthscale) ** 2) + noise * torch.eye(len(inputs)).to(inputs)
+    root = torch.linalg.cholesky(covariance)
+    whitened = torch.linalg.solve_triangular(root, targets.expand(len(root), -1).unsqueeze(2), upper=False)
+    log_det = 2.0 * root.diagonal(dim1=1, dim2=2).log().sum(1)
+    evidence: Tensor = -0.5 * (whitened.square().sum((1, 2)) + log_det + len(targets) * math.log(2.0 * math.pi))
+    return evidence
