@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
@@ -39,6 +40,9 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.planning import epoch_of, make_plan
+from lightning_lr.cli.report_picture import save_report_picture
+from lightning_lr.cli.run_record import read_run
+from lightning_lr.cli.warmup_picture import draw_warmup
 from lightning_lr.journal import read_journal
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -484,6 +488,30 @@ def test_resumed_journal_keeps_the_decision_at_the_checkpoint(tmp_path: Path) ->
     again = CSVLogger(tmp_path, name="run", version=0)
     fit([warmup()], module=Valley(), logger=again, max_epochs=EPOCHS, ckpt_path=str(tmp_path / f"step={third}.ckpt"))
     assert [r["update"] for r in read_journal(path) if r["event"] != "start"] == [test["update"] for test in tests]
+
+
+def test_report_draws_losses_posterior_probability_switch_and_chosen_lr(tmp_path: Path) -> None:
+    logger, callback = CSVLogger(tmp_path), warmup()
+    valley_run([callback], logger=logger, log_every_n_steps=1)
+    assert callback.machine is not None
+    record = read_run(Path(logger.log_dir))
+    assert record.phases["adaptive_warmup"][0].end == callback.machine.switched_at, "not the latest, which was planned"
+    left = Figure().subplots()
+    draw_warmup(left, record)
+    right = left.figure.axes[1]
+    losses, mean, switch, chosen = left.lines[:4]
+    tests = [r for r in record.journals["adaptive_warmup"] if "picture" in r]
+    updates = tests[-1]["update"] + 1
+    assert len(losses.get_xdata()) == updates
+    assert losses.get_xdata()[-1] == pytest.approx(climb(updates - 1), rel=1e-6)
+    lowest = min(zip(mean.get_ydata(), mean.get_xdata(), strict=True))[1]
+    assert lowest == pytest.approx(callback.machine.peak_lr, rel=0.05)  # a hundred points over a decade and a half
+    assert switch.get_xdata()[0] == pytest.approx(climb(updates - 1))
+    assert chosen.get_xdata()[0] == callback.machine.peak_lr
+    assert right.lines[0].get_ydata()[-1] == callback.machine.probability > 0.95
+    assert len(right.lines[0].get_ydata()) == len(tests)
+    save_report_picture(record, "Report", tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 20_000
 
 
 # ---------------------------------------------------------------------- a plan
