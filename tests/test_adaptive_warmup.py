@@ -33,6 +33,7 @@ from lightning_lr import (
     BatchSizeRamp,
     Constant,
     Cosine,
+    LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
     Polynomial,
@@ -73,22 +74,13 @@ def test_groups_keep_their_ratio_and_the_largest_has_the_learning_rate_of_the_wa
     assert [row[0] for row in two.series] == pytest.approx([lr / 5 for lr in one.first], rel=1e-12)
 
 
-class Layerwise(MethodCallback):
-    """Stands for ``LayerwiseLRDecay``: a constant factor per group."""
-
-    name = "layerwise"
-
-    def factor(self, clock: SampleClock) -> list[float]:
-        return [0.5, 1.0]
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_layerwise_factors_multiply_on_top(first: bool) -> None:
-    alone = valley_run([warmup()], Valley(two_groups))
-    callbacks = [Layerwise(), warmup()] if first else [warmup(), Layerwise()]
-    both = valley_run(callbacks, Valley(two_groups))
-    assert [row[1] for row in both.series] == pytest.approx([row[1] for row in alone.series], rel=1e-12)
-    assert [row[0] for row in both.series] == pytest.approx([row[0] / 2 for row in alone.series], rel=1e-12)
+    alone = valley_run([warmup()])
+    layerwise = LayerwiseLRDecay(decay=0.5, layers=["body", "head"])
+    both = valley_run([layerwise, warmup()] if first else [warmup(), layerwise])
+    assert [row[1] for row in both.series] == pytest.approx(alone.first, rel=1e-12)
+    assert [row[0] for row in both.series] == pytest.approx([lr / 2 for lr in alone.first], rel=1e-12)
 
 
 def test_constant_decay_holds_the_chosen_learning_rate() -> None:
@@ -204,19 +196,21 @@ def test_checkpoint_holds_the_scheduled_lr_and_loads_with_weights_only(tmp_path:
     assert state["warmup"]["snapshot"] is None, "no copy of the weights after the switch"
 
 
-def test_a_checkpoint_without_the_warmup_cannot_be_continued_with_it(tmp_path: Path) -> None:
-    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
-    fit([save], module=Valley(), enable_checkpointing=True, max_epochs=2)
-    for callbacks in ([warmup()], [Layerwise_one(), warmup()]):
-        with pytest.raises(MisconfigurationException, match="made without it"):
-            fit(callbacks, module=Valley(), max_epochs=EPOCHS, ckpt_path=str(tmp_path / "step=6.ckpt"))
+class First(MethodCallback):
+    """Of ours, and before the warm-up in the Trainer's list; does nothing."""
 
-
-class Layerwise_one(MethodCallback):  # noqa: N801
-    name = "layerwise"
+    name = "first"
 
     def factor(self, clock: SampleClock) -> float:
         return 1.0
+
+
+def test_a_checkpoint_without_the_warmup_cannot_be_continued_with_it(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6, save_top_k=-1)
+    fit([save], module=Valley(), enable_checkpointing=True, max_epochs=2)
+    for callbacks in ([warmup()], [First(), warmup()]):
+        with pytest.raises(MisconfigurationException, match="made without it"):
+            fit(callbacks, module=Valley(), max_epochs=EPOCHS, ckpt_path=str(tmp_path / "step=6.ckpt"))
 
 
 # ---------------------------------------------------------------------- divergence
