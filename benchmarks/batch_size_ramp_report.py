@@ -369,7 +369,9 @@ def draw(records: Sequence[Record], optimizer: str, path: Path) -> None:
             panel.axvline(milestone * config["train_size"] / 1000, color="0.6", linewidth=0.8, linestyle=":")
     _label(panels, config)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    title = f"mean and standard deviation over {len(seeds)} seeds; dotted: the noise scale falls by {config['factor']}"
+    title = (
+        f"mean and standard deviation over {_counted(len(seeds))}; dotted: the noise scale falls by {config['factor']}"
+    )
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, title=title)
     figure.savefig(path, dpi=130)
 

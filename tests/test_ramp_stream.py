@@ -141,7 +141,7 @@ def test_unknown_length_ends_by_updates_and_epochs_close_windows() -> None:
     assert max(sizes) == 24, "six micro-batches fit under a cap of 25"
     assert trainer.global_step == 25
     assert probe.first == pytest.approx([0.05 * factor for *_, factor in expected], rel=1e-12)
-    assert probe.first[-1] < 0.05 * 0.05, "the curve ends with the run"
+    assert probe.first[-1] < 0.05 * 0.1, "the curve ends with the run"
     assert torch.allclose(weights(module), by_hand(expected), rtol=1e-11, atol=0)
 
 
@@ -152,6 +152,20 @@ def test_the_plan_without_a_trainer_walks_the_same_run() -> None:
         assert [update for update, _ in clocks] == list(range(run.total_updates))
         assert clocks[0][1] == MICRO
         assert max(size for _, size in clocks if size is not None) == 24
+
+
+@pytest.mark.parametrize("schedule", [StepRamp([1, 1.7], factor=2.5), CurveRamp(Cosine())], ids=["steps", "curve"])
+def test_rounding_to_whole_micro_batches_never_raises_the_learning_rate(schedule: Any) -> None:
+    run = run_of({"schedule": schedule, "max_batch_size": 40}, BATCHES, max_epochs=EPOCHS)
+    windows = [window for epoch in range(EPOCHS) for window in run.plan.windows(epoch)]
+    assert max(window.batch_size for window in windows) == (6 if isinstance(schedule, StepRamp) else 10)
+    assert all(window.lr_factor <= 1.0 + 1e-9 for window in windows), (
+        "rounded up, 2.5 micro-batches would ask for 1.2 x lr"
+    )
+    falls = [window.lr_factor / window.batch_size for window in windows]
+    assert falls == sorted(falls, reverse=True), "the noise scale only falls"
+    if isinstance(schedule, StepRamp):
+        assert sorted(set(falls)) == pytest.approx([1 / 2.5**2, 1 / 2.5, 1.0]), "and is on its path"
 
 
 class Everywhere(Callback):

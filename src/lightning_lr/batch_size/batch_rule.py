@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_lr.curves import SNAP
+
 LRRule = Literal["linear", "sqrt"]
 
 
@@ -30,15 +32,26 @@ class BatchRule:
         cap: largest batch, a multiple of ``world_size`` that is not below ``start``.
         world_size: devices that share a batch equally.
         lr_rule: "linear" for SGD, "sqrt" for Adam and its kin.
+        round_down: whether a batch is rounded down, where its units are large: rounded up by as much as a micro-batch,
+            it would ask for a learning rate above the one at the start.
     """
 
     start: int
     cap: int
     world_size: int
     lr_rule: LRRule
+    round_down: bool = False
 
     @classmethod
-    def for_run(cls, batch_size: int, cap: int, world_size: int, device_samples: int, lr_rule: LRRule) -> BatchRule:
+    def for_run(
+        cls,
+        batch_size: int,
+        cap: int,
+        world_size: int,
+        device_samples: int,
+        lr_rule: LRRule,
+        round_down: bool = False,
+    ) -> BatchRule:
         """Fit batch and cap to the devices: the start is rounded up to whole samples per device, the cap down.
 
         A batch above an epoch's samples would only be cut short, at a learning rate for the whole of it: the cap is
@@ -46,12 +59,14 @@ class BatchRule:
         """
         start = -(-batch_size // world_size) * world_size
         whole_cap = min(cap // world_size, device_samples) * world_size
-        return cls(start, max(start, whole_cap), world_size, lr_rule)
+        return cls(start, max(start, whole_cap), world_size, lr_rule, round_down)
 
     def batch_size(self, batch_decay: float) -> int:
         """Samples per update, over all devices, where the batch is to take a fall to ``batch_decay``."""
         if batch_decay * self.cap <= self.start:  # also where a curve has come down to 0
             return self.cap
+        if self.round_down:
+            return max(self.start, int(self.start / batch_decay + SNAP) // self.world_size * self.world_size)
         per_device = -(-int(self.start / batch_decay + 0.5) // self.world_size)
         return min(self.cap, per_device * self.world_size)
 

@@ -69,6 +69,7 @@ class RampPlan:
         begin_samples: samples of the run before the ramp, at the starting batch; ``None``: it has not begun. A curve
             runs from there to the end; milestones stay where they are, and passed ones take effect there.
         growths: what an ``AdaptiveRamp`` has decided so far; a resumed run gives back its plan's.
+        round_down: whether batches are rounded down, see :class:`~lightning_lr.batch_size.batch_rule.BatchRule`.
 
     Raises:
         ValueError: if an argument is outside its range, or they do not fit together.
@@ -91,6 +92,7 @@ class RampPlan:
     device_samples: int | None = None
     begin_samples: int | None = 0
     growths: tuple[Growth, ...] = ()
+    round_down: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "growths", tuple(Growth(*growth) for growth in self.growths))  # a state's are lists
@@ -208,7 +210,9 @@ class RampPlan:
     @cached_property
     def rule(self) -> BatchRule:
         """The rule that shares a fall between batch and learning rate."""
-        return BatchRule.for_run(self.batch_size, self.cap, self.world_size, self.samples_per_device, self.lr_rule)
+        return BatchRule.for_run(
+            self.batch_size, self.cap, self.world_size, self.samples_per_device, self.lr_rule, self.round_down
+        )
 
     @cached_property
     def _patterns(self) -> dict[int, EpochWindows]:

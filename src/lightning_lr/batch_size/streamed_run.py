@@ -1,9 +1,9 @@
 """A ramp over iterable data: micro-batches are as the loader makes them, and only their number per update grows.
 
-The plan is that of any ramp, counted in micro-batches: a batch is a whole number of them, and the learning rate takes
-what that rounding leaves. Where an epoch has a known number of micro-batches, windows have their places in the epochs,
-as with other data. Where it has not, the run ends by updates, and the n-th window of the plan is the n-th update,
-wherever it comes to lie; where the data end inside it, it is closed there, as Lightning does.
+The plan is that of any ramp, counted in micro-batches: a batch is a whole number of them, rounded down, and the
+learning rate takes what that leaves. Where an epoch has a known number of micro-batches, windows have their places in
+the epochs, as with other data. Where it has not, the run ends by updates, and the n-th window of the plan is the n-th
+update, wherever it comes to lie; where the data end inside it, it is closed there, as Lightning does.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def streamed_plan(
         lr_rule=lr_rule,
         device_samples=batches,
         growths=growths,
+        round_down=True,
     )
 
 

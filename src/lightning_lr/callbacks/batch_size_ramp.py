@@ -195,7 +195,7 @@ class BatchSizeRamp(MethodCallback):
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         assert isinstance(shape, RampedRun)
         epochs = shape.plan.epochs
-        rows = [(f"batch {phase.batch_size}", phase.start_epoch / epochs) for phase in shape.plan.phases]
+        rows = [(f"batch {phase.batch_size * shape.unit}", phase.start_epoch / epochs) for phase in shape.plan.phases]
         ends = [start for _, start in rows[1:]] + [1.0]
         return tuple(Phase(name, start, end) for (name, start), end in zip(rows, ends, strict=True))
 
