@@ -6,7 +6,11 @@ from lightning_lr.callbacks import (
     BatchSizeRamp,
     GhostBatchNorm,
     GradientNoiseScale,
+<<<<<<< HEAD
     LayerwiseLRDecay,
+=======
+    GradualUnfreezing,
+>>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
     LearningRateScaling,
     LearningRateSchedule,
 )
@@ -33,7 +37,11 @@ __all__ = [
     "CurveRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
+<<<<<<< HEAD
     "LayerwiseLRDecay",
+=======
+    "GradualUnfreezing",
+>>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
     "LearningRateScaling",
     "LearningRateSchedule",
     "Polynomial",
