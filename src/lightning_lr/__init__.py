@@ -6,11 +6,8 @@ from lightning_lr.callbacks import (
     BatchSizeRamp,
     GhostBatchNorm,
     GradientNoiseScale,
-<<<<<<< HEAD
-    LayerwiseLRDecay,
-=======
     GradualUnfreezing,
->>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
+    LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
 )
@@ -37,11 +34,8 @@ __all__ = [
     "CurveRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
-<<<<<<< HEAD
-    "LayerwiseLRDecay",
-=======
     "GradualUnfreezing",
->>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
+    "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
     "Polynomial",

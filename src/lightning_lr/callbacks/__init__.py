@@ -4,11 +4,8 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
-<<<<<<< HEAD
-from lightning_lr.callbacks.layerwise_lr_decay import LayerwiseLRDecay
-=======
 from lightning_lr.callbacks.gradual_unfreezing import GradualUnfreezing
->>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
+from lightning_lr.callbacks.layerwise_lr_decay import LayerwiseLRDecay
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import total_updates
@@ -18,11 +15,8 @@ __all__ = [
     "BatchSizeRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
-<<<<<<< HEAD
-    "LayerwiseLRDecay",
-=======
     "GradualUnfreezing",
->>>>>>> d4deff7 (Gradual unfreezing: layers begin to train from the top, one more every few epochs)
+    "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
     "total_updates",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -16,8 +17,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Phase
-from lightning_lr.layers.discovery import Layers
-from lightning_lr.layers.unfreezing import FrozenLayers, UnfreezingOrder
+from lightning_lr.layers import FrozenLayers, UnfreezingOrder
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -61,7 +61,7 @@ class GradualUnfreezing(MethodCallback):
     def __init__(
         self,
         epochs_per_layer: int = 1,
-        layers: Layers = "auto",
+        layers: Literal["auto"] | Sequence[str] = "auto",
         train_batch_norm: bool = False,
         count_samples: CountSamples | None = None,
     ) -> None:
