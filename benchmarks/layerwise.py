@@ -4,11 +4,11 @@
 
 MiniLM (22.6 million parameters, pretrained) on 512 sentences of Rotten Tomatoes, three epochs, AdamW, batch 32, bf16
 autocast. Compared are one learning rate for all layers, layer-wise decay of it by 0.9, 0.8 and 0.65 (the head has the
-full one), and, with the best of these decays on validation sentences, the slanted triangle of ULMFiT and then gradual
-unfreezing as well; the slanted triangle without layer-wise decay tells the two apart. **Every one of the seven has its
-learning rate tuned in the same way**: one run at each of four rates, a factor 2 apart, and further rates as long as
-the best validation accuracy is at an end of the grid. The best rate is then run with the other seeds. A seed sets
-the training sentences, the head, dropout and the order; validation and test sentences are the same for all.
+full one), and, with 0.8, the slanted triangle of ULMFiT and then gradual unfreezing as well; the triangle without
+layer-wise decay tells the two apart. **Every one of the seven has its learning rate tuned in the same way**: one run at
+each of three rates a factor 2 apart (four for one rate for all layers), and up to two further rates beyond an end of
+the grid at which the validation accuracy is best. The best rate is then run with the other seeds. A seed sets the
+training sentences, the head, dropout and the order; validation and test sentences are the same for all.
 
 One JSON per run in ``benchmarks/results/layerwise/``: a run whose file exists is not made again, so the benchmark can
 be stopped and continued. A table and a picture are written beside that folder and printed. ``--timing`` measures a
@@ -27,7 +27,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,7 +40,11 @@ from examples.models import MiniLM
 SLICES = (r"embeddings\.|encoder\.layer\.[012]\.", r"encoder\.layer\.[345]\.", r"classifier\.")
 """What is unfrozen in one step, from the input: three slices for the three epochs."""
 FOLDER = RESULTS / "layerwise"
-SECONDS_PER_RUN = 50  # measured
+SECONDS_PER_RUN = 30  # measured
+
+
+Setting = tuple[float, str, bool]
+"""Decay, schedule, unfreezing."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,27 @@ class Protocol:
     """What is compared.
 
     Args:
-        decays: of the learning rate from layer to layer; 1.0 is one rate for all.
-        learning_rates: the grid that every setting is tuned on, before it is extended.
-        tuning_seeds: seeds of every rate.
+        settings: decay of the learning rate from layer to layer (1.0 is one rate for all), schedule, unfreezing; the
+            first is what the others are held against.
+        learning_rates: the grid that every setting is tuned on, before it is extended; the first setting's begins one
+            rate lower.
+        extensions: rates by which a grid is extended at most.
+        tuning_seed: seed of every rate.
         seeds: seeds of the best rate.
     """
 
-    decays: tuple[float, ...] = (1.0, 0.9, 0.8, 0.65)
-    learning_rates: tuple[float, ...] = (2.5e-5, 5e-5, 1e-4, 2e-4)
-    tuning_seeds: tuple[int, ...] = (0,)
+    settings: tuple[Setting, ...] = (
+        (1.0, "constant", False),
+        (0.8, "constant", False),
+        (0.9, "constant", False),
+        (0.65, "constant", False),
+        (1.0, "triangle", False),
+        (0.8, "triangle", False),
+        (0.8, "triangle", True),
+    )
+    learning_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
+    extensions: int = 2
+    tuning_seed: int = 0
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
@@ -207,102 +222,100 @@ def work(config: Config, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------------- the grid
-Setting = tuple[float, str, bool]
-UNIFORM: Setting = (1.0, "constant", False)
+Record = dict[str, Any]
 
 
-def tuning_configs(setting: Setting, learning_rates: Sequence[float], protocol: Protocol) -> list[Config]:
-    """Every rate with the tuning seeds."""
-    return [Config(*setting, lr, seed) for lr in learning_rates for seed in protocol.tuning_seeds]
+def first_rates(setting: Setting, protocol: Protocol) -> list[float]:
+    """The grid before it is extended."""
+    rates = list(protocol.learning_rates)
+    return [rates[0] / 2, *rates] if setting == protocol.settings[0] else rates
 
 
-def best_learning_rate(records: Sequence[dict[str, Any]]) -> float:
-    """The rate with the best mean validation accuracy; of equal ones the lower."""
-    means: dict[float, list[float]] = {}
-    for record in records:
-        means.setdefault(record["config"]["lr"], []).append(record["val_accuracy"])
-    return max(sorted(means), key=lambda lr: fmean(means[lr]))
+def best_learning_rate(records: Sequence[Record]) -> float:
+    """The rate with the best validation accuracy; of equal ones the lower."""
+    by_rate = sorted(records, key=lambda record: record["config"]["lr"])
+    return float(max(by_rate, key=lambda record: record["val_accuracy"])["config"]["lr"])
 
 
-def further_rate(records: Sequence[dict[str, Any]]) -> float | None:
+def further_rate(records: Sequence[Record]) -> float | None:
     """The rate beyond the grid to try next, where the best one is at an end of it."""
-    rates = sorted({record["config"]["lr"] for record in records})
+    rates = sorted(record["config"]["lr"] for record in records)
     best = best_learning_rate(records)
-    return {rates[0]: rates[0] / 2, rates[-1]: rates[-1] * 2}.get(best)
+    return rates[0] / 2 if best == rates[0] else rates[-1] * 2 if best == rates[-1] else None
 
 
-def load(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
+def load(configs: Sequence[Config], store: ResultStore) -> list[Record]:
     """The results that are there."""
     loaded = (store.load(config.name, asdict(config)) for config in configs)
     return [record for record in loaded if record is not None]
 
 
-def make(configs: Sequence[Config], store: ResultStore, title: str) -> list[dict[str, Any]]:
-    """The results of all, after making those that are missing."""
-    missing = [config for config in configs if not load([config], store)]
-    run_all(functools.partial(work, folder=store.folder), missing, 1, operator.attrgetter("label"), title)
-    return load(configs, store)
-
-
-def tune(setting: Setting, protocol: Protocol, store: ResultStore) -> list[dict[str, Any]]:
-    """The tuning runs of a setting, with the grid extended until its best rate is not at an end."""
-    rates = list(protocol.learning_rates)
-    records = make(tuning_configs(setting, rates, protocol), store, "tuning")
-    while (rate := further_rate(records)) is not None:
+def tuning(setting: Setting, protocol: Protocol, store: ResultStore) -> tuple[list[Record], list[Config]]:
+    """What is there of a setting's tuning, and what is to be made next (nothing: it is finished)."""
+    rates = first_rates(setting, protocol)
+    for extension in range(protocol.extensions + 1):
+        configs = [Config(*setting, rate, protocol.tuning_seed) for rate in rates]
+        records = load(configs, store)
+        missing = [config for config in configs if not load([config], store)]
+        rate = further_rate(records) if not missing else None
+        if missing or rate is None or extension == protocol.extensions:
+            break
         rates.append(rate)
-        records = make(tuning_configs(setting, rates, protocol), store, "tuning")
-    return records
+    return records, missing
 
 
-def best_decay(tuned: dict[Setting, list[dict[str, Any]]]) -> float:
-    """The layer-wise decay whose tuned validation accuracy is best."""
+def next_runs(protocol: Protocol, store: ResultStore) -> list[Config]:
+    """What can be made now, in the order in which it matters: tuning, then seed by seed, so that stopping early loses
+    seeds and not settings."""
+    tuned = {setting: tuning(setting, protocol, store) for setting in protocol.settings}
+    waiting = [config for _, missing in tuned.values() for config in missing]
+    if waiting:
+        return waiting
+    return [
+        config
+        for seed in protocol.seeds
+        for setting, (records, _) in tuned.items()
+        if not load([config := Config(*setting, best_learning_rate(records), seed)], store)
+    ]
 
-    def validation(setting: Setting) -> float:
-        best = best_learning_rate(tuned[setting])
-        return fmean(r["val_accuracy"] for r in tuned[setting] if r["config"]["lr"] == best)
 
-    return max((setting for setting in tuned if setting[0] != 1.0), key=validation)[0]
-
-
+# ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="print the settings and how long the runs would take")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made next")
+    parser.add_argument("--runs", type=int, help="stop after this many runs; the table has what is there")
     parser.add_argument("--timing", action="store_true", help="measure a training step in each phase of unfreezing")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
     options = parser.parse_args(arguments)
-    if options.dry_run:
-        _show_plan(Protocol(), ResultStore(options.results))
-    elif options.timing:
+    protocol, store = Protocol(), ResultStore(options.results)
+    if options.timing:
         print_timing()
+    elif options.dry_run:
+        runs = next_runs(protocol, store)
+        print("\n".join(config.label for config in runs))
+        print(f"{len(runs)} runs to make next, about {clock(len(runs) * SECONDS_PER_RUN)} on one thread")
     else:
-        compare(Protocol(), ResultStore(options.results))
+        compare(protocol, store, options.runs)
 
 
-def compare(protocol: Protocol, store: ResultStore) -> None:
-    """The whole benchmark."""
+def compare(protocol: Protocol, store: ResultStore, limit: int | None = None) -> None:
+    """Make what is missing, at most ``limit`` runs, and write the report once every setting is tuned."""
     from benchmarks import layerwise_report as report
 
-    tuned = {s: tune(s, protocol, store) for s in ((decay, "constant", False) for decay in protocol.decays)}
-    decay = best_decay(tuned)
-    for setting in ((1.0, "triangle", False), (decay, "triangle", False), (decay, "triangle", True)):
-        tuned[setting] = tune(setting, protocol, store)
+    left = limit
+    while runs := next_runs(protocol, store)[:left]:
+        run_all(functools.partial(work, folder=store.folder), runs, 1, operator.attrgetter("label"), "fine-tuning")
+        left = None if left is None else left - len(runs)
+    tuned = {setting: tuning(setting, protocol, store) for setting in protocol.settings}
+    if any(missing for _, missing in tuned.values()):
+        print("the learning rates are not tuned yet; run it again")
+        return
     final = {
-        setting: make([Config(*setting, best_learning_rate(of), seed) for seed in protocol.seeds], store, "seeds")
-        for setting, of in tuned.items()
+        setting: load([Config(*setting, best_learning_rate(of), seed) for seed in protocol.seeds], store)
+        for setting, (of, _) in tuned.items()
     }
-    report.write(store.folder.parent / "layerwise", tuned, final)
-
-
-def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    settings = [(decay, "constant", False) for decay in protocol.decays]
-    tuning = [c for setting in settings for c in tuning_configs(setting, protocol.learning_rates, protocol)]
-    others = 3 * len(protocol.learning_rates) * len(protocol.tuning_seeds)
-    seeds = (len(settings) + 3) * (len(protocol.seeds) - len(protocol.tuning_seeds))
-    for config in tuning:
-        print(config.label + ("  (done)" if load([config], store) else ""))
-    runs = len(tuning) + others + seeds
-    print(f"{runs} runs and those of extended grids: {clock(runs * SECONDS_PER_RUN)} on one thread, less what is done")
+    report.write(store.folder.parent / "layerwise", {setting: of for setting, (of, _) in tuned.items()}, final)
 
 
 # ---------------------------------------------------------------------- the time of a step

@@ -18,7 +18,6 @@ from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Phase
 from lightning_lr.layers import FrozenLayers, UnfreezingOrder
-from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -93,10 +92,6 @@ class GradualUnfreezing(MethodCallback):
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         _ = self.order  # the module is complete now
 
-    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        for note in self.advice(shape, writer.optimizer):
-            rank_zero_warn(f"GradualUnfreezing: {note}")
-
     def factor(self, clock: SampleClock) -> float:
         return 1.0
 
@@ -165,6 +160,9 @@ class GradualUnfreezing(MethodCallback):
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
         self._frozen.freeze(self.order.begun(internals.next_position(trainer)[0]))
+        if self._run is not None and not internals.leaves_no_trace(trainer):
+            for note in self.advice(self._run.clock.shape, trainer.optimizers[0]):
+                rank_zero_warn(f"GradualUnfreezing: {note}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
