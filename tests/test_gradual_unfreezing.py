@@ -273,12 +273,8 @@ def test_plan_has_a_phase_for_every_layer_and_says_what_never_trains() -> None:
     callback.setup(Trainer(callbacks=[callback], logger=False, accelerator="cpu"), module, "fit")
     epoch = EpochShape(micro_batches=6, micro_batch_size=8, device_samples=48)
     shape = RunShape(epoch, max_epochs=8)
-    assert [(p.start, p.end) for p in callback.phases(shape)] == [
-        (0, 1 / 8),
-        (1 / 8, 1 / 4),
-        (1 / 4, 3 / 8),
-        (3 / 8, 1),
-    ]
+    edges = [0, 1 / 8, 1 / 4, 3 / 8, 1]
+    assert [(p.start, p.end) for p in callback.phases(shape)] == list(pairwise(edges))
     assert callback.phases(shape)[0] == Phase("+ head", 0.0, 0.125)
     assert callback.advice(shape, sgd(module)) == []
     short = RunShape(epoch, max_updates=15)
@@ -300,20 +296,22 @@ def test_epochs_per_layer_is_a_whole_number_from_1(epochs: Any) -> None:
         GradualUnfreezing(epochs)
 
 
-def two_optimizers(module: LightningModule) -> Any:
-    return sgd(module), sgd(module)
+def test_two_optimizers_are_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="configure_optimizers returned 2 optimizers"):
+        gentle().check_optimizers([sgd(Deep()), sgd(Deep())], [])
+    with pytest.raises(RuntimeError, match="multiple optimizers"):  # in a fit, Lightning says so first
+        fit([gentle()], module=Deep(lambda module: (sgd(module), sgd(module))))
 
 
 @pytest.mark.parametrize(
     ("callbacks", "module", "says"),
     [
-        ([gentle()], Deep(two_optimizers), "returned 2 optimizers"),
         ([GradualUnfreezing(layers=["stem", "hat", ".*"])], Deep(), r"GradualUnfreezing: .*'hat' matches no parameter"),
-        ([GradualUnfreezing(layers=["stem", "head"])], Deep(), r"no pattern matches blocks.*4 of 12"),
+        ([GradualUnfreezing(layers=["stem", "head"])], Deep(), r"no pattern matches blocks.*8 of 12"),
         ([gentle(), BackboneFinetuning()], Deep(), "BackboneFinetuning is attached too.*keep one of the two"),
         ([gentle()], Deep().requires_grad_(False), "every parameter of Deep is frozen"),
     ],
-    ids=["two optimizers", "pattern without a match", "uncovered", "beside Lightning's", "all frozen"],
+    ids=["pattern without a match", "uncovered", "beside Lightning's", "all frozen"],
 )
 def test_what_cannot_work_is_refused_before_training(callbacks: list[Callback], module: Deep, says: str) -> None:
     before = weights(module)
