@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from benchmarks._common import RESULTS, ResultStore, clock, environment, quiet_process, run_all
 from examples.classifier import Classifier
@@ -319,9 +320,45 @@ def compare(protocol: Protocol, store: ResultStore, limit: int | None = None) ->
 
 
 # ---------------------------------------------------------------------- the time of a step
+class StepTimes(Callback):
+    """Seconds of this thread in each training step, from the batch being there to the update being made."""
+
+    def __init__(self) -> None:
+        self.by_epoch: dict[int, list[float]] = {}
+        self._begin = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._begin = time.thread_time()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.by_epoch.setdefault(trainer.current_epoch, []).append(time.thread_time() - self._begin)
+
+
+def step_seconds(steps: int = 8, batch_size: int = 32, length: int = 32) -> list[float]:
+    """The shortest training step in each phase: one phase an epoch, the last trains everything.
+
+    The same random token ids in every step; the shortest, since a shared machine only ever adds to a step.
+    """
+    from lightning_lr import GradualUnfreezing
+
+    seed_everything(0, verbose=False)
+    tokens = torch.randint(1000, 20_000, (batch_size, length))
+    batches = DataLoader([(tokens, torch.arange(batch_size) % 2)] * steps, batch_size=None)
+    times = StepTimes()
+    config = Config(1.0, "constant", True, 1e-4, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(config, folder, [GradualUnfreezing(layers=list(SLICES)), times], max_epochs=len(SLICES))
+        trainer.fit(FineTuned(MiniLM(), lr=config.lr, num_classes=2), batches)
+    return [min(seconds) for _, seconds in sorted(times.by_epoch.items())]
+
+
 def print_timing() -> None:
     """Print the time of a training step in every phase of gradual unfreezing, against all layers trained."""
-    raise NotImplementedError
+    quiet_process()
+    seconds = step_seconds()
+    for phase, spent in enumerate(seconds):
+        share = spent / seconds[-1]
+        print(f"{phase + 1} of {len(seconds)} slices train: {spent * 1000:.0f} ms a step, {share:.2f} of full training")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 
 from torch import nn
 
@@ -76,8 +78,17 @@ class UnfreezingOrder:
         return thaw * self.epochs_per_layer
 
     def name(self, thaw: int) -> str:
-        """The layers that begin to train, in words."""
-        return " and ".join(self.thaws[thaw].layers)
+        """The layers that begin to train, in words: without the path that all blocks share."""
+        return " and ".join(name[self._shared :] if "." in name else name for name in self.thaws[thaw].layers)
+
+    @cached_property
+    def _shared(self) -> int:
+        """Length of the path that the names of all blocks begin with; their container's name is no part of it."""
+        if self.how == "patterns":  # those are named by the user
+            return 0
+        paths = [name.split(".")[:-2] for thaw in self.thaws for name in thaw.layers if "." in name]
+        shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        return sum(len(parts[0]) + 1 for parts in shared) if len(paths) > 1 else 0
 
 
 class FrozenLayers:
