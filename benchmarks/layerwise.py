@@ -2,12 +2,12 @@
 
     python -m benchmarks.layerwise [--dry-run] [--timing] [--results FOLDER]
 
-MiniLM (22.6 million parameters, pretrained) on 512 sentences of Rotten Tomatoes, three epochs, AdamW, batch 32, bf16
+MiniLM (22.6 million parameters, pretrained) on 384 sentences of Rotten Tomatoes, three epochs, AdamW, batch 32, bf16
 autocast. Compared are one learning rate for all layers, layer-wise decay of it by 0.9, 0.8 and 0.65 (the head has the
 full one), and, with 0.8, the slanted triangle of ULMFiT and then gradual unfreezing as well; the triangle without
 layer-wise decay tells the two apart. **Every one of the seven has its learning rate tuned in the same way**: one run at
 each of three rates a factor 2 apart (four for one rate for all layers), and up to two further rates beyond an end of
-the grid at which the validation accuracy is best. The best rate is then run with the other seeds. A seed sets the
+the grid at which the validation accuracy is best. The best rate is then run with five other seeds. A seed sets the
 training sentences, the head, dropout and the order; validation and test sentences are the same for all.
 
 One JSON per run in ``benchmarks/results/layerwise/``: a run whose file exists is not made again, so the benchmark can
@@ -41,7 +41,7 @@ from examples.models import MiniLM
 SLICES = (r"embeddings\.|encoder\.layer\.[012]\.", r"encoder\.layer\.[345]\.", r"classifier\.")
 """What is unfrozen in one step, from the input: three slices for the three epochs."""
 FOLDER = RESULTS / "layerwise"
-SECONDS_PER_RUN = 30  # measured
+SECONDS_PER_RUN = 22  # measured
 
 
 Setting = tuple[float, str, bool]
@@ -58,8 +58,8 @@ class Protocol:
         learning_rates: the grid that every setting is tuned on, before it is extended; the first setting's begins one
             rate lower.
         extensions: rates by which a grid is extended at most.
-        tuning_seed: seed of every rate.
-        seeds: seeds of the best rate.
+        tuning_seed: seed of every rate; its runs see the validation sentences only.
+        seeds: seeds of the best rate; their runs see the test sentences only.
     """
 
     settings: tuple[Setting, ...] = (
@@ -74,7 +74,7 @@ class Protocol:
     learning_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
     extensions: int = 2
     tuning_seed: int = 0
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Config:
     seed: int
     epochs: int = 3
     batch_size: int = 32
-    train_size: int = 512
-    val_size: int = 800
-    test_size: int = 1200
+    train_size: int = 384
+    val_size: int = 500
+    test_size: int = 1000
     max_length: int = 32
     weight_decay: float = 0.01
     precision: str = "bf16-mixed"
@@ -188,8 +188,8 @@ def trainer_of(config: Config, folder: str, callbacks: Sequence[Callback], **arg
     )
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Make one run."""
+def train(config: Config, test: bool = True) -> dict[str, Any]:
+    """Make one run, and evaluate it on the test sentences or, to tune, on the validation sentences."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     data = sentences(replace(config, decay=1.0, schedule="", unfreezing=False, lr=0.0))
     seed_everything(config.seed, verbose=False)
@@ -199,14 +199,11 @@ def train(config: Config) -> dict[str, Any]:
         trainer = trainer_of(config, folder, [*methods(config), watch], max_epochs=config.epochs, limit_val_batches=0)
         trainer.fit(module, data)
         evaluator = trainer_of(config, folder, [])
-        validated = evaluator.validate(module, data, verbose=False)[0]
-        tested = evaluator.test(module, data, verbose=False)[0]
+        evaluate = evaluator.test if test else evaluator.validate
+        found = evaluate(module, data, verbose=False)[0]
     return {
         "config": asdict(config),
-        "val_accuracy": validated["val_acc"],
-        "val_loss": validated["val_loss"],
-        "test_accuracy": tested["test_acc"],
-        "test_loss": tested["test_loss"],
+        **{name: found[name] for name in sorted(found)},
         "train_losses": watch.losses,
         "epoch_seconds": watch.seconds,
         "updates": trainer.global_step,
@@ -219,7 +216,7 @@ def train(config: Config) -> dict[str, Any]:
 def work(config: Config, folder: Path) -> None:
     """Make one run and write it down; in a process of its own where there are several."""
     quiet_process()
-    ResultStore(folder).save(config.name, train(config))
+    ResultStore(folder).save(config.name, train(config, test=config.seed != Protocol().tuning_seed))
 
 
 # ---------------------------------------------------------------------- the grid
@@ -235,7 +232,7 @@ def first_rates(setting: Setting, protocol: Protocol) -> list[float]:
 def best_learning_rate(records: Sequence[Record]) -> float:
     """The rate with the best validation accuracy; of equal ones the lower."""
     by_rate = sorted(records, key=lambda record: record["config"]["lr"])
-    return float(max(by_rate, key=lambda record: record["val_accuracy"])["config"]["lr"])
+    return float(max(by_rate, key=lambda record: record["val_acc"])["config"]["lr"])
 
 
 def further_rate(records: Sequence[Record]) -> float | None:

@@ -39,7 +39,7 @@ def label(setting: Setting) -> str:
 
 def accuracies(records: Sequence[Record]) -> dict[int, float]:
     """Test accuracy by seed."""
-    return {record["config"]["seed"]: record["test_accuracy"] for record in records}
+    return {record["config"]["seed"]: record["test_acc"] for record in records}
 
 
 def rows(final: Results) -> list[tuple[Setting, Interval, Interval | None]]:
@@ -94,7 +94,7 @@ def tuning_cells(tuned: Results, final: Results) -> list[list[str]]:
         result.append(
             [
                 label(setting),
-                ", ".join(f"{r['config']['lr']:g}: {100 * r['val_accuracy']:.1f}" for r in by_rate),
+                ", ".join(f"{r['config']['lr']:g}: {100 * r['val_acc']:.1f}" for r in by_rate),
                 f"{taken:g}",
             ]
         )
@@ -126,7 +126,7 @@ two settings moves by less, since both are tested on the same ones.
 {markdown_table(HEADINGS, cells(final))}
 ## The learning rates
 
-The best accuracy on {config["val_size"]} validation sentences, one run (seed {config["seed"]}) at each rate; such an
+The best accuracy on {config["val_size"]} validation sentences, one run at each rate with a seed of its own; such an
 accuracy has a binomial standard error of {100 * binomial_error(mean, config["val_size"]):.1f} points,
 so neighbouring rates are hardly told apart. Rate: validation accuracy (%).
 
@@ -151,9 +151,9 @@ def draw(tuned: Results, final: Results, path: Path) -> None:
         left.plot(singles, [place + 0.22] * len(singles), "|", color=colour, markersize=8)
         by_rate = sorted(tuned[setting], key=lambda record: record["config"]["lr"])
         rates = [record["config"]["lr"] for record in by_rate]
-        right.plot(rates, [100 * r["val_accuracy"] for r in by_rate], marker=".", color=colour, label=label(setting))
+        right.plot(rates, [100 * r["val_acc"] for r in by_rate], marker=".", color=colour, label=label(setting))
         taken = final[setting][0]["config"]["lr"]
-        best = next(100 * r["val_accuracy"] for r in by_rate if r["config"]["lr"] == taken)
+        best = next(100 * r["val_acc"] for r in by_rate if r["config"]["lr"] == taken)
         right.plot([taken], [best], "o", color=colour, markersize=9, markerfacecolor="none")
     left.set_yticks(range(len(table)), [label(setting).replace(", ", ",\n") for setting, *_ in table])
     left.invert_yaxis()
