@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Configure, Probe, Toy, data, fit, weights
+from toy import Configure, Probe, Stream, Toy, data, fit, weights
 
 from lightning_lr import GradualUnfreezing, LayerwiseLRDecay, LearningRateSchedule, SlantedTriangle
 from lightning_lr.curves import Phase
@@ -282,6 +282,13 @@ def test_plan_has_a_phase_for_every_layer_and_says_what_never_trains() -> None:
     (advice,) = callback.advice(short, sgd(module))
     assert "the run has 2.5 epochs, and 1 of 4 layers never train (stem); train for at least 4 epochs" in advice
     assert "4 layers (patterns), one more every 1 epoch(s): head, " in callback.facts(shape)["gradual unfreezing"]
+
+
+def test_stream_without_a_length_unfreezes_after_each_pass_and_says_so() -> None:
+    watch = Watch()
+    with pytest.warns(UserWarning, match="no known length; layers begin to train after each pass"):
+        fit([gentle(), watch], module=Deep(), loader=DataLoader(Stream(48), batch_size=8), max_steps=15, max_epochs=-1)
+    assert [len(required) for required in watch.required] == [1] * 6 + [2] * 6 + [3] * 3
 
 
 def test_run_that_ends_too_early_warns() -> None:

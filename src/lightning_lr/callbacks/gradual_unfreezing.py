@@ -117,7 +117,10 @@ class GradualUnfreezing(MethodCallback):
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         units, order = shape.epoch.total_units, self.order
         if units is None:
-            return []
+            return [
+                "an epoch of this loader has no known length; layers begin to train after each pass over it, and with "
+                "a stream that does not end only the first would ever train"
+            ]
         epochs = shape.total_units / units
         late = [order.name(i) for i in range(len(order.thaws)) if order.begins(i) >= epochs]
         if not late:
