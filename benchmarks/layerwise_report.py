@@ -151,7 +151,7 @@ def draw(tuned: Results, final: Results, path: Path) -> None:
         left.plot(singles, [place + 0.22] * len(singles), "|", color=colour, markersize=8)
         by_rate = sorted(tuned[setting], key=lambda record: record["config"]["lr"])
         rates = [record["config"]["lr"] for record in by_rate]
-        right.plot(rates, [100 * r["val_acc"] for r in by_rate], marker=".", color=colour, label=label(setting))
+        right.plot(rates, [100 * r["val_acc"] for r in by_rate], marker=".", color=colour)
         taken = final[setting][0]["config"]["lr"]
         best = next(100 * r["val_acc"] for r in by_rate if r["config"]["lr"] == taken)
         right.plot([taken], [best], "o", color=colour, markersize=9, markerfacecolor="none")
@@ -161,12 +161,11 @@ def draw(tuned: Results, final: Results, path: Path) -> None:
     left.grid(axis="x", alpha=0.25)
     right.set_xscale("log", base=2)
     rates = sorted({record["config"]["lr"] for records in tuned.values() for record in records})
-    right.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    right.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
     right.minorticks_off()
-    right.set_xlabel("learning rate of the head (one run each; circle: taken)")
+    right.set_xlabel("learning rate of the head (one run each, colours as left; circle: taken)")
     right.set_ylabel("validation accuracy (%)")
     right.grid(alpha=0.25)
-    right.legend(fontsize=8)
     figure.savefig(path, dpi=130)
 
 
@@ -176,8 +175,8 @@ def write(target: Path, tuned: Results, final: Results) -> None:
     draw(tuned, final, picture)
     path = target.with_suffix(".md")
     write_keeping_findings(path, _markdown(picture.name, tuned, final))
-    table = Table(*HEADINGS, box=None, padding=(0, 2, 0, 0))
-    for line in cells(final):
-        table.add_row(*line)
+    table = Table("setting", "lr", "accuracy (%)", "difference (points)", "seeds", box=None, padding=(0, 2, 0, 0))
+    for setting, rate, accuracy, _, difference, *_, seeds in cells(final):
+        table.add_row(setting, rate, accuracy, difference, seeds)
     Console().print(table, "")
     print(f"written: {path.name}, {picture.name}")
