@@ -5,10 +5,11 @@
 MiniLM (22.6 million parameters, pretrained) on 256 sentences of Rotten Tomatoes, three epochs, AdamW, batch 16, bf16
 autocast. Compared are one learning rate for all layers, layer-wise decay of it by 0.9, 0.8 and 0.65 (the head has the
 full one), and, with 0.8, the slanted triangle of ULMFiT and then gradual unfreezing as well; the triangle without
-layer-wise decay tells the two apart. **Every one of the seven has its learning rate tuned in the same way**: one run at
-each of three rates a factor 2 apart (four for one rate for all layers), and up to two further rates beyond an end of
-the grid at which the validation accuracy is best. The best rate is then run with five other seeds. A seed sets the
-training sentences, the head, dropout and the order; validation and test sentences are the same for all.
+layer-wise decay tells the two apart. **The learning rate of each decay is tuned in the same way**, at a constant rate:
+one run at each of three rates a factor 2 apart (four for one rate for all layers), and up to two further rates beyond
+an end of the grid at which the validation accuracy is best. The triangle's peak is the rate so found. The settings are
+then run with five other seeds. A seed sets the training sentences, the head, dropout and the order; validation and
+test sentences are the same for all.
 
 One JSON per run in ``benchmarks/results/layerwise/``: a run whose file exists is not made again, so the benchmark can
 be stopped and continued. A table and a picture are written beside that folder and printed. ``--timing`` measures a
@@ -55,7 +56,7 @@ class Protocol:
     Args:
         settings: decay of the learning rate from layer to layer (1.0 is one rate for all), schedule, unfreezing; the
             first is what the others are held against.
-        learning_rates: the grid that every setting is tuned on, before it is extended; the first setting's begins one
+        learning_rates: the grid that every decay is tuned on, before it is extended; the first setting's begins one
             rate lower.
         extensions: rates by which a grid is extended at most.
         tuning_seed: seed of every rate; its runs see the validation sentences only.
@@ -249,7 +250,8 @@ def load(configs: Sequence[Config], store: ResultStore) -> list[Record]:
 
 
 def tuning(setting: Setting, protocol: Protocol, store: ResultStore) -> tuple[list[Record], list[Config]]:
-    """What is there of a setting's tuning, and what is to be made next (nothing: it is finished)."""
+    """What is there of the tuning of a setting's decay, and what is to be made next (nothing: it is finished)."""
+    setting = (setting[0], "constant", False)
     rates = first_rates(setting, protocol)
     for extension in range(protocol.extensions + 1):
         configs = [Config(*setting, rate, protocol.tuning_seed) for rate in rates]
@@ -266,9 +268,9 @@ def next_runs(protocol: Protocol, store: ResultStore) -> list[Config]:
     """What can be made now, in the order in which it matters: tuning, then seed by seed, so that stopping early loses
     seeds and not settings."""
     tuned = {setting: tuning(setting, protocol, store) for setting in protocol.settings}
-    waiting = [config for _, missing in tuned.values() for config in missing]
+    waiting = dict.fromkeys(config for _, missing in tuned.values() for config in missing)
     if waiting:
-        return waiting
+        return list(waiting)
     return [
         config
         for seed in protocol.seeds
@@ -313,7 +315,11 @@ def compare(protocol: Protocol, store: ResultStore, limit: int | None = None) ->
         setting: load([Config(*setting, best_learning_rate(of), seed) for seed in protocol.seeds], store)
         for setting, (of, _) in tuned.items()
     }
-    report.write(store.folder.parent / "layerwise", {setting: of for setting, (of, _) in tuned.items()}, final)
+    if not all(final.values()):
+        print("there is no table before every setting has a run; run it again")
+        return
+    constant = {setting: of for setting, (of, _) in tuned.items() if setting[1:] == ("constant", False)}
+    report.write(store.folder.parent / "layerwise", constant, final)
 
 
 # ---------------------------------------------------------------------- the time of a step

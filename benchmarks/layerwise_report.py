@@ -128,7 +128,7 @@ two settings moves by less, since both are tested on the same ones.
 
 The best accuracy on {config["val_size"]} validation sentences, one run at each rate with a seed of its own; such an
 accuracy has a binomial standard error of {100 * binomial_error(mean, config["val_size"]):.1f} points,
-so neighbouring rates are hardly told apart. Rate: validation accuracy (%).
+so neighbouring rates are hardly told apart. The triangle's peak is the rate of the same decay. Rate: validation accuracy (%).
 
 {markdown_table(("setting", "tried", "taken"), tuning_cells(tuned, final))}
 {len(every)} runs, {clock(sum(record["cpu_seconds"] for record in every.values()))} of CPU time on one thread,
@@ -149,12 +149,12 @@ def draw(tuned: Results, final: Results, path: Path) -> None:
         left.errorbar(100 * mean.mean, place, xerr=width, marker="o", color=colour, capsize=3, markersize=7)
         singles = [100 * value for value in accuracies(final[setting]).values()]
         left.plot(singles, [place + 0.22] * len(singles), "|", color=colour, markersize=8)
-        by_rate = sorted(tuned[setting], key=lambda record: record["config"]["lr"])
-        rates = [record["config"]["lr"] for record in by_rate]
-        right.plot(rates, [100 * r["val_acc"] for r in by_rate], marker=".", color=colour)
-        taken = final[setting][0]["config"]["lr"]
-        best = next(100 * r["val_acc"] for r in by_rate if r["config"]["lr"] == taken)
-        right.plot([taken], [best], "o", color=colour, markersize=9, markerfacecolor="none")
+        if setting in tuned:
+            by_rate = sorted(tuned[setting], key=lambda record: record["config"]["lr"])
+            tried = {record["config"]["lr"]: 100 * record["val_acc"] for record in by_rate}
+            right.plot(list(tried), list(tried.values()), marker=".", color=colour)
+            taken = final[setting][0]["config"]["lr"]
+            right.plot([taken], [tried[taken]], "o", color=colour, markersize=9, markerfacecolor="none")
     left.set_yticks(range(len(table)), [label(setting).replace(", ", ",\n") for setting, *_ in table])
     left.invert_yaxis()
     left.set_xlabel("test accuracy (%): mean with 95 % interval, single seeds below")
