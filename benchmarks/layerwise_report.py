@@ -128,8 +128,8 @@ two settings moves by less, since both are tested on the same ones.
 
 The best accuracy on {config["val_size"]} validation sentences, one run at each rate with a seed of its own; such an
 accuracy has a binomial standard error of {100 * binomial_error(mean, config["val_size"]):.1f} points,
-so neighbouring rates are hardly told apart. The triangle's peak is the rate of the same decay. Each rate stands with its
-validation accuracy (%).
+so neighbouring rates are hardly told apart. The triangle's peak is the rate of the same decay. Each rate stands with
+its validation accuracy (%).
 
 {markdown_table(("setting", "tried", "taken"), tuning_cells(tuned, final))}
 {len(every)} runs, {clock(sum(record["cpu_seconds"] for record in every.values()))} of CPU time on one thread,
