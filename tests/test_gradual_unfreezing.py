@@ -181,6 +181,18 @@ def test_batch_norm_that_the_user_put_into_evaluation_mode_stays_so() -> None:
     assert torch.equal(module.blocks[0][1].running_mean, torch.zeros(8))
 
 
+def test_batch_norm_that_the_user_stops_later_stays_so() -> None:
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 4:
+                pl_module.blocks[0][1].eval()
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            assert pl_module.blocks[0][1].training == (trainer.current_epoch in (2, 3))
+
+    fit([gentle(), Stop()], module=Deep(), max_epochs=6)
+
+
 # ---------------------------------------------------------------------- beside others
 def test_ulmfit_recipe_is_decay_times_triangle_with_frozen_layers() -> None:
     probe, watch, module = Probe("lr", "name"), Watch(), Deep(sgd)

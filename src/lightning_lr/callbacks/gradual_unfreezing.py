@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -214,9 +214,9 @@ def _may_leave_out_backward(trainer: Trainer) -> bool:
     """Whether a parameter may stop requiring a gradient while the strategy's wrapper is in place.
 
     DDP waits for the gradient of every parameter that required one when it was wrapped, unless it looks for unused
-    ones; a parameter that was frozen before would never be averaged over the ranks.
+    ones; a parameter that was frozen before would never be averaged over the ranks. FSDP2 decides once, when it wraps.
     """
     model = trainer.strategy.model
     if isinstance(model, DistributedDataParallel):
         return bool(model.find_unused_parameters) and not model.static_graph
-    return trainer.world_size == 1
+    return trainer.world_size == 1 and not isinstance(trainer.strategy, ModelParallelStrategy)

@@ -119,6 +119,7 @@ class FrozenLayers:
             # one whose layer the user froze altogether is left as the user set it
             if not train_batch_norm and norm.training and id(neighbour) in thaw_of:
                 self._norms[thaw_of[id(neighbour)]].append(norm)
+        self._still: set[int] = set()
         self._begun = len(order.thaws)
 
     def freeze(self, begun: int) -> None:
@@ -130,13 +131,16 @@ class FrozenLayers:
                     parameter.grad = None
                 if self.without_backward:
                     parameter.requires_grad_(index < begun)
+        for norm in (norm for norms in self._norms[:begun] for norm in norms if id(norm) in self._still):
+            norm.training = True
+            self._still.discard(id(norm))
         self.set_modes()
 
     def set_modes(self) -> None:
-        """Put the batch norms of frozen layers into evaluation mode, and those of the others into training mode."""
-        for index, norms in enumerate(self._norms):
-            for norm in norms:
-                norm.training = index < self._begun
+        """Put the batch norms of frozen layers into evaluation mode, which a ``train()`` of the module ends."""
+        for norm in (norm for norms in self._norms[self._begun :] for norm in norms):
+            norm.training = False
+            self._still.add(id(norm))
 
     def drop_gradients(self) -> None:
         """Forget the gradients of frozen parameters: the optimizer passes them over."""
