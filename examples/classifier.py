@@ -1,4 +1,4 @@
-"""An ordinary `LightningModule` for image classification: any network, cross-entropy, SGD at a constant rate.
+"""An ordinary `LightningModule` for classification: any network, cross-entropy, SGD at a constant rate.
 Schedules, warm-ups and batch sizes are left to whoever attaches them."""
 
 import torch
@@ -16,7 +16,7 @@ class Classifier(LightningModule):
     In YAML a LightningCLI `optimizer:` key takes the place of the optimizer below.
 
     Args:
-        network: Images to logits (batch x num_classes).
+        network: Inputs (images, token ids) to logits (batch x num_classes).
         lr: Learning rate of SGD.
         momentum: Of SGD, in Nesterov's form unless it is 0.
         weight_decay: L2 coefficient of SGD.
@@ -38,13 +38,13 @@ class Classifier(LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(inputs)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        inputs, labels = batch
+        loss = F.cross_entropy(self(inputs), labels)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -64,8 +64,8 @@ class Classifier(LightningModule):
         )
 
     def _evaluate(self, batch: Batch, stage: str, accuracy: MulticlassAccuracy) -> None:
-        images, labels = batch
-        logits = self(images)
+        inputs, labels = batch
+        logits = self(inputs)
         accuracy.update(logits, labels)
         self.log(f"{stage}_loss", F.cross_entropy(logits, labels), batch_size=len(labels), sync_dist=True)
         self.log(f"{stage}_acc", accuracy, prog_bar=True)

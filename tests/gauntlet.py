@@ -17,6 +17,7 @@ from lightning_lr import (
     Cosine,
     CosineRestarts,
     CurveRamp,
+    GradualUnfreezing,
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
@@ -179,5 +180,35 @@ ROWS = [
             {"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 4, "warmup_epochs": 1}},
         ],
         head=4.0,
+    ),
+    Row(
+        "unfreezing",
+        lambda: [GradualUnfreezing(layers=["body", "head"])],
+        lambda: [GradualUnfreezing(layers=["body|head"])],
+        lambda at: 1.0,
+        [{"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}}],
+    ),
+    Row(
+        "unfreezing-and-schedule-adam",
+        lambda: [LearningRateSchedule(Cosine(warmup=0.25, floor=0.1)), GradualUnfreezing(layers=["body", "head"])],
+        lambda: [LearningRateSchedule(Constant()), GradualUnfreezing(layers=["body|head"])],
+        _cosine_after_warmup,
+        [
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+            {"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}},
+        ],
+        configure=_adam,
+    ),
+    Row(
+        "layerwise-and-schedule-and-unfreezing",
+        lambda: [LayerwiseLRDecay(0.5), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1)), GradualUnfreezing(layers=["body", "head"])],
+        lambda: [LayerwiseLRDecay(1.0), LearningRateSchedule(Constant()), GradualUnfreezing(layers=["body|head"])],
+        lambda at: 0.5 * _cosine_after_warmup(at),
+        [
+            {"class_path": "LayerwiseLRDecay", "init_args": {"decay": 0.5}},
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+            {"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}},
+        ],
+        head=2.0,
     ),
 ]  # fmt: skip

@@ -2,5 +2,6 @@
 
 from examples.data.digits import DigitsDataModule
 from examples.data.fashion_mnist import FashionMNISTDataModule
+from examples.data.rotten_tomatoes import RottenTomatoesDataModule
 
-__all__ = ["DigitsDataModule", "FashionMNISTDataModule"]
+__all__ = ["DigitsDataModule", "FashionMNISTDataModule", "RottenTomatoesDataModule"]

@@ -1,7 +1,9 @@
-"""Small image classifiers: networks only, no training code."""
+"""Small networks, from scratch and pretrained: networks only, no training code."""
 
 from examples.models.cnn import SmallCNN
+from examples.models.efficientnet_lite import EfficientNetLite0
+from examples.models.minilm import MiniLM
 from examples.models.resnet import ResNet
 from examples.models.vit import ViT
 
-__all__ = ["ResNet", "SmallCNN", "ViT"]
+__all__ = ["EfficientNetLite0", "MiniLM", "ResNet", "SmallCNN", "ViT"]

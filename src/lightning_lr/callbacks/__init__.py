@@ -4,6 +4,7 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
+from lightning_lr.callbacks.gradual_unfreezing import GradualUnfreezing
 from lightning_lr.callbacks.layerwise_lr_decay import LayerwiseLRDecay
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
@@ -14,6 +15,7 @@ __all__ = [
     "BatchSizeRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
+    "GradualUnfreezing",
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",

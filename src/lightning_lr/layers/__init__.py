@@ -7,15 +7,18 @@ from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import parameters_by_name
 from lightning_lr.layers.no_decay import NoWeightDecay
 from lightning_lr.layers.table import layer_table
+from lightning_lr.layers.unfreezing import FrozenLayers, UnfreezingOrder
 
 __all__ = [
     "LAYER",
+    "FrozenLayers",
     "GroupSplitter",
     "GroupsError",
     "Layer",
     "LayerMap",
     "Layers",
     "NoWeightDecay",
+    "UnfreezingOrder",
     "check_factors",
     "discover",
     "groups_split_at_construction",
