@@ -8,8 +8,8 @@ full one), and, with 0.8, the slanted triangle of ULMFiT and then gradual unfree
 layer-wise decay tells the two apart. **The learning rate of each decay is tuned in the same way**, at a constant rate:
 one run at each of three rates a factor 2 apart (four for one rate for all layers), and up to two further rates beyond
 an end of the grid at which the validation accuracy is best. The triangle's peak is twice the rate so found, which makes
-the mean rate of the run about the same (0.52 of the peak). The settings are then run with five other seeds. A seed sets the training sentences, the head, dropout and the order; validation and
-test sentences are the same for all.
+the mean rate of the run about the same (0.52 of the peak). The settings are then run with five other seeds. A seed sets
+the training sentences, the head, dropout and the order; validation and test sentences are the same for all.
 
 One JSON per run in ``benchmarks/results/layerwise/``: a run whose file exists is not made again, so the benchmark can
 be stopped and continued. A table and a picture are written beside that folder and printed. ``--timing`` measures a
