@@ -20,7 +20,7 @@ Setting = tuple[float, str, bool]
 Results = Mapping[Setting, Sequence[Record]]
 HEADINGS = (
     "setting",
-    "lr of the head",
+    "lr of the head (peak)",
     "test accuracy (%)",
     "standard error",
     "difference to one lr for all (points)",
@@ -128,7 +128,7 @@ two settings moves by less, since both are tested on the same ones.
 
 The best accuracy on {config["val_size"]} validation sentences, one run at each rate with a seed of its own; such an
 accuracy has a binomial standard error of {100 * binomial_error(mean, config["val_size"]):.1f} points,
-so neighbouring rates are hardly told apart. The triangle's peak is the rate of the same decay. Each rate stands with
+so neighbouring rates are hardly told apart. A triangle's peak is twice the rate of its decay. Each rate stands with
 its validation accuracy (%).
 
 {markdown_table(("setting", "tried", "taken"), tuning_cells(tuned, final))}

@@ -56,12 +56,12 @@ def test_tuning_comes_first_then_seed_by_seed(tmp_path: Path) -> None:
     assert {config.seed for config in runs} == {PROTOCOL.tuning_seed}
     assert [config.lr for config in runs if config.setting == UNIFORM] == [2.5e-5, 5e-5, 1e-4, 2e-4]
     assert [config.lr for config in runs if config.setting == OTHERS[0]] == [5e-5, 1e-4, 2e-4]
-    assert {config.schedule for config in runs} == {"constant"}, "the triangle's peak is the constant rate"
+    assert {config.schedule for config in runs} == {"constant"}, "the triangle's peak follows from the constant rate"
     assert len(runs) == len(set(runs)) == 4 + 3 * 3
     make(runs, store, optimum({}))
     runs = next_runs(PROTOCOL, store)
     assert [config.seed for config in runs] == [seed for seed in PROTOCOL.seeds for _ in PROTOCOL.settings]
-    assert {config.lr for config in runs} == {1e-4}
+    assert {(config.schedule, config.lr) for config in runs} == {("constant", 1e-4), ("triangle", 2e-4)}
     make(runs[:10], store, optimum({}))
     assert next_runs(PROTOCOL, store) == runs[10:]
 
