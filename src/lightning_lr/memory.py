@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_lr.activations.checkpointing import Checkpointing, CheckpointPlan
 from lightning_lr.activations.measuring import parameter_storages, storages
-from lightning_lr.activations.policy import CheckpointPolicy
+from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, observe_holders
 
 Step = Callable[[], Tensor]
@@ -150,7 +150,7 @@ def predict_checkpointing(
     Buffers, gradients and the random state are as before afterwards.
 
     Raises:
-        ValueError: where the policy refuses: names that do not exist, no blocks, a budget that no plan reaches.
+        PlanError: where the policy refuses: names that do not exist, no blocks, a budget that no plan reaches.
     """
     device = torch.device(device)
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
@@ -167,5 +167,5 @@ def predict_checkpointing(
             for buffer, value in buffers:
                 buffer.copy_(value)
     if checkpointing.plan is None:
-        raise ValueError("predict_checkpointing: the step calls none of the blocks; name others in modules=[...]")
+        raise PlanError("predict_checkpointing: the step calls none of the blocks; name others in modules=[...]")
     return checkpointing.plan

@@ -8,7 +8,7 @@ codecs), ``wrapping`` (how a block's forward is shadowed), ``checkpointing`` (th
 from lightning_lr.activations.chain import Block, Chain, Part, live_bytes, peak_bytes
 from lightning_lr.activations.checkpointing import Checkpointing, CheckpointPlan
 from lightning_lr.activations.planner import cut, least_peak, least_recomputation
-from lightning_lr.activations.policy import CheckpointPolicy
+from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import replaying, saving_segment_inputs
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointPolicy",
     "Checkpointing",
     "Part",
+    "PlanError",
     "cut",
     "least_peak",
     "least_recomputation",

@@ -1,8 +1,8 @@
 """Which modules are blocks: elements of containers that are called one after the other.
 
 Candidates are read off the module's structure; which of them form chains is seen while a training step runs
-(:mod:`~lightning_lr.activations.measuring`). An ``nn.Sequential`` of whole blocks is looked into, one of single layers is
-a block itself; single layers count as blocks only where there is nothing else.
+(:mod:`~lightning_lr.activations.measuring`). An ``nn.Sequential`` of whole blocks is looked into, one of single layers
+is a block itself; single layers count as blocks only where there is nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import nn
+
+from lightning_lr.activations.policy import PlanError
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ def candidates(network: nn.Module, names: Sequence[str] | None = None) -> list[C
         names: of blocks, or of containers whose elements are the blocks; ``None`` for every container.
 
     Raises:
-        ValueError: for a name that is none of the network's modules, or where there is no candidate.
+        PlanError: for a name that is none of the network's modules, or where there is no candidate.
     """
     modules = dict(network.named_modules())
     if names is not None:
@@ -59,9 +61,9 @@ def candidates(network: nn.Module, names: Sequence[str] | None = None) -> list[C
     chosen = [Candidate(name, module, levels[name], _is_leaf(module)) for module, name in ordered]
     chosen = [candidate for candidate in chosen if candidate.level == 0 or not candidate.leaf]
     if not chosen:
-        raise ValueError(
-            f"CheckpointPolicy: {type(network).__name__} has no nn.Sequential or nn.ModuleList to take blocks from; name "
-            "its blocks in modules=[...]"
+        raise PlanError(
+            f"CheckpointPolicy: {type(network).__name__} has no nn.Sequential or nn.ModuleList to take blocks from; "
+            "name its blocks in modules=[...]"
         )
     return chosen
 
@@ -95,7 +97,7 @@ def _named(modules: dict[str, nn.Module], names: Sequence[str]) -> list[Candidat
         if name not in modules or not name:
             near = get_close_matches(name, modules, n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(near)}" if near else "see named_modules() for the names"
-            raise ValueError(f"CheckpointPolicy: modules names {name!r}, which the module does not have; {hint}?")
+            raise PlanError(f"CheckpointPolicy: modules names {name!r}, which the module does not have; {hint}?")
         module = modules[name]
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             blocks.update({f"{name}.{child}": element for child, element in module.named_children()})

@@ -1,9 +1,9 @@
 """The chain of blocks as the planner sees it: bytes and seconds of each, and what a cut into parts costs.
 
-The model is the chain of Rotor (Herrmann et al. 2019, arXiv:1911.13214), restricted to what is executed here: the chain
-is cut into contiguous parts; a part is either *kept* (its blocks save what they save anyway) or *recomputed* (its input
-is kept, and in backward all of it is computed again once and then derived). Rotor's full model also recomputes inside of
-a recomputed part, for more than one extra forward.
+The model is the chain of Rotor (Herrmann et al. 2019, arXiv:1911.13214), restricted to what is executed here: the
+chain is cut into contiguous parts; a part is either *kept* (its blocks save what they save anyway) or *recomputed* (its
+input is kept, and in backward all of it is computed again once and then derived). Rotor's full model also recomputes
+inside of a recomputed part, for more than one extra forward.
 
 Bytes are of storages, counted once: what a block saves is its input, its output, both or neither, and its own. At the
 end of forward all that is kept is live. When backward reaches a part, what the later ones kept is gone; while a
@@ -69,7 +69,7 @@ class Chain:
         return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(self)], strict=True)]
 
     def saved(self, start: int, stop: int, entrance: bool) -> int:
-        """Bytes that blocks ``start`` to ``stop`` save; ``entrance``: also the input of the first, where it is saved."""
+        """Bytes that blocks ``start`` to ``stop`` save; with ``entrance``, the input of the first among them."""
         total, live = 0, not entrance
         for index in range(start, stop):
             block = self.blocks[index]

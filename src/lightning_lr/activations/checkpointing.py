@@ -1,8 +1,8 @@
 """`Checkpointing`: a policy at work on a network, from the first training step to the last.
 
 It watches the first step (three under a memory budget: bytes in the first, times in the next two) with every candidate
-as a segment of its own, cuts the chain that it saw, and follows that plan. Pure torch: a strategy brackets each training
-step with :meth:`Checkpointing.step` and calls :meth:`Checkpointing.undo` at the end.
+as a segment of its own, cuts the chain that it saw, and follows that plan. Pure torch: a strategy brackets each
+training step with :meth:`Checkpointing.step` and calls :meth:`Checkpointing.undo` at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_lr.activations.blocks import Candidate, candidates
 from lightning_lr.activations.chain import Chain, Part, peak_bytes, recomputed_seconds
 from lightning_lr.activations.measuring import Recorder, storages, synchronizer, with_seconds
 from lightning_lr.activations.planner import cut
-from lightning_lr.activations.policy import CheckpointPolicy
+from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, Segment, tensors_in
 from lightning_lr.activations.wrapping import BlockForward
 
@@ -84,7 +84,7 @@ class Checkpointing:
         on_plan: is told of each plan as it is made.
 
     Raises:
-        ValueError: for names in ``policy.modules`` that do not exist, a network without blocks, or
+        PlanError: for names in ``policy.modules`` that do not exist, a network without blocks, or
             ``memory_budget="auto"`` on a device whose free memory is not known.
     """
 
@@ -97,7 +97,7 @@ class Checkpointing:
         on_plan: Callable[[CheckpointPlan], None] = lambda plan: None,
     ) -> None:
         if policy.memory_budget == "auto" and not hasattr(torch.get_device_module(device), "mem_get_info"):
-            raise ValueError(
+            raise PlanError(
                 f"CheckpointPolicy: memory_budget='auto' reads the free memory of an accelerator, and this run is on "
                 f"{device.type}; give a number of bytes"
             )
@@ -234,8 +234,8 @@ class Checkpointing:
             if self._empty_steps == 3:
                 self._watches = 0
                 warnings.warn(
-                    "CheckpointPolicy: no block was seen in three training steps; if the network is compiled, each block "
-                    "is computed again on its own and a memory budget cannot be followed, else give modules=[...]",
+                    "CheckpointPolicy: no block was seen in three training steps; if the network is compiled, each "
+                    "block is computed again on its own and a budget cannot be followed, else give modules=[...]",
                     stacklevel=2,
                 )
             return
@@ -271,7 +271,9 @@ class Checkpointing:
         self._positions = {}
         for position, candidate in enumerate(chosen):
             self._positions.setdefault(candidate.module, []).append(position)
-        self._part_at = [part if part.recompute else None for part in self.plan.parts for _ in range(part.start, part.stop)]
+        self._part_at = [
+            part if part.recompute else None for part in self.plan.parts for _ in range(part.start, part.stop)
+        ]
         self._on_plan(self.plan)
 
     def _free_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """What the blocks do in a real training step: who is called after whom, what each saves, how long it takes.
 
-The first training steps run with every outermost candidate as a segment of its own, so watching costs no memory that the
-plan would not find, needs no extra forward, draws no random number and logs nothing twice.
+The first training steps run with every outermost candidate as a segment of its own, so watching needs little memory and
+no extra forward, draws no random number and logs nothing twice.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain as joined
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -141,7 +142,7 @@ class Recorder:
         if not found:
             return None
         chosen = sorted(joined.from_iterable(found))
-        follows = {later: earlier for chain in found for earlier, later in zip(chain, chain[1:], strict=False)}
+        follows = {later: earlier for chain in found for earlier, later in pairwise(chain)}
         outside, after = self._outside_of(chosen)
         blocks, candidates = list[Block](), list[Candidate]()
         for position, index in enumerate(chosen):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lightning_lr.activations.chain import Chain, Part, peak_bytes
-from lightning_lr.activations.policy import CheckpointPolicy
+from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 
 LABELS = 20_000
 """Ways to cut that are followed, over all blocks; bounds the planner's time to a second or two."""
@@ -31,7 +31,7 @@ def cut(chain: Chain, policy: CheckpointPolicy, budget: int | None = None) -> tu
         budget: bytes, where the policy has a memory budget.
 
     Raises:
-        ValueError: for more segments than blocks, or a budget that no plan reaches.
+        PlanError: for more segments than blocks, or a budget that no plan reaches.
     """
     if budget is not None:
         return least_recomputation(chain, budget)
@@ -60,7 +60,7 @@ def least_recomputation(chain: Chain, budget: int) -> tuple[Part, ...]:
     """The parts with the least recomputed time whose peak is within ``budget`` bytes.
 
     Raises:
-        ValueError: where no parts are; the message gives the least possible.
+        PlanError: where no parts are; the message gives the least possible.
     """
     fronts: list[dict[bool, list[_Label]]] = [{False: [], True: []} for _ in range(len(chain) + 1)]
     fronts[0][False] = [_Label(0, 0.0, None, None)]
@@ -74,9 +74,9 @@ def least_recomputation(chain: Chain, budget: int) -> tuple[Part, ...]:
     ends = [label for labels in fronts[-1].values() for label in labels if label.held + chain.outside_bytes <= budget]
     if not ends:
         least = least_peak(chain)
-        raise ValueError(
-            f"CheckpointPolicy: memory_budget={budget} bytes is less than any plan reaches; the least possible for this "
-            f"batch is {least} bytes. Raise the budget or lower the loader's batch_size"
+        raise PlanError(
+            f"CheckpointPolicy: memory_budget={budget} bytes is less than any plan reaches; the least possible for "
+            f"this batch is {least} bytes. Raise the budget or lower the loader's batch_size"
         )
     best: _Label | None = min(ends, key=lambda label: (label.seconds, label.held))
     parts: list[Part] = []
@@ -104,9 +104,7 @@ class _Label(NamedTuple):
     before: _Label | None
 
 
-def _parts_from(
-    chain: Chain, start: int, exit_is_live: bool, held: int
-) -> Iterator[tuple[Part, int, int, bool]]:
+def _parts_from(chain: Chain, start: int, exit_is_live: bool, held: int) -> Iterator[tuple[Part, int, int, bool]]:
     """Every next part: itself, bytes held after it, bytes live in its backward, whether its output is held."""
     block = chain.blocks[start]
     base = held + chain.outside(start, start + 1)
@@ -170,7 +168,8 @@ def _distributed(segments: int, lengths: Sequence[int]) -> list[int]:
     """Segments for each run, by its share of the blocks; at least one each."""
     blocks = sum(lengths)
     if segments > blocks:
-        raise ValueError(
-            f"CheckpointPolicy: segments={segments}, but there are {blocks} blocks; give at most {blocks}, or 'every_block'"
+        raise PlanError(
+            f"CheckpointPolicy: segments={segments}, but there are {blocks} blocks; give at most {blocks}, "
+            "or 'every_block'"
         )
     return [max(1, min(length, round(segments * length / blocks))) for length in lengths]

@@ -8,6 +8,10 @@ from typing import Any
 WHO = "CheckpointPolicy"
 
 
+class PlanError(ValueError):
+    """A policy that this network, or this batch, cannot follow."""
+
+
 @dataclass(frozen=True)
 class CheckpointPolicy:
     r"""Which activations are kept for backward and which are computed again.
@@ -19,16 +23,16 @@ class CheckpointPolicy:
 
     Args:
         segments: ``"sqrt"`` for the square root of the number of blocks (Chen et al.), a number of segments of as many
-            blocks each, or ``"every_block"``. The last segment is kept where that costs no more than a tenth of the peak.
+            blocks each, or ``"every_block"``. The last segment is kept where that adds at most a tenth to the peak.
         memory_budget: bytes that saved activations may take at their peak, the parts outside of the blocks included.
             The plan is then the one with the least recomputation that fits, by measured bytes and forward time of each
             block, and ``segments`` is not used. ``"auto"`` takes four fifths of the memory that is free on the
             accelerator in the third training step. ``None`` for no budget.
         modules: names of the blocks, or of containers whose elements are the blocks; ``None`` finds them.
-        preserve_batch_norm: update the running statistics of batch norms once per forward, not again when it is repeated.
+        preserve_batch_norm: update the running statistics of batch norms once per forward, not when it is repeated.
 
     Raises:
-        ValueError: for a value that is not allowed; :class:`ValueError` at setup for a name that does not exist.
+        ValueError: for a value that is not allowed.
 
     Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174; the budget: the chain of Herrmann et al. 2019,
     arXiv:1911.13214, with segments that are computed again once.
@@ -43,11 +47,13 @@ class CheckpointPolicy:
         whole = _is_whole(self.segments)
         if not (whole and int(self.segments) >= 1) and self.segments not in ("sqrt", "every_block"):
             raise ValueError(
-                f"{WHO}: got segments={self.segments!r}; allowed are 'sqrt', 'every_block' or a number of segments from 1"
+                f"{WHO}: got segments={self.segments!r}; allowed are 'sqrt', 'every_block' or a number from 1"
             )
         budget = self.memory_budget
-        if budget not in (None, "auto") and not (_is_whole(budget) and int(budget) > 0):  # type: ignore[arg-type]
-            raise ValueError(f"{WHO}: got memory_budget={budget!r}; allowed are None, 'auto' or a number of bytes from 1")
+        if budget not in (None, "auto") and not (_is_whole(budget) and int(budget) > 0):
+            raise ValueError(
+                f"{WHO}: got memory_budget={budget!r}; allowed are None, 'auto' or a number of bytes from 1"
+            )
         if self.modules is not None and (isinstance(self.modules, str) or not self.modules):
             raise ValueError(f"{WHO}: got modules={self.modules!r}; give a list of module names, or None to find them")
 

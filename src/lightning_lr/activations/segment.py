@@ -24,7 +24,7 @@ from threading import local
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -78,9 +78,9 @@ class Holder:
         made_of = (tensor.shape, tensor.dtype, tensor.device)
         if made_of != self.made_of:
             raise RuntimeError(
-                f"checkpointing: {name} saved a tensor of {self.made_of} in forward and of {made_of} when it was computed "
-                "again; it does not do the same twice (randomness outside torch, state that it changes). Leave it out "
-                "by naming the other blocks in CheckpointPolicy(modules=[...])"
+                f"checkpointing: {name} saved a tensor of {self.made_of} in forward, and of {made_of} "
+                "when computed again; it does not do the same twice (randomness outside torch, state that it changes). Leave "
+                "it out by naming the other blocks in CheckpointPolicy(modules=[...])"
             )
         self.value = tensor.detach()
         for observer in _observers:
@@ -104,11 +104,7 @@ class _Keep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
-        _here.saving_inputs = True
-        try:
-            ctx.save_for_backward(*tensors)
-        finally:
-            _here.saving_inputs = False
+        ctx.save_for_backward(*tensors)
         return anchor.new_empty(0)
 
     @staticmethod
@@ -122,7 +118,11 @@ class Kept:
     def __init__(self, tensors: list[Tensor]) -> None:
         self.requires_grad = [tensor.requires_grad for tensor in tensors]
         anchor = torch.empty(0, requires_grad=True)
-        self._node = _Keep.apply(anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
+        _here.saving_inputs = True  # what a function saves is packed after its forward has returned
+        try:
+            self._node = _Keep.apply(anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
+        finally:
+            _here.saving_inputs = False
 
     def tensors(self) -> list[Tensor]:
         """The same values, cut off from the graph that made them."""
@@ -190,13 +190,13 @@ class _Circumstances:
                 self.device_type = tensor.device.type
                 if tensor.get_device() not in self.devices:
                     self.devices.append(tensor.get_device())
-        states = [torch.get_rng_state()]
+        states: list[Tensor] = [torch.get_rng_state()]
         if self.devices:
             module = torch.get_device_module(self.device_type)
             states += [module.get_rng_state(device) for device in self.devices]
         if before is not None and len(before.states) == len(states):  # no block drew a number: one copy is enough
             states = [old if torch.equal(old, new) else new for old, new in zip(before.states, states, strict=True)]
-        self.states = states
+        self.states: list[Tensor] = states
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
             for kind in dict.fromkeys(("cpu", self.device_type))
@@ -222,7 +222,7 @@ class _Circumstances:
 def statistics_written_once(modules: list[_BatchNorm]) -> Iterator[None]:
     """Let batch norms write their running statistics to copies: the first computation has updated the real ones."""
     names = ("running_mean", "running_var", "num_batches_tracked")
-    real: list[tuple[nn.Module, str, Tensor]] = []
+    real: list[tuple[_BatchNorm, str, Tensor]] = []
     try:
         for module in modules:
             for name in names if module.training else ():
@@ -362,7 +362,7 @@ class Segment:
 
     def _differs(self, name: str) -> None:
         raise RuntimeError(
-            f"checkpointing: {name} saved another number of tensors when it was computed again; it does not do the same "
-            "twice (randomness outside torch, state that it changes, a graph compiled anew for another shape). Leave "
-            "it out by naming the other blocks in CheckpointPolicy(modules=[...])"
+            f"checkpointing: {name} saved another number of tensors when it was computed again; it does not do the "
+            "same twice (randomness outside torch, state that it changes, a graph compiled anew for another shape). "
+            "Leave it out by naming the other blocks in CheckpointPolicy(modules=[...])"
         )
