@@ -254,17 +254,12 @@ class Images(Deep):
     def validation_step(self, batch: Any, batch_idx: int) -> None: ...
 
 
-def _two(policy: CheckpointPolicy | None, sync: bool = False) -> Any:
+def _two(policy: CheckpointPolicy | None) -> Any:
     loader = DataLoader(data(24), batch_size=4, sampler=DistributedSampler(data(24), shuffle=False))
-    arguments = ddp(sync_batchnorm=sync, max_epochs=2)
-    if policy is not None:
-        plain = arguments["strategy"]
-        arguments["strategy"] = CheckpointedDDPStrategy(
-            policy, cluster_environment=plain.cluster_environment, process_group_backend="gloo"
-        )
+    make = None if policy is None else partial(CheckpointedDDPStrategy, policy)
+    arguments = ddp(make, max_epochs=2)
     module = trained(arguments.pop("strategy"), Images(), loader, **arguments)
-    plan = None if policy is None else policy
-    return module.losses, module.state_dict(), plan
+    return module.losses, module.state_dict()
 
 
 TWO: dict[str, CheckpointPolicy | None] = {
@@ -287,7 +282,7 @@ def test_two_processes_train_as_without_checkpointing(name: str, two_processes: 
         for case in ("plain", name):
             if isinstance(rank[case], Exception):
                 raise rank[case]
-        losses, state, _ = rank[name]
+        losses, state = rank[name]
         assert losses == rank["plain"][0]
         assert len(losses) == 6
         assert all(torch.equal(value, rank["plain"][1][key]) for key, value in state.items())

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_lr.activations.blocks import Candidate, candidates
 from lightning_lr.activations.chain import Chain, Part, peak_bytes, recomputed_seconds
-from lightning_lr.activations.measuring import Recorder, storages, synchronizer, with_seconds
+from lightning_lr.activations.measuring import Recorder, synchronizer, total_bytes, with_seconds
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, Segment, tensors_in
@@ -223,7 +223,7 @@ class Checkpointing:
         return position
 
     def _outgrows(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        self._grown = sum(storages(tensors_in((args, kwargs))).values()) > self._largest_input
+        self._grown = total_bytes(tensors_in((args, kwargs))) > self._largest_input
         return self._grown
 
     # ------------------------------------------------------------------ plan
@@ -242,7 +242,7 @@ class Checkpointing:
         if self._measured is None:
             self._measured = seen
             first = next(call for call in recorder.calls if call.candidate is seen[0][0])
-            self._largest_input = max(self._largest_input, sum(first.inputs.values()))
+            self._largest_input = max(self._largest_input, first.given_bytes)
             if isinstance(self._policy.memory_budget, int):
                 self._make_plan(self._policy.memory_budget)  # refuses what no plan reaches, before anything else
         else:

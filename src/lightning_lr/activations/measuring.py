@@ -40,6 +40,11 @@ def storages(tensors: Sequence[Tensor], left_out: set[int] | None = None) -> Siz
     return found
 
 
+def total_bytes(tensors: Sequence[Tensor]) -> int:
+    """Of the storages under some tensors."""
+    return sum(storages(tensors).values())
+
+
 def parameter_storages(network: nn.Module) -> set[int]:
     """Addresses of parameters and buffers, which are there whether saved or not."""
     return set(storages([*network.parameters(), *network.buffers()]))
@@ -54,12 +59,14 @@ class Call:
         inputs: storages of its arguments.
         producers: earlier calls that returned one of them.
         inside_of: calls that had not ended when it began.
+        given_bytes: of all its arguments, parameters and buffers among them.
     """
 
     candidate: Candidate
     inputs: Sizes
     producers: set[int]
     inside_of: tuple[int, ...]
+    given_bytes: int
     outputs: Sizes = field(default_factory=dict)
     saved: Sizes = field(default_factory=dict)
     held_outside: set[int] = field(default_factory=set)
@@ -111,7 +118,7 @@ class Recorder:
         given = tensors_in((args, kwargs))
         versions = [version_of(tensor) for tensor in given]
         producers = {index for mark, index in self._returned if any(mark.is_still(tensor) for tensor in given)}
-        call = Call(candidate, storages(given, self._left_out), producers, tuple(self._active))
+        call = Call(candidate, storages(given, self._left_out), producers, tuple(self._active), total_bytes(given))
         call.held_outside = call.inputs.keys() & self._outside.keys()
         index = len(self.calls)
         self.calls.append(call)

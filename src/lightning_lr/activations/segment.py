@@ -71,16 +71,16 @@ class Holder:
 
     def __init__(self, segment: Segment, tensor: Tensor) -> None:
         self.segment = segment
-        self.made_of = (tensor.shape, tensor.dtype, tensor.device)
+        self.made_of = (tensor.shape, tensor.dtype)
         self.value: Tensor | None = None
 
     def fill(self, tensor: Tensor, name: str) -> None:
-        made_of = (tensor.shape, tensor.dtype, tensor.device)
-        if made_of != self.made_of:
+        if tensor.shape != self.made_of[0] or tensor.dtype != self.made_of[1]:
             raise RuntimeError(
-                f"checkpointing: {name} saved a tensor of {self.made_of} in forward, and of {made_of} "
-                "when computed again; it does not do the same twice (randomness outside torch, state that it changes). Leave "
-                "it out by naming the other blocks in CheckpointPolicy(modules=[...])"
+                f"checkpointing: {name} saved a tensor of {self.made_of} in forward, and of "
+                f"{(tensor.shape, tensor.dtype)} when it was computed again; it does not do the same twice (randomness "
+                "outside torch, state that it changes). Leave it out by naming the other blocks in "
+                "CheckpointPolicy(modules=[...])"
             )
         self.value = tensor.detach()
         for observer in _observers:
