@@ -9,15 +9,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lightning_lr.activations.chain import Block, Chain
 from lightning_lr.activations.checkpointing import Checkpointing, CheckpointPlan
 from lightning_lr.activations.measuring import parameter_storages, storages
+from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, observe_holders
 
@@ -169,3 +172,44 @@ def predict_checkpointing(
     if checkpointing.plan is None:
         raise PlanError("predict_checkpointing: the step calls none of the blocks; name others in modules=[...]")
     return checkpointing.plan
+
+
+def extrapolate_checkpointing(
+    network: nn.Module, step: Callable[[int], Tensor], samples: int, policy: CheckpointPolicy, measured: tuple[int, int]
+) -> CheckpointPlan:
+    r"""The plan for a batch that is too large to try out, from two small ones.
+
+    A block's bytes are :math:`a + b \cdot` samples (what is saved for each sample, and what does not grow, as copies of
+    weights under autocast), so two batches tell them for any other.
+
+    Args:
+        network: on the CPU.
+        step: forward and loss for a batch of so many samples.
+        samples: of the batch that is planned.
+        policy: how to cut.
+        measured: samples of the two small batches, the smaller first.
+
+    Raises:
+        PlanError: where the policy refuses, or the two batches are not computed by the same blocks.
+    """
+    watched = replace(policy, segments="every_block", memory_budget=None)
+    few, many = (predict_checkpointing(network, partial(step, n), watched).chain for n in measured)
+    if [block.name for block in few.blocks] != [block.name for block in many.blocks]:
+        raise PlanError("extrapolate_checkpointing: the blocks that run are not the same at every step")
+
+    def at(a: int, b: int) -> int:
+        return max(0, round(a + (b - a) * (samples - measured[0]) / (measured[1] - measured[0])))
+
+    def block(a: Block, b: Block) -> Block:
+        return replace(
+            b,
+            input_bytes=at(a.input_bytes, b.input_bytes),
+            own_bytes=at(a.own_bytes, b.own_bytes),
+            output_bytes=at(a.output_bytes, b.output_bytes),
+            outside_bytes=at(a.outside_bytes, b.outside_bytes),
+        )
+
+    blocks = tuple(block(a, b) for a, b in zip(few.blocks, many.blocks, strict=True))
+    chain = Chain(blocks, at(few.outside_bytes, many.outside_bytes))
+    budget = policy.memory_budget if isinstance(policy.memory_budget, int) else None
+    return CheckpointPlan(chain, cut(chain, policy, budget), budget)
