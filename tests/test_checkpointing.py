@@ -383,6 +383,52 @@ def test_input_that_grows_makes_a_new_plan_under_a_budget() -> None:
     checkpointing.undo()
 
 
+def test_forward_hooks_of_a_block_run_again_only_on_demand() -> None:
+    net, calls = seeded(lambda: Touchy("nothing")), []
+    for block in net.blocks:  # type: ignore[union-attr]
+        block.register_forward_pre_hook(lambda *_: calls.append(replaying()))
+        block.register_forward_hook(lambda *_: calls.append(replaying()))
+    for repeat, expected in ((False, 0), (True, 6)):
+        checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU, repeat_hooks=repeat)
+        with checkpointing.step():
+            loss = loss_of(net, torch.randn(6, 8))
+        calls.clear()
+        loss.backward()
+        checkpointing.undo()
+        assert all(calls)
+        # the last tensor of a block that is asked for ends its repetition, before the hook that would follow
+        assert calls.count(True) == expected
+
+
+def test_auto_budget_is_a_share_of_what_is_free_in_the_third_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([10**9, 10**9, 3 * 10**5])
+    monkeypatch.setattr(torch.cpu, "mem_get_info", lambda device: (next(free), 10**10), raising=False)
+    monkeypatch.setattr(torch.cpu, "memory_reserved", lambda device: 10**5, raising=False)
+    monkeypatch.setattr(torch.cpu, "memory_allocated", lambda device: 0, raising=False)
+    net = seeded(vit)
+    checkpointing, _ = following(net, CheckpointPolicy(memory_budget="auto"), lambda: loss_of(net, IMAGES))
+    checkpointing.undo()
+    assert checkpointing.plan is not None
+    assert checkpointing.plan.budget == 0.8 * 4 * 10**5
+    assert checkpointing.plan.peak_bytes <= checkpointing.plan.budget
+
+
+def test_under_compile_of_the_network_every_block_is_a_region_of_its_own() -> None:
+    net = seeded(lambda: nn.Sequential(*(nn.Sequential(*[nn.Linear(8, 8), nn.Tanh()] * 3) for _ in range(4))))
+    x = torch.randn(32, 8)
+
+    def saved_layers() -> float:
+        torch._dynamo.reset()
+        compiled = torch.compile(net, backend="aot_eager")
+        return measure_saved(net, lambda: compiled(x).square().sum()).saved_at_end_of_forward / x.nbytes
+
+    assert saved_layers() == 13, "the input and the output of every layer"
+    checkpointing = Checkpointing(net, CheckpointPolicy(2), CPU)
+    assert saved_layers() == 5, "the inputs of four blocks, and what the loss saves"
+    checkpointing.undo()
+    torch._dynamo.reset()
+
+
 def test_names_and_values_that_do_not_exist_are_refused() -> None:
     net = seeded(vit)
     with pytest.raises(ValueError, match=r"modules names 'block', which the module does not have; did you mean blocks"):

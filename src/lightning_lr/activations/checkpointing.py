@@ -82,6 +82,8 @@ class Checkpointing:
         device: where it computes.
         share: gives every process what the first one measured, so that all cut alike.
         on_plan: is told of each plan as it is made.
+        repeat_hooks: whether the forward hooks of a block itself run again with it (those of modules inside always do).
+            For hooks that fetch the block's parameters, as ZeRO stage 3 has them.
 
     Raises:
         PlanError: for names in ``policy.modules`` that do not exist, a network without blocks, or
@@ -95,6 +97,7 @@ class Checkpointing:
         device: torch.device,
         share: Callable[[Any], Any] = lambda measured: measured,
         on_plan: Callable[[CheckpointPlan], None] = lambda plan: None,
+        repeat_hooks: bool = False,
     ) -> None:
         if policy.memory_budget == "auto" and not hasattr(torch.get_device_module(device), "mem_get_info"):
             raise PlanError(
@@ -103,7 +106,7 @@ class Checkpointing:
             )
         self.plan: CheckpointPlan | None = None
         self._network, self._policy, self._device = network, policy, device
-        self._share, self._on_plan = share, on_plan
+        self._share, self._on_plan, self._repeat_hooks = share, on_plan, repeat_hooks
         self._candidates = candidates(network, policy.modules)
         self._forwards: list[BlockForward] = []
         self._positions: dict[nn.Module, list[int]] = {}
@@ -191,8 +194,9 @@ class Checkpointing:
         saved: Callable[[Holder, Tensor], None] | None = None,
     ) -> Any:
         self._inside = True
+        again = block.candidate.module if self._repeat_hooks else None  # its forward is the original while replaying
         try:
-            return segment.run(block.original, args, kwargs, block.candidate.name, block.norms, saved)
+            return segment.run(block.original, args, kwargs, block.candidate.name, block.norms, saved, again)
         finally:
             self._inside = False
 

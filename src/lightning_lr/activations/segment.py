@@ -278,15 +278,17 @@ class Segment:
         name: str = "the block",
         norms: list[_BatchNorm] | None = None,
         saved: Callable[[Holder, Tensor], None] | None = None,
+        again: Forward | None = None,
     ) -> Any:
         """The block's output.
 
         Args:
-            forward: the block; called again in backward.
+            forward: the block.
             args: its positional arguments, as are ``kwargs`` by name.
             name: of the block, for errors.
             norms: batch norms in it whose statistics are not to be updated a second time.
             saved: is told of every tensor that the block saves, while it still exists.
+            again: called in backward in place of ``forward``; gives the same.
         """
         index = len(self._calls)
         outside: list[Tensor] = []
@@ -304,7 +306,7 @@ class Segment:
         kept = Kept(outside) if outside else None
         before = self._calls[-1].circumstances if self._calls else None
         circumstances = _Circumstances(tensors_in((args, kwargs)), before)
-        self._calls.append(_Call(forward, name, norms or [], arguments, kept, circumstances))
+        self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, circumstances))
 
         def pack(tensor: Tensor) -> Holder:
             holder = Holder(self, tensor)
