@@ -7,7 +7,8 @@ under a budget against the best of all possible cuts, for random chains of 12 bl
 predicted from the first training steps and measured by hooks, for a ResNet, a ViT and a GPT. (4) Time of a training
 step with checkpointing over the plain one: the two run in turn in random order, CPU time of this process, median of the
 pairs' ratios with a 95 % interval (bootstrap over pairs); beside it the share of forward in the plain step and of the
-blocks' forward that is repeated, whose product is what theory adds. One thread. About 5 core-minutes; ``--pairs`` makes
+blocks' forward that is repeated, whose product is about what theory adds, and ``torch.utils.checkpoint`` around each
+block. One thread. About 5 core-minutes; ``--pairs`` makes
 it shorter. One JSON in ``benchmarks/results/activations/``.
 """
 
@@ -21,12 +22,14 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks._common import environment
 from benchmarks.overhead import median_with_interval
@@ -42,8 +45,9 @@ from lightning_lr.activations import (
     least_peak,
     peak_bytes,
 )
+from lightning_lr.activations.blocks import candidates
 from lightning_lr.activations.chain import recomputed_seconds
-from lightning_lr.memory import measure_saved
+from lightning_lr.memory import measure_saved, predict_checkpointing
 
 RESULTS = Path(__file__).parent / "results" / "activations"
 CPU = torch.device("cpu")
@@ -96,7 +100,12 @@ POLICIES: dict[str, CheckpointPolicy] = {
     "sqrt": CheckpointPolicy(),
     "every block": CheckpointPolicy("every_block"),
     "budget: half": CheckpointPolicy(memory_budget=1),
+    "budget: sqrt's": CheckpointPolicy(memory_budget=2),
 }
+
+
+TORCHS = "torch's, every block"
+"""``torch.utils.checkpoint`` around each block, for comparison."""
 
 
 def loss_of(net: nn.Module, data: Tensor, bf16: bool = False) -> Tensor:
@@ -201,7 +210,7 @@ def memory_table() -> list[dict[str, Any]]:
 
             plain = measure_saved(net, step).peak_saved
             for label, policy in POLICIES.items():
-                plan, measured = _followed(net, step, _with_budget(policy, plain))
+                plan, measured = _followed(net, step, _with_budget(label, policy, net, step, plain))
                 row = {"net": name, "precision": "bf16" if bf16 else "fp32", "policy": label, "plain": plain,
                        "predicted": plan.peak_bytes, "measured": measured, "recomputed": plan.recomputed}  # fmt: skip
                 rows.append(row)
@@ -214,8 +223,15 @@ def memory_table() -> list[dict[str, Any]]:
     return rows
 
 
-def _with_budget(policy: CheckpointPolicy, plain: int) -> CheckpointPolicy:
-    return policy if policy.memory_budget is None else CheckpointPolicy(memory_budget=plain // 2)
+def _with_budget(
+    label: str, policy: CheckpointPolicy, net: nn.Module, step: Callable[[], Tensor], plain: int
+) -> CheckpointPolicy:
+    """Half of the plain run's bytes, or as many as the square root of n segments take."""
+    if policy.memory_budget is None:
+        return policy
+    half = label == "budget: half"
+    bytes_ = plain // 2 if half else predict_checkpointing(net, step, CheckpointPolicy()).peak_bytes
+    return CheckpointPolicy(memory_budget=bytes_)
 
 
 def _followed(net: nn.Module, step: Callable[[], Tensor], policy: CheckpointPolicy) -> tuple[CheckpointPlan, int]:
@@ -239,10 +255,20 @@ def time_table(pairs: int) -> list[dict[str, Any]]:
     for name, (make, draw) in NETS.items():
         data = draw()
         plain = make()
-        plain_bytes = measure_saved(plain, lambda net=plain, data=data: loss_of(net, data)).peak_saved
-        for label, policy in POLICIES.items():
-            checked = copy.deepcopy(plain)
-            checkpointing = Checkpointing(checked, _with_budget(policy, plain_bytes), CPU)
+        step = partial(loss_of, plain, data)
+        plain_bytes = measure_saved(plain, step).peak_saved
+        timed = predict_checkpointing(plain, step, CheckpointPolicy(memory_budget=2 * plain_bytes)).chain
+        torchs = copy.deepcopy(plain)
+        for candidate in candidates(torchs):
+            if candidate.level == 0:
+                candidate.module.forward = partial(checkpoint, candidate.module.forward, use_reentrant=False)  # type: ignore[method-assign]
+        for label, policy in [*POLICIES.items(), (TORCHS, None)]:
+            checked = copy.deepcopy(plain) if policy is not None else torchs
+            checkpointing = (
+                None
+                if policy is None
+                else Checkpointing(checked, _with_budget(label, policy, plain, step, plain_bytes), CPU)
+            )
             nets = {False: (plain, None), True: (checked, checkpointing)}
             seconds: dict[bool, list[float]] = {False: [], True: []}
             forward: list[float] = []
@@ -258,20 +284,23 @@ def time_table(pairs: int) -> list[dict[str, Any]]:
                     if index >= 5:
                         seconds[which].append(time.process_time() - begin)
                         forward += [] if which else [(half - begin) / seconds[which][-1]]
-            checkpointing.undo()
+            repeated = 1.0
+            if checkpointing is not None:
+                checkpointing.undo()
+                assert checkpointing.plan is not None
+                repeated = recomputed_seconds(timed, checkpointing.plan.parts) / timed.seconds(0, len(timed))
             ratios = [ours / bare for ours, bare in zip(seconds[True], seconds[False], strict=True)]
-            assert checkpointing.plan is not None
             row = {
                 "net": name,
                 "policy": label,
                 **median_with_interval(ratios),
-                "repeated": checkpointing.plan.recomputed,
+                "repeated": repeated,
                 "forward_share": statistics.median(forward),
                 "plain_ms": 1e3 * statistics.median(seconds[False]),
             }
             rows.append(row)
             print(
-                f"{name:16s} {label:14s} time {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of plain "
+                f"{name:16s} {label:20s} time {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}] of plain "
                 f"({row['plain_ms']:.1f} ms, {row['forward_share']:.0%} of it forward); {row['repeated']:.0%} of the "
                 "blocks' forward repeated",
                 flush=True,
@@ -283,19 +312,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=60, help="pairs of steps per row of the time table")
     parser.add_argument("--chains", type=int, default=100, help="random chains of 12 blocks")
+    tables: dict[str, Callable[[], list[Any]]] = {
+        "segments": segments_table,
+        "brute_force": lambda: brute_force_table(arguments.chains),
+        "memory": memory_table,
+        "time": lambda: time_table(arguments.pairs),
+    }
+    parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables), help="the others stay as they are")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    result = {
-        "environment": environment(),
-        "pairs": arguments.pairs,
-        "segments": segments_table(),
-        "brute_force": brute_force_table(arguments.chains),
-        "memory": memory_table(),
-        "time": time_table(arguments.pairs),
-    }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "checkpointing.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path = RESULTS / "checkpointing.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for name in arguments.tables:
+        torch.manual_seed(0)
+        result[name] = {"environment": environment(), "rows": tables[name]()}
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.activations import best_of_all_cuts
 from lightning_lr.activations import Block, Chain, CheckpointPolicy, Part, cut, least_peak, peak_bytes
 from lightning_lr.activations.chain import recomputed_seconds
 
@@ -126,12 +127,10 @@ def _optimum_of_twelve(seed: int) -> tuple[float, float]:
     least, most = least_peak(chain), peak_bytes(chain, [Part(0, 12, False)])
     budget = int(least + draw.random() * (most - least))
     plan = recomputed_seconds(chain, cut(chain, CheckpointPolicy(), budget))
-    best = min(recomputed_seconds(chain, parts) for parts in every_cut(chain) if peak_bytes(chain, parts) <= budget)
-    return plan, best
+    return plan, best_of_all_cuts(chain, budget)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_twelve_blocks_are_within_five_percent_of_brute_force(seed: int) -> None:
     plan, best = _optimum_of_twelve(seed)
     assert best - 1e-9 <= plan <= 1.05 * best + 1e-9
@@ -179,4 +178,4 @@ def test_many_unlike_blocks_are_planned_in_time_and_within_the_budget() -> None:
     for budget in (least, (least + plain) // 2):
         parts = cut(chain, CheckpointPolicy(), budget)
         assert peak_bytes(chain, parts) <= budget
-    assert time.process_time() - begin < 20
+    assert time.process_time() - begin < 10

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lightning_lr.activations.chain import Chain, Part, peak_bytes
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 
-LABELS = 20_000
+LABELS = 6_000
 """Ways to cut that are followed, over all blocks; bounds the planner's time to a second or two."""
 
 KEEP_LAST = 1.1
