@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 WORLD = 2
 
@@ -23,9 +23,9 @@ class _Attached(LightningEnvironment):
         return True
 
 
-def ddp(**arguments: Any) -> dict[str, Any]:
-    """Trainer arguments that join the running process group."""
-    strategy = DDPStrategy(cluster_environment=_Attached(), process_group_backend="gloo")
+def ddp(make: Callable[..., Strategy] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Trainer arguments that join the running process group, with DDP or another strategy over several devices."""
+    strategy = (make or DDPStrategy)(cluster_environment=_Attached(), process_group_backend="gloo")
     return {"accelerator": "cpu", "devices": WORLD, "strategy": strategy, **arguments}
 
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import Strategy
 
 from lightning_lr import (
     AdaptiveWarmup,
     BatchSizeRamp,
+    CheckpointedDDPStrategy,
+    CheckpointedStrategy,
+    CheckpointPolicy,
     Constant,
     Cosine,
     CosineRestarts,
@@ -53,6 +57,8 @@ class Row:
         refuses: cases that the method refuses, with what its error says.
         off_by: relative difference that ``off`` makes to the lr, where nothing is exactly off.
         head: factor on the lr of the head's group, over that of the body's.
+        strategy: the Trainer's strategy, made from the arguments of the plain one, where a strategy is under test.
+        strategy_yaml: the same in a LightningCLI configuration.
     """
 
     name: str
@@ -64,6 +70,8 @@ class Row:
     refuses: dict[str, str] = field(default_factory=dict)
     off_by: float = 0.0
     head: float = 1.0
+    strategy: Callable[..., Strategy] | None = None
+    strategy_yaml: dict[str, Any] | None = None
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -102,6 +110,12 @@ def _warmup_without_a_switch(at: At) -> float:
     if progress < switch:
         return min(0.08, 0.02 * 4 ** (2 * progress)) / at.largest_lr
     return 0.02 * (1 + math.cos(math.pi * (progress - switch) / (1 - switch))) / 2 / at.largest_lr
+
+
+def _checkpointed(**arguments: Any) -> Strategy:
+    """Every layer of the toy recomputed; over several devices where the plain strategy's arguments say so."""
+    policy = CheckpointPolicy("every_block", modules=["body", "head"])
+    return CheckpointedDDPStrategy(policy, **arguments) if arguments else CheckpointedStrategy(policy)
 
 
 ROWS = [
@@ -210,5 +224,14 @@ ROWS = [
             {"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}},
         ],
         head=2.0,
+    ),
+    Row(
+        "checkpointed-and-schedule",
+        lambda: [LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [LearningRateSchedule(Constant())],
+        _cosine_after_warmup,
+        [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}}],
+        strategy=_checkpointed,
+        strategy_yaml={"class_path": "lightning_lr.CheckpointedStrategy", "init_args": {"policy": {"segments": "every_block", "modules": ["body", "head"]}}},
     ),
 ]  # fmt: skip

@@ -41,9 +41,15 @@ def base_lr(row: Row) -> float:
 def train(row: Row, callbacks: list[Any], **arguments: Any) -> tuple[Toy, Probe]:
     probe = Probe()
     module = arguments.pop("module", None) or Toy(row.configure)
+    if row.strategy is not None and callbacks:
+        arguments.setdefault("strategy", row.strategy())
     trained, _ = fit([*callbacks, probe], module=module, **arguments)
     assert isinstance(trained, Toy)
     return trained, probe
+
+
+def strategy_of(row: Row) -> dict[str, Any]:
+    return {} if row.strategy is None else {"strategy": row.strategy()}
 
 
 @rows
@@ -143,6 +149,7 @@ def test_resume_at_every_update_equals_the_uninterrupted_run(row: Row, tmp_path:
         module=Toy(row.configure),
         loader=ResumableLoader(data(50), BATCH),
         enable_checkpointing=True,
+        **strategy_of(row),
     )
     updates = len(probe.series)
     assert updates == 21
@@ -153,6 +160,7 @@ def test_resume_at_every_update_equals_the_uninterrupted_run(row: Row, tmp_path:
             module=Toy(row.configure),
             loader=ResumableLoader(data(50), BATCH),
             ckpt_path=str(tmp_path / f"step={update}.ckpt"),
+            **strategy_of(row),
         )
         assert resumed_probe.series == probe.series[update:], update
         assert torch.equal(weights(resumed), weights(whole)), update
@@ -167,6 +175,8 @@ def test_yaml_round_trip_trains_the_same_weights(row: Row, tmp_path: Path, monke
                     "default_root_dir": str(tmp_path), "enable_checkpointing": False,
                     "enable_progress_bar": False, "enable_model_summary": False},
     }  # fmt: skip
+    if row.strategy_yaml is not None:
+        config["trainer"]["strategy"] = row.strategy_yaml
 
     def parsed(file: Path) -> LightningCLI:
         return LightningCLI(
@@ -199,7 +209,7 @@ def _ddp_case(index: int) -> tuple[torch.Tensor, list[Any], bool]:
     # are those of one process
     sampler = DistributedSampler(data(DDP_SAMPLES), shuffle=False)
     loader = DataLoader(data(DDP_SAMPLES), batch_size=BATCH // 2, sampler=sampler)
-    trained, probe = train(row, row.make(), loader=loader, max_epochs=3, **ddp())
+    trained, probe = train(row, row.make(), loader=loader, max_epochs=3, **ddp(make=row.strategy))
     wrapped = "lr_scheduler_step" in vars(trained)
     return weights(trained), probe.series, wrapped
 

@@ -1,5 +1,6 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
+from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
     AdaptiveWarmup,
@@ -22,11 +23,15 @@ from lightning_lr.curves import (
     WarmupStableDecay,
 )
 from lightning_lr.layers import layerwise_param_groups
+from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
 
 __all__ = [
     "AdaptiveRamp",
     "AdaptiveWarmup",
     "BatchSizeRamp",
+    "CheckpointPolicy",
+    "CheckpointedDDPStrategy",
+    "CheckpointedStrategy",
     "Constant",
     "Cosine",
     "CosineRestarts",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
@@ -212,6 +214,17 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 def leaves_no_trace(trainer: Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which is to write nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def journal_folder(trainer: Trainer) -> Path | None:
+    """Where decisions are written down; ``None`` on other ranks than the first, and where they are not."""
+    log_dir = trainer.log_dir  # asks all ranks
+    if log_dir is None or not trainer.is_global_zero or leaves_no_trace(trainer):
+        return None
+    if "://" in log_dir:
+        rank_zero_info(f"lightning_lr: decisions are not written down, since {log_dir} is not a local folder")
+        return None
+    return Path(log_dir) / "lightning_lr"
 
 
 def logs_now(trainer: Trainer) -> bool:

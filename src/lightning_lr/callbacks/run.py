@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
@@ -60,7 +58,7 @@ class Run:
         self.effective_lr: list[Any] = []
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
-        self._journals = _journal_folder(trainer)
+        self._journals = internals.journal_folder(trainer)
         self._window_open = True
         step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
         self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
@@ -218,16 +216,6 @@ def total_updates(trainer: Trainer) -> int:
         if hasattr(callback, "reshape"):
             shape = callback.reshape(shape)
     return shape.total_updates
-
-
-def _journal_folder(trainer: Trainer) -> Path | None:
-    log_dir = trainer.log_dir  # asks all ranks
-    if log_dir is None or not trainer.is_global_zero or internals.leaves_no_trace(trainer):
-        return None
-    if "://" in log_dir:
-        rank_zero_info(f"lightning_lr: decisions are not written down, since {log_dir} is not a local folder")
-        return None
-    return Path(log_dir) / "lightning_lr"
 
 
 def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 
 from lightning_lr.cli.errors import refusing
 from lightning_lr.cli.plan_table import plan_table, run_facts
+from lightning_lr.cli.planned_memory import configured_policy
 from lightning_lr.cli.planned_run import PlanOptions, TrainerSettings, plan_run
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
@@ -79,11 +80,13 @@ class PlanCLI(LearningRateCLI):
     """
 
     settings: TrainerSettings
+    strategy: Any = None
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(["fit", *words])
 
     def before_instantiate_classes(self) -> None:
+        self.strategy = self.config["fit"]["trainer"].get("strategy")
         for name in ("logger", "strategy", "profiler", "plugins"):  # may touch devices, files or the network
             self.config["fit"]["trainer"][name] = None
 
@@ -91,4 +94,5 @@ class PlanCLI(LearningRateCLI):
         extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
         self.settings = TrainerSettings(**self._get(self.config_init, "trainer"))
         self.settings.callbacks += extra
+        self.settings.checkpointing = configured_policy(self.strategy)
         return cast(Trainer, self.settings)

@@ -20,8 +20,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.errors import ConfigurationError, described
+from lightning_lr.cli.planned_memory import activation_facts
 from lightning_lr.cli.planning import Plan, Schedulers, epoch_of, limited, make_plan
 from lightning_lr.progress import EpochShape, RunShape
 
@@ -56,6 +58,8 @@ class TrainerSettings:
         given = arguments.get("callbacks") or []
         self.callbacks: list[Callback] = list(given) if isinstance(given, Sequence) else [given]
         self.arguments = arguments
+        self.checkpointing: CheckpointPolicy | None = None
+        """The policy of the configured strategy, if it is one of ours that checkpoints."""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -86,13 +90,27 @@ def plan_run(
     optimizers, schedulers = _optimizers(model, notes)
     for method in methods if optimizers else ():
         method.check_optimizers(optimizers, [scheduler for scheduler, _, _ in schedulers])
-    return make_plan(
+    facts = {} if settings.checkpointing is None else _activations(settings, model, data, notes)
+    plan = make_plan(
         shape,
         methods,
         optimizers[0] if optimizers else None,
         _simulated(schedulers, notes),
         notes,
     )
+    return replace(plan, facts={**plan.facts, **facts})
+
+
+def _activations(
+    settings: TrainerSettings, model: LightningModule, data: LightningDataModule | None, notes: list[str]
+) -> dict[str, str]:
+    assert settings.checkpointing is not None
+    try:
+        batch = next(iter(_train_loader(model, data)))
+    except ConfigurationError:
+        notes.append("activations are not planned: they need a batch of the training data, which is not here")
+        return {}
+    return activation_facts(settings.checkpointing, model, batch, settings["precision"], notes)
 
 
 def _world_size(settings: TrainerSettings, options: PlanOptions, notes: list[str]) -> int:

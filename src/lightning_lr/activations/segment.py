@@ -1,0 +1,370 @@
+"""A segment: consecutive blocks of which only the inputs are kept, and whose activations are made again in backward.
+
+The blocks of an ``nn.ModuleList`` are called by the user's own forward, so a segment of several cannot be wrapped as
+one function. It need not be: while a block of the segment runs, a pair of saved-tensor hooks keeps a :class:`Holder`
+in place of each tensor that autograd saves. The first holder that backward asks for makes the segment run its calls
+again, one after the other, each on what the one before gave (the very object, unchanged, that the block was given; any
+other tensor counts as an input of the segment and is kept). Loss and gradients are those of the plain run to the bit:
+the graph is the original one, only what its nodes saved is computed twice, under the same random state and autocast.
+
+Seam for whoever compresses activations: a segment's inputs are saved under the saved-tensor hooks that are open outside
+of the blocks, and nothing else of a segment ever reaches these. :func:`saving_segment_inputs` is true while it happens,
+so that a codec can give them at least 8 bits (the segment is computed again from what they decode to). Hooks must be
+entered outside the forward (Lightning: the precision plugin's ``train_step_context``) and be closed before backward.
+
+Sources: Chen et al. 2016, arXiv:1604.06174; the hooks are ``torch.autograd.graph.saved_tensors_hooks``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Forward = Callable[..., Any]
+Path = tuple[int, int]
+"""Which call, and which tensor of it."""
+
+
+class _Here(local):
+    """What this thread is doing; backward may run in another thread than forward."""
+
+    replaying = False
+    saving_inputs = False
+
+
+_here = _Here()
+_observers: list[Callable[[Holder], None]] = []
+
+
+def replaying() -> bool:
+    """Whether a segment is being computed again in this thread (for code in a block with side effects)."""
+    return _here.replaying
+
+
+def saving_segment_inputs() -> bool:
+    """Whether the tensor that a saved-tensor hook is given now is the input of a segment."""
+    return _here.saving_inputs
+
+
+@contextmanager
+def observe_holders(observer: Callable[[Holder], None]) -> Iterator[None]:
+    """Show ``observer`` every holder when it is filled in backward, to count what is alive."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+class Holder:
+    """Stands in the graph where autograd saved a tensor; dies with the node that saved it, and the tensor with it."""
+
+    __slots__ = ("__weakref__", "made_of", "segment", "value")
+
+    def __init__(self, segment: Segment, tensor: Tensor) -> None:
+        self.segment = segment
+        self.made_of = (tensor.shape, tensor.dtype)
+        self.value: Tensor | None = None
+
+    def fill(self, tensor: Tensor, name: str) -> None:
+        if tensor.shape != self.made_of[0] or tensor.dtype != self.made_of[1]:
+            raise RuntimeError(
+                f"checkpointing: {name} saved a tensor of {self.made_of} in forward, and of "
+                f"{(tensor.shape, tensor.dtype)} when it was computed again; it does not do the same twice (randomness "
+                "outside torch, state that it changes). Leave it out by naming the other blocks in "
+                "CheckpointPolicy(modules=[...])"
+            )
+        self.value = tensor.detach()
+        for observer in _observers:
+            observer(self)
+
+    def get(self) -> Tensor:
+        # The value stays: custom functions may read ctx.saved_tensors several times. The node lets go of the holder
+        # as soon as it has run, unless the graph is retained.
+        if self.value is None:
+            self.segment.recompute()
+        assert self.value is not None
+        return self.value
+
+
+class _AllMade(BaseException):
+    """Everything that backward can ask for has been made; not an Exception, which a block may catch."""
+
+
+class _Keep(torch.autograd.Function):
+    """Saves tensors as any node would, so that hooks from outside see them and in-place changes are noticed."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return anchor.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise AssertionError("nothing is derived from what was kept")
+
+
+class Kept:
+    """Tensors that a segment needs from outside."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.requires_grad = [tensor.requires_grad for tensor in tensors]
+        anchor = torch.empty(0, requires_grad=True)
+        _here.saving_inputs = True  # what a function saves is packed after its forward has returned
+        try:
+            self._node = _Keep.apply(anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
+        finally:
+            _here.saving_inputs = False
+
+    def tensors(self) -> list[Tensor]:
+        """The same values, cut off from the graph that made them."""
+        saved = self._node.saved_tensors
+        return [t.detach().requires_grad_(flag) for t, flag in zip(saved, self.requires_grad, strict=True)]
+
+
+class _FromCall:
+    """In the arguments of a call: a tensor that an earlier call of the segment returned."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+class _FromOutside:
+    """In the arguments of a call: a tensor that is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+def map_tensors(structure: Any, change: Callable[[Any], Any], kinds: tuple[type, ...] = (Tensor,)) -> Any:
+    """The structure of tuples, lists and dicts with every tensor in it changed; other objects stay as they are."""
+    if isinstance(structure, kinds):
+        return change(structure)
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(map_tensors(part, change, kinds) for part in structure))
+    if isinstance(structure, (list, tuple)) and type(structure) in (list, tuple):
+        return type(structure)(map_tensors(part, change, kinds) for part in structure)
+    if type(structure) is dict:
+        return {key: map_tensors(part, change, kinds) for key, part in structure.items()}
+    return structure
+
+
+def tensors_in(structure: Any) -> list[Tensor]:
+    """Every tensor in a structure of tuples, lists and dicts, in order."""
+    found: list[Tensor] = []
+    map_tensors(structure, lambda tensor: found.append(tensor))
+    return found
+
+
+class Mark:
+    """A tensor as it is now: the object and how often it was written, without keeping it alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = weakref.ref(tensor)
+        self._version = version_of(tensor)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        return self._tensor() is tensor and version_of(tensor) == self._version
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often the tensor was written in place; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class _Circumstances:
+    """What besides its arguments decides what a block computes: random state and autocast."""
+
+    def __init__(self, tensors: list[Tensor], before: _Circumstances | None) -> None:
+        self.device_type, self.devices = "cpu", list[int]()
+        for tensor in tensors:
+            if tensor.device.type not in ("cpu", "meta"):
+                self.device_type = tensor.device.type
+                if tensor.get_device() not in self.devices:
+                    self.devices.append(tensor.get_device())
+        states: list[Tensor] = [torch.get_rng_state()]
+        if self.devices:
+            module = torch.get_device_module(self.device_type)
+            states += [module.get_rng_state(device) for device in self.devices]
+        if before is not None and len(before.states) == len(states):  # no block drew a number: one copy is enough
+            states = [old if torch.equal(old, new) else new for old, new in zip(before.states, states, strict=True)]
+        self.states: list[Tensor] = states
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
+            for kind in dict.fromkeys(("cpu", self.device_type))
+        ]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        module = torch.get_device_module(self.device_type) if self.devices else None
+        with ExitStack() as stack:
+            stack.enter_context(
+                torch.random.fork_rng(self.devices, device_type=self.device_type if self.devices else "cuda")
+            )
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:], strict=True):
+                assert module is not None
+                module.set_rng_state(state, device)
+            for kind, enabled, dtype, cached in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached))
+            yield
+
+
+@contextmanager
+def statistics_written_once(modules: list[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms write their running statistics to copies: the first computation has updated the real ones."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    real: list[tuple[_BatchNorm, str, Tensor]] = []
+    try:
+        for module in modules:
+            for name in names if module.training else ():
+                buffer = module._buffers.get(name)
+                if buffer is not None:
+                    real.append((module, name, buffer))
+                    module._buffers[name] = buffer.clone()
+        yield
+    finally:
+        for module, name, buffer in real:
+            module._buffers[name] = buffer
+
+
+class _Call:
+    """One block's call: what to run, on what, and when it was."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        name: str,
+        norms: list[_BatchNorm],
+        arguments: Any,
+        kept: Kept | None,
+        circumstances: _Circumstances,
+    ) -> None:
+        self.forward = forward
+        self.name = name
+        self.norms = norms
+        self.arguments = arguments
+        self.kept = kept
+        self.circumstances = circumstances
+
+
+class Segment:
+    """Runs blocks without keeping what they save, and again when backward asks for it."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._holders: list[weakref.ref[Holder]] = []
+        self._known: list[tuple[Mark, _FromCall | _FromOutside]] = []
+        self._last_outputs: list[Mark] = []
+
+    def continues(self, arguments: Any) -> bool:
+        """Whether one of the arguments is what the last block returned, as it returned it."""
+        given = tensors_in(arguments)
+        return any(mark.is_still(tensor) for mark in self._last_outputs for tensor in given)
+
+    def run(
+        self,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str = "the block",
+        norms: list[_BatchNorm] | None = None,
+        saved: Callable[[Holder, Tensor], None] | None = None,
+        again: Forward | None = None,
+    ) -> Any:
+        """The block's output.
+
+        Args:
+            forward: the block.
+            args: its positional arguments, as are ``kwargs`` by name.
+            name: of the block, for errors.
+            norms: batch norms in it whose statistics are not to be updated a second time.
+            saved: is told of every tensor that the block saves, while it still exists.
+            again: called in backward in place of ``forward``; gives the same.
+        """
+        index = len(self._calls)
+        outside: list[Tensor] = []
+
+        def refer(tensor: Tensor) -> Any:
+            for mark, reference in self._known:
+                if mark.is_still(tensor):
+                    return reference
+            reference = _FromOutside((index, len(outside)))
+            outside.append(tensor)
+            self._known.append((Mark(tensor), reference))
+            return reference
+
+        arguments = map_tensors((args, kwargs), refer)
+        kept = Kept(outside) if outside else None
+        before = self._calls[-1].circumstances if self._calls else None
+        circumstances = _Circumstances(tensors_in((args, kwargs)), before)
+        self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, circumstances))
+
+        def pack(tensor: Tensor) -> Holder:
+            holder = Holder(self, tensor)
+            self._holders.append(weakref.ref(holder))
+            if saved is not None:
+                saved(holder, tensor)
+            return holder
+
+        with saved_tensors_hooks(pack, Holder.get):
+            output = forward(*args, **kwargs)
+        self._last_outputs = [Mark(tensor) for tensor in tensors_in(output)]
+        self._known += [(mark, _FromCall((index, i))) for i, mark in enumerate(self._last_outputs)]
+        return output
+
+    def recompute(self) -> None:
+        """Run every call again and fill the holders that are still asked for."""
+        filled = 0
+        name = ""
+
+        def fill(tensor: Tensor) -> None:
+            nonlocal filled
+            if filled == len(self._holders):
+                self._differs(name)
+            holder = self._holders[filled]()
+            filled += 1
+            if holder is not None:
+                holder.fill(tensor, name)
+            if filled == len(self._holders):
+                raise _AllMade  # what follows would be computed for nothing
+
+        def refuse(nothing: None) -> Tensor:
+            raise RuntimeError(f"checkpointing: {name} derives inside its own forward, which cannot be run again")
+
+        kept = [call.kept.tensors() if call.kept is not None else [] for call in self._calls]
+        made: list[list[Tensor]] = []
+
+        def look_up(reference: _FromCall | _FromOutside) -> Tensor:
+            call, position = reference.path
+            return (made if isinstance(reference, _FromCall) else kept)[call][position]
+
+        was_replaying, _here.replaying = _here.replaying, True
+        try:
+            with torch.enable_grad():
+                for call in self._calls:
+                    name = call.name
+                    args, kwargs = map_tensors(call.arguments, look_up, (_FromCall, _FromOutside))
+                    with call.circumstances.again(), statistics_written_once(call.norms):  # noqa: SIM117
+                        with saved_tensors_hooks(fill, refuse):
+                            made.append(tensors_in(call.forward(*args, **kwargs)))
+        except _AllMade:
+            return
+        finally:
+            _here.replaying = was_replaying
+        self._differs(name)
+
+    def _differs(self, name: str) -> None:
+        raise RuntimeError(
+            f"checkpointing: {name} saved another number of tensors when it was computed again; it does not do the "
+            "same twice (randomness outside torch, state that it changes, a graph compiled anew for another shape). "
+            "Leave it out by naming the other blocks in CheckpointPolicy(modules=[...])"
+        )

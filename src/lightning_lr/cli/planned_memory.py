@@ -1,0 +1,99 @@
+"""What ``plan`` says about activations: the segments of a checkpointed strategy and the bytes that are left.
+
+Nothing of the run is needed but the module and a batch of its data: two forwards of a few samples are measured on this
+machine's CPU and extrapolated to the batch of the run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.cli.errors import described
+from lightning_lr.memory import extrapolate_checkpointing
+from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
+
+FEW, MANY = 4, 8
+"""Samples of the two forwards."""
+
+
+def configured_policy(strategy: Any) -> CheckpointPolicy | None:
+    """The policy of a strategy that checkpoints, as a configuration has it: a name, or ``class_path`` and more."""
+    ours = (CheckpointedStrategy, CheckpointedDDPStrategy)
+    if isinstance(strategy, str):
+        return CheckpointPolicy() if strategy in [cls.strategy_name for cls in ours] else None
+    path = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
+    if path.rsplit(".", 1)[-1] not in [cls.__name__ for cls in ours]:
+        return None
+    init_args = strategy.get("init_args") or {}
+    given = init_args.get("policy")
+    if given is None or isinstance(given, CheckpointPolicy):
+        return given or CheckpointPolicy()
+    return CheckpointPolicy(**dict(vars(given) if not isinstance(given, Mapping) else given))
+
+
+def activation_facts(
+    policy: CheckpointPolicy, model: LightningModule, batch: Any, precision: Any, notes: list[str]
+) -> dict[str, str]:
+    """What the policy does to a micro-batch like this one; nothing, and a note, where the module needs a Trainer.
+
+    Raises:
+        PlanError: where the policy refuses this network or this batch.
+    """
+    samples = _samples(batch)
+    if samples is None or samples < MANY:
+        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
+        return {}
+    mixed = "mixed" in str(precision)
+
+    def step(few: int) -> Tensor:
+        autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+        with warnings.catch_warnings(), autocast:
+            warnings.simplefilter("ignore")  # self.log without a Trainer
+            loss = model.training_step(_first(batch, few, samples), 0)
+        assert loss is not None
+        return loss["loss"] if isinstance(loss, Mapping) else loss
+
+    try:
+        step(FEW)
+    except Exception as error:  # most often: the step asks for its Trainer
+        notes.append(
+            f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
+            f"({described(error)})"
+        )
+        return {}
+    if policy.memory_budget == "auto":
+        notes.append("memory_budget='auto' is decided by the memory that is free in training; shown is no budget")
+    plan = extrapolate_checkpointing(model, step, samples, policy, (FEW, MANY))
+    return {"activations": f"{plan.describe()}, per device and micro-batch of {samples} ({plan.recomputed:.0%} of the "
+            "blocks' forward is repeated)"}  # fmt: skip
+
+
+def _samples(batch: Any) -> int | None:
+    tensors = _tensors(batch)
+    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else None
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    return [] if isinstance(batch, str) else [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _first(batch: Any, few: int, samples: int) -> Any:
+    """The first few samples of everything in the batch that has one entry for each."""
+    if isinstance(batch, Tensor):
+        return batch[:few] if batch.ndim and batch.shape[0] == samples else batch
+    if isinstance(batch, Mapping):
+        return {key: _first(part, few, samples) for key, part in batch.items()}
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)(_first(part, few, samples) for part in batch)
+    return batch

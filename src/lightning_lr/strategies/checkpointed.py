@@ -1,0 +1,181 @@
+"""`CheckpointedStrategy` and `CheckpointedDDPStrategy`: activation checkpointing by plan, on one device and on several.
+
+Lightning checkpoints activations under FSDP and DeepSpeed only. Here the policy shadows the blocks' forwards once the
+module is on its device and, for DDP, wrapped; it brackets the forward of each training step, and is undone at teardown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.activations import Checkpointing, CheckpointPlan, CheckpointPolicy, PlanError
+from lightning_lr.journal import Journal
+
+if TYPE_CHECKING:
+    _Base = Strategy
+else:
+    _Base = object
+
+JOURNAL = "checkpointing"
+
+
+class CheckpointsActivations(_Base):
+    """What a strategy does to checkpoint: mixed in before a strategy of Lightning."""
+
+    policy: CheckpointPolicy
+    checkpointing: Checkpointing | None = None
+    """At work while ``fit`` runs; its ``plan`` is there once the first training steps have been watched."""
+    _notes: _PlanNotes
+
+    def setup(self, trainer: Trainer) -> None:
+        module = self.lightning_module
+        assert module is not None
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if fitting and not module.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: {type(module).__name__} uses manual optimization "
+                "(automatic_optimization=False), where a training step is not one forward with the backward after it; "
+                "use automatic optimization"
+            )
+        super().setup(trainer)
+        if fitting:
+            with self._refusing():
+                self._notes = _PlanNotes(trainer)
+                self.checkpointing = Checkpointing(module, self.policy, self.root_device, self.broadcast, self._notes)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if self.checkpointing is None:
+            return super().training_step(*args, **kwargs)
+        self._notes.begin()
+        with self._refusing(), self.checkpointing.step():
+            return super().training_step(*args, **kwargs)
+
+    def teardown(self) -> None:
+        if self.checkpointing is not None:
+            self.checkpointing.undo()
+            self.checkpointing = None
+        super().teardown()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except PlanError as error:
+            raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
+
+
+class _PlanNotes:
+    """Writes down each plan: the first as what holds for the run, the others when they are made."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        folder = internals.journal_folder(trainer)
+        self._trainer = trainer
+        self._journal = None if folder is None else Journal(folder / f"{JOURNAL}.jsonl")
+        self._begun: int | None = None
+        self._first = True
+
+    def begin(self) -> None:
+        """A training step begins; the first one tells where training starts or goes on."""
+        if self._begun is None:
+            self._begun = self._trainer.global_step
+
+    def __call__(self, plan: CheckpointPlan) -> None:
+        if self._journal is None:
+            return
+        assert self._begun is not None
+        if self._first:
+            self._journal.truncate(self._begun)  # what a resumed run writes again
+        facts: dict[str, Any] = {"peak_bytes": plan.peak_bytes, "plain_bytes": plan.plain_bytes, "budget": plan.budget}
+        facts["parts"] = [[part.start, part.stop, part.recompute] for part in plan.parts]
+        if self._first:
+            facts["facts"] = {"activations": plan.describe()}
+            facts["blocks"] = [asdict(block) for block in plan.chain.blocks]
+            self._journal.append(self._begun, "start", **facts)
+        else:
+            self._journal.append(self._trainer.global_step, "plan", **facts)
+        self._first = False
+
+
+class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
+    """One device, whose activations are kept for backward or computed again as a policy says.
+
+    ``Trainer(strategy="checkpointed")``, or an instance. The device is the one that the Trainer's ``accelerator`` and
+    ``devices`` say.
+
+    Args:
+        policy: how to cut; ``None`` for :class:`CheckpointPolicy`'s defaults, square root of n segments.
+        **kwargs: of Lightning's ``SingleDeviceStrategy``.
+
+    Raises:
+        MisconfigurationException: for more than one device; at setup for manual optimization, for names in
+            ``policy.modules`` that do not exist and where there are no blocks; in the first training step for a memory
+            budget that no plan reaches.
+
+    Source: Chen, Xu, Zhang & Guestrin 2016, arXiv:1604.06174.
+    """
+
+    strategy_name = "checkpointed"
+
+    def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.policy = policy or CheckpointPolicy()
+
+    # Lightning sets these two, as on every strategy that has them, when it has read the Trainer's arguments. They are
+    # how this strategy learns its device (test_device_is_the_trainers guards it).
+    @property
+    def parallel_devices(self) -> list[torch.device]:
+        return []
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: list[torch.device] | None) -> None:
+        if devices and len(devices) > 1:
+            raise MisconfigurationException(
+                f"CheckpointedStrategy: the Trainer has {len(devices)} devices, and this strategy uses one; set "
+                "devices=1, or take strategy='ddp_checkpointed' (CheckpointedDDPStrategy)"
+            )
+        if devices:
+            self._root_device = torch.device(devices[0])
+
+    @property
+    def num_nodes(self) -> int:
+        return 1
+
+    @num_nodes.setter
+    def num_nodes(self, nodes: int) -> None:
+        if nodes > 1:
+            raise MisconfigurationException(
+                f"CheckpointedStrategy: the Trainer has num_nodes={nodes}, and this strategy uses one device; set "
+                "num_nodes=1, or take strategy='ddp_checkpointed' (CheckpointedDDPStrategy)"
+            )
+
+
+class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
+    """DDP, with activations that are kept for backward or computed again as a policy says.
+
+    ``Trainer(strategy="ddp_checkpointed")``, or an instance. All processes cut by the times that the first measured;
+    bytes are each one's own.
+
+    Args:
+        policy: how to cut; ``None`` for :class:`CheckpointPolicy`'s defaults, square root of n segments.
+        **kwargs: of Lightning's ``DDPStrategy``.
+
+    Raises:
+        MisconfigurationException: as :class:`CheckpointedStrategy` does.
+    """
+
+    strategy_name = "ddp_checkpointed"
+
+    def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.policy = policy or CheckpointPolicy()

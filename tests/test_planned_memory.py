@@ -1,0 +1,98 @@
+"""What ``plan`` says about activations against what the run does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch import LightningDataModule
+from test_checkpointed_strategy import Deep
+from torch.utils.data import DataLoader
+from toy import data
+
+from lightning_lr.cli import main
+from lightning_lr.cli.plan import PlanCLI
+from lightning_lr.cli.planned_run import PlanOptions, plan_run
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
+
+
+class Samples(LightningDataModule):
+    def __init__(self, batch_size: int = 40) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(data(80), batch_size=self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+class NeedsTrainer(Deep):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) * self.trainer.world_size
+
+
+def write(folder: Path, strategy: Any, model: str = "test_checkpointed_strategy.Deep", batch_size: int = 40) -> str:
+    content = {
+        "trainer": {
+            "accelerator": "cpu", "devices": 1, "max_epochs": 1, "strategy": strategy, "enable_progress_bar": False,
+            "enable_model_summary": False, "enable_checkpointing": False,
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "logs"}},
+        },
+        "model": {"class_path": model},
+        "data": {"class_path": f"{__name__}.Samples", "init_args": {"batch_size": batch_size}},
+    }  # fmt: skip
+    (folder / "c.yaml").write_text(yaml.safe_dump(content))
+    return "c.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def planned(path: str) -> Any:
+    configured = PlanCLI(["--config", path])
+    return plan_run(configured.settings, configured.model, configured.datamodule, PlanOptions())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [
+        ("checkpointed", "32-true"),
+        ({"class_path": "lightning_lr.CheckpointedStrategy", "init_args": {"policy": {"segments": 3}}}, "bf16-mixed"),
+    ],
+)
+def test_planned_bytes_are_those_of_the_run(strategy: Any, precision: str, tmp_path: Path) -> None:
+    path = write(tmp_path, strategy)
+    configured = PlanCLI(["--config", path, f"--trainer.precision={precision}"])
+    fact = plan_run(configured.settings, configured.model, configured.datamodule, PlanOptions()).facts["activations"]
+    assert main(["fit", "--config", path, f"--trainer.precision={precision}"]) == 0
+    (journal,) = tmp_path.glob("logs/**/checkpointing.jsonl")
+    run = json.loads(journal.read_text().splitlines()[0])["facts"]["activations"]
+    assert fact.startswith(run), "the same segments, and the same bytes at the peak"
+    assert "per device and micro-batch of 40" in fact
+
+
+def test_plan_prints_it_and_says_where_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", write(tmp_path, "checkpointed")]) == 0
+    assert "saved activations peak at" in " ".join(capsys.readouterr().out.split())
+    assert "activations" not in planned(write(tmp_path, "auto")).facts
+    plan = planned(write(tmp_path, "checkpointed", f"{__name__}.NeedsTrainer"))
+    assert "activations" not in plan.facts
+    assert any("training_step does not work without a Trainer" in note for note in plan.notes)
+    plan = planned(write(tmp_path, "checkpointed", batch_size=4))
+    assert any("at least 8 samples" in note for note in plan.notes)
+
+
+def test_budget_that_no_plan_reaches_is_refused_by_plan_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    init_args = {"policy": {"memory_budget": 100}}
+    path = write(tmp_path, {"class_path": "lightning_lr.CheckpointedStrategy", "init_args": init_args})
+    assert main(["plan", "--config", path]) == 2
+    assert "the least possible for this batch is" in " ".join(capsys.readouterr().err.split())
