@@ -7,7 +7,7 @@ state that the optimizer has anyway, ``rules`` turn it into a factor on the lear
 ``HypergradientDescent`` that calls both. Baydin et al. 2018 (ICLR), arXiv 1703.04782.
 """
 
-from lightning_lr.hypergradient.estimate import Alignment, AlignmentEstimator
+from lightning_lr.hypergradient.estimate import Alignment, AlignmentEstimator, read
 from lightning_lr.hypergradient.learner import FactorLearner, Scope
 from lightning_lr.hypergradient.rules import HYPER_LR, Additive, Multiplicative, Normalized, Rule, RuleName, make_rule
 
@@ -23,4 +23,5 @@ __all__ = [
     "RuleName",
     "Scope",
     "make_rule",
+    "read",
 ]

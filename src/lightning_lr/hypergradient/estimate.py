@@ -45,6 +45,18 @@ class Alignment(NamedTuple):
         return all(map(math.isfinite, self))
 
 
+def read(sums: Tensor, values: Sequence[Any]) -> tuple[list[Alignment], list[float]]:
+    """Read :meth:`AlignmentEstimator.sums`, and other values that may be tensors, from the device in one transfer.
+
+    It is the one moment of an update at which the host waits for the device.
+    """
+    on_device = [value.detach().reshape(1).to(sums) for value in values if isinstance(value, Tensor)]
+    numbers: list[float] = torch.cat([sums.reshape(-1), *on_device]).tolist()
+    rest = iter(numbers[sums.numel() :])
+    found = [next(rest) if isinstance(value, Tensor) else float(value) for value in values]
+    return [Alignment(*numbers[at : at + 3]) for at in range(0, sums.numel(), 3)], found
+
+
 def cosine(dot: float, first: float, second: float) -> float:
     """Cosine of the angle of two vectors, from their dot product and squared norms."""
     norms = math.sqrt(first) * math.sqrt(second) if min(first, second) >= 0 else math.nan
@@ -117,14 +129,9 @@ class AlignmentEstimator:
         own = [[row for row, owner in zip(table, owners, strict=True) if owner == index] for index in range(groups)]
         return torch.stack([torch.stack(part).sum(0) if part else nothing for part in own])
 
-    @staticmethod
-    def alignments(sums: Tensor) -> list[Alignment]:
-        """Read :meth:`sums` from the device; the one moment at which the host waits."""
-        return [Alignment(*row) for row in sums.tolist()]
-
     def measure(self, scale: float = 1.0) -> list[Alignment]:
-        """:meth:`sums`, read."""
-        return self.alignments(self.sums(scale))
+        """:meth:`sums`, read from the device."""
+        return read(self.sums(scale), [])[0]
 
     # ------------------------------------------------------------------ walking with the optimizer
     @torch.no_grad()
