@@ -157,7 +157,9 @@ class HypergradientDescent(MethodCallback):
 
     def facts(self, shape: RunShape) -> dict[str, str]:
         rates = HYPER_LR[self.rule]
-        rate = f"{self.hyper_lr:g}" if self.hyper_lr is not None else f"{rates['sgd']:g} (SGD), {rates['adam']:g} (others)"
+        rate = (
+            f"{self.hyper_lr:g}" if self.hyper_lr is not None else f"{rates['sgd']:g} (SGD), {rates['adam']:g} (others)"
+        )
         if self._learner is not None:
             rate = f"{self._learner.hyper_lr:g}"
         factors = "one factor per group" if self.scope == "group" else "one factor for all groups"
@@ -169,11 +171,14 @@ class HypergradientDescent(MethodCallback):
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         reach = ", ".join(
-            f"{self.bounds[0] * float(g['lr']):.3g} to {self.bounds[1] * float(g['lr']):.3g}" for g in optimizer.param_groups[:3]
+            f"{self.bounds[0] * float(g['lr']):.3g} to {self.bounds[1] * float(g['lr']):.3g}"
+            for g in optimizer.param_groups[:3]
         )
         notes = [f"HypergradientDescent: within its bounds the learning rate can reach {reach}."]
         if family(optimizer) == "adam":
-            notes.append("HypergradientDescent: a well-tuned Adam may become worse with it; compare with a run without.")
+            notes.append(
+                "HypergradientDescent: a well-tuned Adam may become worse with it; compare with a run without."
+            )
         return notes
 
     # ------------------------------------------------------------------ state
@@ -231,7 +236,9 @@ class HypergradientDescent(MethodCallback):
         if journal is not None and self._not_finite == 1:
             journal.append(clock.updates - 1, "not finite")
         if self._not_finite == 1:
-            rank_zero_warn(f"HypergradientDescent: the gradient of update {clock.updates} is not finite; it is left out")
+            rank_zero_warn(
+                f"HypergradientDescent: the gradient of update {clock.updates} is not finite; it is left out"
+            )
         if self._not_finite >= NOT_FINITE_LIMIT:
             raise RuntimeError(
                 f"HypergradientDescent: the gradient was not finite {NOT_FINITE_LIMIT} times in a row, up to update "

@@ -83,7 +83,9 @@ class AlignmentEstimator:
 
     def __init__(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, LBFGS):
-            raise ValueError("hypergradient: got LBFGS, which evaluates several steps in one; use a first-order optimizer")
+            raise ValueError(
+                "hypergradient: got LBFGS, which evaluates several steps in one; use a first-order optimizer"
+            )
         self.optimizer = optimizer
         self.family = directions.family(optimizer)
         self.lr: list[float] | None = None

@@ -128,4 +128,9 @@ def make_rule(name: RuleName, hyper_lr: float | None, family: Family) -> Rule:
     value = HYPER_LR[name][family] if hyper_lr is None else float(hyper_lr)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"hypergradient: got hyper_lr={hyper_lr!r}; give 0 (off) or more, or None for the default")
-    return {"additive": Additive, "multiplicative": Multiplicative, "normalized": Normalized}[name](value)
+    rules: dict[RuleName, type[Additive] | type[Multiplicative] | type[Normalized]] = {
+        "additive": Additive,
+        "multiplicative": Multiplicative,
+        "normalized": Normalized,
+    }
+    return rules[name](value)
