@@ -91,8 +91,8 @@ class HypergradientDescent(MethodCallback):
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise MisconfigurationException(
-                f"HypergradientDescent: {type(trainer.strategy).__name__} keeps gradients and optimizer state where they "
-                "cannot be compared; use DDP, or ModelParallelStrategy with fully_shard"
+                f"HypergradientDescent: {type(trainer.strategy).__name__} keeps gradients and optimizer state where "
+                "they cannot be compared; use DDP, or ModelParallelStrategy with fully_shard"
             )
         for name, layer in module.named_modules():
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_lr.shards import local
@@ -47,19 +48,18 @@ def flat(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
 
     Vectors of tensors that belong together (gradient, state) agree element by element. Half precision becomes single.
     """
-    parts = [_flat_one(local(tensor), local(model)) for tensor, model in zip(tensors, like, strict=True)]
-    vector = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if isinstance(like[0], DTensor):
+        tensors, like = [local(tensor) for tensor in tensors], [local(model) for model in like]
+    if not all([model.is_contiguous() for model in like]):
+        tensors = [_in_order_of(tensor, model) for tensor, model in zip(tensors, like, strict=True)]
+    if like[0].is_complex():
+        tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
+    vector = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
     return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
 
 
-def _flat_one(tensor: Tensor, like: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if not like.is_contiguous():
-        order = sorted(range(like.ndim), key=like.stride, reverse=True)
-        tensor = tensor.permute(order)
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.reshape(-1)
+def _in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.permute(sorted(range(like.ndim), key=like.stride, reverse=True))
 
 
 Sources = tuple[list[Tensor], ...]
@@ -130,13 +130,17 @@ def batch_key(kind: Family, state: dict[str, Any]) -> object:
     return None if step is None else float(step)
 
 
-def has_direction(kind: Family, group: dict[str, Any], state: dict[str, Any], copy: Tensor | None, lr: float) -> bool:
-    """Whether the last update of a parameter is known."""
-    wanted = keeps(kind, group)
-    if wanted != "nothing" and copy is None:
+def invertible(kind: Family, group: dict[str, Any], lr: float) -> bool:
+    """Whether an update with this learning rate tells its direction."""
+    if kind == "adam":  # at 1 the decay has wiped the parameter out
+        return float(group["weight_decay"]) * lr < 1
+    return kind == "sgd" or lr > 0
+
+
+def has_direction(kind: Family, group: dict[str, Any], state: dict[str, Any], copy: Tensor | None) -> bool:
+    """Whether what the direction of a parameter's last update follows from is there."""
+    if keeps(kind, group) != "nothing" and copy is None:
         return False
     if kind == "sgd":
         return group["momentum"] == 0 or state.get("momentum_buffer") is not None
-    if kind == "adam":
-        return "exp_avg" in state and float(group["weight_decay"]) * lr < 1
-    return lr > 0
+    return kind == "other" or "exp_avg" in state

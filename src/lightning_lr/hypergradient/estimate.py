@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,8 @@ class AlignmentEstimator:
         """Parameters (by their place in the optimizer) that the last update left out for want of a gradient."""
         self._copies: dict[int, Tensor] = {}
         self._open: list[int] = []
+        self._signature: object = None
+        self._chunks: list[_Chunk] = []
 
     # ------------------------------------------------------------------ measuring
     @torch.no_grad()
@@ -109,19 +112,13 @@ class AlignmentEstimator:
         Raises:
             ValueError: for sparse gradients.
         """
-        rows: list[Tensor] = []
-        owners: list[int] = []
-        holders: list[Tensor] = []
-        start = 0
-        for index, group in enumerate(self.optimizer.param_groups):
-            for chunk in self._chunks(index, group, start):
-                rows.append(self._chunk_sums(index, group, chunk))
-                owners.append(index)
-                holders.append(chunk.parameters[0])
-            start += len(group["params"])
+        chunks = self._current_chunks()
         groups = len(self.optimizer.param_groups)
-        if not rows:
+        if not chunks:
             return torch.zeros(groups, 3)
+        rows = [self._chunk_sums(chunk) for chunk in chunks]
+        holders = [chunk.parameters[0] for chunk in chunks]
+        owners = [chunk.group for chunk in chunks]
         table = torch.stack([row.to(rows[0]) for row in rows])
         if any(isinstance(holder, DTensor) for holder in holders):
             table = sum_over_shards(table.T.reshape(-1), [*holders, *holders, *holders]).view(3, -1).T
@@ -141,7 +138,7 @@ class AlignmentEstimator:
         """The gradients that are there now are about to be applied, with these learning rates."""
         self.lr = [float(value) for value in lr]
         self._idle, self._open = set(), []
-        for index, group, parameters in self._placed():
+        for group, parameters in self._placed():
             kept = directions.keeps(self.family, group)
             moving = [(place, p) for place, p in parameters if p.grad is not None]
             self._idle |= {place for place, p in parameters if p.grad is None}
@@ -166,7 +163,7 @@ class AlignmentEstimator:
     def after_step(self) -> None:
         """The optimizer has stepped: a copy of the parameters becomes the last update."""
         if self._open:
-            everything = dict(place_and_p for _, _, parameters in self._placed() for place_and_p in parameters)
+            everything = dict(place_and_p for _, parameters in self._placed() for place_and_p in parameters)
             moved = [local(everything[place]).detach() for place in self._open]
             torch._foreach_sub_([self._copies[place] for place in self._open], moved)
             self._open = []
@@ -174,7 +171,7 @@ class AlignmentEstimator:
     # ------------------------------------------------------------------ resuming
     def state_dict(self) -> dict[str, Any]:
         """Numbers and, where copies are kept, tensors. Of sharded parameters none are: one update goes unmeasured."""
-        sharded = {place for _, _, ps in self._placed() for place, p in ps if isinstance(p, DTensor)}
+        sharded = {place for _, ps in self._placed() for place, p in ps if isinstance(p, DTensor)}
         copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place not in sharded}
         return {"lr": self.lr, "idle": sorted(self._idle), "copies": copies}
 
@@ -182,7 +179,8 @@ class AlignmentEstimator:
         """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
         self.lr = None if state["lr"] is None else list(state["lr"])
         self._idle = set(state["idle"])
-        parameters = dict(place_and_p for _, _, ps in self._placed() for place_and_p in ps)
+        self._signature = None
+        parameters = dict(place_and_p for _, ps in self._placed() for place_and_p in ps)
         self._copies = {
             place: copy.to(local(parameters[place]).device, copy=True)
             for place, copy in state["copies"].items()
@@ -190,10 +188,10 @@ class AlignmentEstimator:
         }
 
     # ------------------------------------------------------------------ inside
-    def _placed(self) -> Iterator[tuple[int, dict[str, Any], list[tuple[int, Tensor]]]]:
+    def _placed(self) -> Iterator[tuple[dict[str, Any], list[tuple[int, Tensor]]]]:
         start = 0
-        for index, group in enumerate(self.optimizer.param_groups):
-            yield index, group, list(enumerate(group["params"], start))
+        for group in self.optimizer.param_groups:
+            yield group, list(enumerate(group["params"], start))
             start += len(group["params"])
 
     def _copy(self, places: Sequence[int], tensors: Sequence[Any]) -> None:
@@ -204,10 +202,28 @@ class AlignmentEstimator:
                 self._copies[place] = torch.empty_like(source)
         torch._foreach_copy_([self._copies[place] for place in places], sources)
 
-    def _chunks(self, index: int, group: dict[str, Any], start: int) -> Iterator[_Chunk]:
-        """Parameters with a gradient, packed where they are small; those of one chunk are treated alike."""
+    def _current_chunks(self) -> list[_Chunk]:
+        """How the parameters with a gradient are packed; the same as for the last update, where nothing has changed."""
+        groups = self.optimizer.param_groups
+        known = [
+            self.lr is not None and i < len(self.lr) and directions.invertible(self.family, group, self.lr[i])
+            for i, group in enumerate(groups)
+        ]
+        without = [[i for i, p in enumerate(group["params"]) if p.grad is None] for group in groups]
+        sizes = [len(group["params"]) for group in groups]
+        kept = [directions.keeps(self.family, group) for group in groups]
+        signature = (CHUNK, known, without, sizes, kept, sorted(self._idle))
+        if signature != self._signature:
+            self._signature = signature
+            self._chunks, start = [], 0
+            for i, group in enumerate(groups):
+                self._chunks += self._pack(i, group, start, known[i])
+                start += sizes[i]
+        return self._chunks
+
+    def _pack(self, index: int, group: dict[str, Any], start: int, known_group: bool) -> Iterator[_Chunk]:
+        """Parameters with a gradient; small ones together, if they are treated alike."""
         open_chunks: dict[object, _Chunk] = {}
-        lr = None if self.lr is None or index >= len(self.lr) else self.lr[index]
         state_of = self.optimizer.state
         for place, parameter in enumerate(group["params"], start):
             gradient = parameter.grad
@@ -220,9 +236,9 @@ class AlignmentEstimator:
                 )
             state = state_of[parameter] if parameter in state_of else {}
             known = (
-                lr is not None
+                known_group
                 and place not in self._idle
-                and directions.has_direction(self.family, group, state, self._copies.get(place), lr)
+                and directions.has_direction(self.family, group, state, self._copies.get(place))
             )
             key = (
                 known,
@@ -237,14 +253,14 @@ class AlignmentEstimator:
                 yield open_chunks.pop(key)
                 chunk = None
             if chunk is None:
-                chunk = open_chunks[key] = _Chunk([], [], known, 0)
+                chunk = open_chunks[key] = _Chunk(index, known)
             chunk.parameters.append(parameter)
             chunk.places.append(place)
             chunk.elements += elements
         yield from open_chunks.values()
 
-    def _chunk_sums(self, index: int, group: dict[str, Any], chunk: _Chunk) -> Tensor:
-        parameters = chunk.parameters
+    def _chunk_sums(self, chunk: _Chunk) -> Tensor:
+        parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
         gradient = flat([p.grad for p in parameters if p.grad is not None], parameters)
         decay = directions.penalty(self.family, group)
         sources: directions.Sources = ()
@@ -255,7 +271,7 @@ class AlignmentEstimator:
                 group,
                 [self.optimizer.state[p] for p in parameters] if self.family != "other" else [],
                 [self._copies[place] for place in chunk.places if place in self._copies],
-                self.lr[index],
+                self.lr[chunk.group],
             )
         vectors = [flat(source, parameters) for source in sources]
         needs_theta = bool(decay or group.get("decoupled_weight_decay", False))
@@ -278,8 +294,12 @@ class AlignmentEstimator:
         return total
 
 
+@dataclass
 class _Chunk:
-    """Parameters that are packed into one vector."""
+    """Parameters of a group that are packed into one vector, and whether their last update is known."""
 
-    def __init__(self, parameters: list[Tensor], places: list[int], known: bool, elements: int) -> None:
-        self.parameters, self.places, self.known, self.elements = parameters, places, known, elements
+    group: int
+    known: bool
+    parameters: list[Tensor] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    elements: int = 0

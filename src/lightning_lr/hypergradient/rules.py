@@ -111,9 +111,9 @@ class Normalized:
 
 
 HYPER_LR: dict[RuleName, dict[Family, float]] = {
-    "additive": {"sgd": 1e-3, "adam": 1e-7, "other": 1e-7},
+    "additive": {"sgd": 1e-3, "adam": 1e-5, "other": 1e-5},
     "multiplicative": {"sgd": 0.05, "adam": 0.05, "other": 0.05},
-    "normalized": {"sgd": 0.5, "adam": 0.1, "other": 0.1},
+    "normalized": {"sgd": 0.5, "adam": 0.5, "other": 0.5},
 }
 
 
