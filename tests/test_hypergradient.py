@@ -64,7 +64,7 @@ def backward_on(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[],
 
 
 def everything(module: nn.Module) -> Tensor:
-    return flat(list(module.parameters()), list(module.parameters())).clone()
+    return flat([p.detach() for p in module.parameters()]).clone()
 
 
 def attach(optimizer: Optimizer, rule: Any, hyper_lr: float | None, **arguments: Any) -> FactorLearner:

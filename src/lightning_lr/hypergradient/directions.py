@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -43,23 +44,18 @@ def penalty(kind: Family, group: dict[str, Any]) -> float:
     return float(group["weight_decay"])
 
 
-def flat(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
-    """All elements in one vector, in the order in which ``like`` lies in memory; a view where it is one tensor.
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All elements in one vector, in the order of their indices; a view where it is one tensor.
 
-    Vectors of tensors that belong together (gradient, state) agree element by element. Half precision becomes single.
+    Complex numbers are two elements, and half precision becomes single.
     """
-    if isinstance(like[0], DTensor):
-        tensors, like = [local(tensor) for tensor in tensors], [local(model) for model in like]
-    if not all([model.is_contiguous() for model in like]):
-        tensors = [_in_order_of(tensor, model) for tensor, model in zip(tensors, like, strict=True)]
-    if like[0].is_complex():
+    if isinstance(tensors[0], DTensor):
+        tensors = [local(tensor) for tensor in tensors]
+    if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
-    vector = tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+    # like torch.cat of views, without a Python call for each tensor
+    vector = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
     return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
-
-
-def _in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor.permute(sorted(range(like.ndim), key=like.stride, reverse=True))
 
 
 Sources = tuple[list[Tensor], ...]

@@ -261,7 +261,7 @@ class AlignmentEstimator:
 
     def _chunk_sums(self, chunk: _Chunk) -> Tensor:
         parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
-        gradient = flat([p.grad for p in parameters if p.grad is not None], parameters)
+        gradient = flat([p.grad for p in parameters if p.grad is not None])
         decay = directions.penalty(self.family, group)
         sources: directions.Sources = ()
         if chunk.known:
@@ -273,9 +273,9 @@ class AlignmentEstimator:
                 [self._copies[place] for place in chunk.places if place in self._copies],
                 self.lr[chunk.group],
             )
-        vectors = [flat(source, parameters) for source in sources]
+        vectors = [flat(source) for source in sources]
         needs_theta = bool(decay or group.get("decoupled_weight_decay", False))
-        theta = flat(parameters, parameters) if needs_theta else gradient
+        theta = flat(parameters) if needs_theta else gradient
         total = gradient.new_zeros(3)
         for start in range(0, gradient.numel(), CHUNK):
             part = slice(start, start + CHUNK)

@@ -43,8 +43,8 @@ class FactorLearner:
         low, high = (float(bound) for bound in bounds)
         if not (0 <= low <= 1 <= high < math.inf) or (low == 0 and rule != "additive"):
             raise ValueError(
-                f"hypergradient: got bounds={tuple(bounds)!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 <= "
-                "high (low may be 0 for the additive rule only, which can grow from 0)"
+                f"hypergradient: got bounds={tuple(bounds)!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 "
+                "<= high (low may be 0 for the additive rule only, which can grow from 0)"
             )
         make_rule(rule, hyper_lr, family)  # complains now, not at the first update
         self._rule: RuleName = rule
