@@ -18,7 +18,7 @@ updates, all methods for the CNN, 5 seeds; not measured. ``--cost`` measures tim
 for the tests.
 
 The default hyper_lr of the normalized rule was chosen on other data (scikit-learn's digits, logistic regression and an
-MLP, of 0.05 to 1); those of the two other rules are the paper's and were not tuned.
+MLP, of 0.05 to 1); those of the two other rules are from the literature and were not tuned.
 
 Baydin et al. 2018, arXiv 1703.04782.
 """

@@ -299,7 +299,7 @@ def test_tensor_learning_rates_are_written_in_place() -> None:
 def test_plan_says_how_far_the_learning_rate_can_go() -> None:
     callback = HypergradientDescent(rule="additive")
     notes = callback.advice(None, Adam([nn.Parameter(torch.ones(1))], lr=1e-6))  # type: ignore[arg-type]
-    assert "can reach 1e-09 to 0.001" in notes[0]
+    assert "reach 1e-09 to 0.001" in notes[0]
     assert "well-tuned Adam may become worse" in notes[1]
 
 

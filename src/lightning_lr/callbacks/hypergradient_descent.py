@@ -38,15 +38,18 @@ class HypergradientDescent(MethodCallback):
       gradient. Scale-free, fast at first, then ever slower.
 
     It makes a run robust to the initial learning rate. It does not replace a tuned one with a schedule: it is greedy,
-    since a step that is best for the next loss is not best for the last, and a well-tuned Adam may become worse.
+    since a step that is best for the next loss is not best for the last, and a well-tuned Adam may become worse. Where
+    the training loss has all but vanished, what is left of the gradient (weight decay) points one way and the learning
+    rate may run off: put it beside a schedule that decays, ``LearningRateSchedule(Cosine())``.
 
     A gradient that is not finite changes no factor. Where no AMP scaler skips such an update, it is skipped here, and
     ten in a row end the training. With SGD with momentum, Adam and AdamW nothing is stored; plain SGD and Nesterov
     momentum cost a copy of the gradients, other optimizers one of the parameters, which is also in the checkpoint.
 
     Args:
-        hyper_lr: :math:`\beta`; 0 switches the method off. ``None``: 1e-3 for SGD and 1e-7 for Adam and others
-            (additive; the paper's), 0.05 (multiplicative), 0.5 for SGD and 0.1 for Adam and others (normalized).
+        hyper_lr: :math:`\beta`; 0 switches the method off. ``None``: for the additive rule 1e-3 with SGD and 1e-5 with
+            Adam and others (the best columns of the paper's table for logistic regression), 0.05 for the multiplicative
+            one (Martinez-Rubio 2017), 0.5 for the normalized one (of 0.05 to 1 on scikit-learn's digits).
         rule: ``"additive"``, ``"multiplicative"`` or ``"normalized"``.
         scope: a factor for each parameter group, or one that all groups share.
         bounds: smallest and largest factor, and so the learning rate relative to the scheduled one. Wider bounds, such
@@ -165,8 +168,7 @@ class HypergradientDescent(MethodCallback):
         factors = "one factor per group" if self.scope == "group" else "one factor for all groups"
         low, high = self.bounds
         return {
-            "hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors} from {low:g} to {high:g} times the "
-            "scheduled lr; the lr below is without it"
+            "hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {low:g} to {high:g} times the scheduled lr"
         }
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
@@ -174,7 +176,10 @@ class HypergradientDescent(MethodCallback):
             f"{self.bounds[0] * float(g['lr']):.3g} to {self.bounds[1] * float(g['lr']):.3g}"
             for g in optimizer.param_groups[:3]
         )
-        notes = [f"HypergradientDescent: within its bounds the learning rate can reach {reach}."]
+        notes = [
+            "HypergradientDescent: the learning rates planned here are without its factor, within whose bounds they can "
+            f"reach {reach}."
+        ]
         if family(optimizer) == "adam":
             notes.append(
                 "HypergradientDescent: a well-tuned Adam may become worse with it; compare with a run without."

@@ -54,7 +54,7 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     if tensors[0].is_complex():
         tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
     # like torch.cat of views, without a Python call for each tensor
-    vector = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)
+    vector = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
     return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
 
 

@@ -110,6 +110,8 @@ class Normalized:
         return factor * math.exp(max(-300.0, min(300.0, self.hyper_lr * step / self.memory)))
 
 
+# additive: the best columns of the paper's table for logistic regression; multiplicative: Martinez-Rubio's value in all
+# runs; normalized: the best of 0.05 to 1 for logistic regression and an MLP on scikit-learn's digits, three optimizers
 HYPER_LR: dict[RuleName, dict[Family, float]] = {
     "additive": {"sgd": 1e-3, "adam": 1e-5, "other": 1e-5},
     "multiplicative": {"sgd": 0.05, "adam": 0.05, "other": 0.05},
