@@ -181,9 +181,7 @@ class HypergradientDescent(MethodCallback):
             f"reach {reach}."
         ]
         if family(optimizer) == "adam":
-            notes.append(
-                "HypergradientDescent: a well-tuned Adam may become worse with it; compare with a run without."
-            )
+            notes.append("HypergradientDescent: a well-tuned Adam may become worse with it; compare with one without.")
         return notes
 
     # ------------------------------------------------------------------ state
