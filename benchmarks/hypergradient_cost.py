@@ -31,7 +31,7 @@ from benchmarks.overhead import median_with_interval
 from examples.models import ResNet
 from lightning_lr.hypergradient import AlignmentEstimator, FactorLearner
 
-ROUNDS, REPEATS = 60, 200
+ROUNDS, REPEATS = 40, 200
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.01),
     "SGD, momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
@@ -186,7 +186,7 @@ def main(out: Path) -> None:
     """Measure, print and write down."""
     one_thread_steady_memory()
     rows = []
-    for depth in (14, 20):
+    for depth in (14,):
         for name in OPTIMIZERS:
             rows.append(measure(name, depth))
             row = rows[-1]

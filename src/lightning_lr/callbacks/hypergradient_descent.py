@@ -167,9 +167,8 @@ class HypergradientDescent(MethodCallback):
             rate = f"{self._learner.hyper_lr:g}"
         factors = "one factor per group" if self.scope == "group" else "one factor for all groups"
         low, high = self.bounds
-        return {
-            "hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {low:g} to {high:g} times the scheduled lr"
-        }
+        reach = f"{low:g} to {high:g} times the scheduled lr"
+        return {"hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {reach}"}
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         reach = ", ".join(
