@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import Strategy
+from toy import Toy, data
 
 from lightning_lr import (
     AdaptiveWarmup,
@@ -22,6 +23,7 @@ from lightning_lr import (
     CosineRestarts,
     CurveRamp,
     GradualUnfreezing,
+    HypergradientDescent,
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
@@ -59,12 +61,15 @@ class Row:
         head: factor on the lr of the head's group, over that of the body's.
         strategy: the Trainer's strategy, made from the arguments of the plain one, where a strategy is under test.
         strategy_yaml: the same in a LightningCLI configuration.
+        replay: for a method that follows the gradients, so that there is no closed form: the lr at every update by a
+            plain loop, written without the package.
+        tolerance: relative, of the lr; 0 for a method whose lr is the same however the gradient was summed.
     """
 
     name: str
     make: Callable[[], list[Callback]]
     off: Callable[[], list[Callback]]
-    factor: Callable[[At], float]
+    factor: Callable[[At], float] | None
     yaml: list[dict[str, Any]]
     configure: Callable[[LightningModule], Any] | None = None
     refuses: dict[str, str] = field(default_factory=dict)
@@ -72,6 +77,8 @@ class Row:
     head: float = 1.0
     strategy: Callable[..., Strategy] | None = None
     strategy_yaml: dict[str, Any] | None = None
+    replay: Callable[[list[At]], list[float]] | None = None
+    tolerance: float = 0.0
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -116,6 +123,67 @@ def _checkpointed(**arguments: Any) -> Strategy:
     """Every layer of the toy recomputed; over several devices where the plain strategy's arguments say so."""
     policy = CheckpointPolicy("every_block", modules=["body", "head"])
     return CheckpointedDDPStrategy(policy, **arguments) if arguments else CheckpointedStrategy(policy)
+
+
+# ---------------------------------------------------------------------- hypergradient, in a plain loop
+def _sgd(module: LightningModule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(module.parameters(), lr=0.01)
+
+
+def _adamw(module: LightningModule) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
+
+
+def _gradients(run: list[At]) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Parameters and their gradients at every update; what is done to the parameters in between is what follows."""
+    module = Toy()
+    parameters = list(module.parameters())
+    for at in run:
+        start = at.before % at.epoch
+        x, y = data(at.epoch)[start : start + at.size]
+        yield parameters, list(torch.autograd.grad(torch.nn.functional.mse_loss(module(x), y), parameters))
+
+
+def _dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+
+
+def _normalized_sgd(run: list[At]) -> list[float]:
+    lr, squares, series = 0.01, 0.0, []
+    last: list[torch.Tensor] = []
+    for parameters, gradients in _gradients(run):
+        if last:
+            step = lr * max(-1.0, min(1.0, _dot(gradients, last) / _dot(last, last)))
+            squares += step**2
+            lr *= math.exp(0.5 * step / math.sqrt(squares))
+        last = gradients
+        series.append(lr)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.data.sub_(gradient, alpha=lr)
+    return series
+
+
+def _additive_adamw_under_cosine(run: list[At]) -> list[float]:
+    factor, series = 1.0, []
+    moves: list[torch.Tensor] = []
+    means: list[torch.Tensor] = []
+    squares: list[torch.Tensor] = []
+    for t, (parameters, gradients) in enumerate(_gradients(run), start=1):
+        base = 0.01 * _cosine_after_warmup(run[t - 1])
+        if moves:
+            last = 0.01 * _cosine_after_warmup(run[t - 2])
+            factor += 1e-4 * last * _dot(gradients, moves) / 0.01**2
+        series.append(base * factor)
+        zeros = [torch.zeros_like(gradient) for gradient in gradients]
+        means = [0.9 * m + 0.1 * g for m, g in zip(means or zeros, gradients, strict=True)]
+        squares = [0.999 * v + 0.001 * g**2 for v, g in zip(squares or zeros, gradients, strict=True)]
+        moves = [
+            m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8) + 0.1 * p.detach()
+            for p, m, v in zip(parameters, means, squares, strict=True)
+        ]
+        for parameter, move in zip(parameters, moves, strict=True):
+            parameter.data.sub_(move, alpha=series[-1])
+    return series
 
 
 ROWS = [
@@ -233,5 +301,28 @@ ROWS = [
         [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}}],
         strategy=_checkpointed,
         strategy_yaml={"class_path": "lightning_lr.CheckpointedStrategy", "init_args": {"policy": {"segments": "every_block", "modules": ["body", "head"]}}},
+    ),
+    Row(
+        "hypergradient",
+        lambda: [HypergradientDescent(rule="normalized")],
+        lambda: [HypergradientDescent(0.0, rule="normalized")],
+        None,
+        [{"class_path": "HypergradientDescent", "init_args": {"rule": "normalized"}}],
+        configure=_sgd,
+        replay=_normalized_sgd,
+        tolerance=2e-5,  # dot products and weights in fp32, fed back over the updates
+    ),
+    Row(
+        "hypergradient-and-schedule",
+        lambda: [HypergradientDescent(1e-4, bounds=(0.1, 10)), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [HypergradientDescent(1e-4, bounds=(1, 1)), LearningRateSchedule(Constant())],
+        None,
+        [
+            {"class_path": "HypergradientDescent", "init_args": {"hyper_lr": 1e-4, "bounds": [0.1, 10]}},
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+        ],
+        configure=_adamw,
+        replay=_additive_adamw_under_cosine,
+        tolerance=2e-5,
     ),
 ]  # fmt: skip

@@ -31,7 +31,21 @@ def expected(
     run = [sizes[update % len(sizes)] for update in range(updates)]
     total = total or sum(run)
     largest = largest or base
-    return [base * row.factor(At(sum(run[:u]), run[u], total, samples, largest)) for u in range(updates)]
+    places = [At(sum(run[:u]), run[u], total, samples, largest) for u in range(updates)]
+    if row.replay is not None:
+        return row.replay(places)
+    assert row.factor is not None
+    return [base * row.factor(at) for at in places]
+
+
+def close(row: Row, values: Any) -> Any:
+    """Equal to ``values`` within the row's tolerance; the closed forms are computed in another order."""
+    return pytest.approx(values, rel=row.tolerance or 1e-12)
+
+
+def same(row: Row, found: list[list[Any]], wanted: list[list[Any]]) -> bool:
+    """Whether two runs had the same learning rates: to the bit, or within the row's tolerance."""
+    return found == (wanted if not row.tolerance else [close(row, update) for update in wanted])
 
 
 def base_lr(row: Row) -> float:
@@ -74,7 +88,7 @@ def test_learning_rate_of_every_update(row: Row, samples: int) -> None:
         return
     _, probe = train(row, row.make(), loader=DataLoader(data(samples), batch_size=BATCH), max_epochs=3)
     updates = 3 * -(-samples // BATCH)
-    assert probe.first == pytest.approx(expected(row, samples, updates, base_lr(row)), rel=1e-12)
+    assert probe.first == close(row, expected(row, samples, updates, base_lr(row)))
 
 
 @rows
@@ -86,7 +100,7 @@ def test_accumulation_equals_the_whole_batch(row: Row) -> None:
             train(row, row.make(), **halves)
         return
     parts, parts_probe = train(row, row.make(), **halves)
-    assert parts_probe.series == whole_probe.series
+    assert same(row, parts_probe.series, whole_probe.series)
     # sums of eight in another order; fp32 rounding over 18 updates
     assert torch.allclose(weights(whole), weights(parts), rtol=0, atol=1e-6)
 
@@ -102,7 +116,7 @@ def test_max_steps_ends_the_curve_at_the_last_update(row: Row, max_steps: int) -
     _, probe = train(row, row.make() if max_steps > 7 else row.off(), loader=loader, max_steps=max_steps, max_epochs=-1)
     assert len(probe.series) == max_steps
     if max_steps > 7:
-        assert probe.first == pytest.approx(expected(row, 50, max_steps, base_lr(row)), rel=1e-12)
+        assert probe.first == close(row, expected(row, 50, max_steps, base_lr(row)))
 
 
 def _needs_an_epoch(row: Row) -> bool:
@@ -118,14 +132,16 @@ def test_iterable_data_without_a_length(row: Row) -> None:
             train(row, row.make(), loader=stream, max_steps=15, max_epochs=-1)
         return
     _, probe = train(row, row.make(), loader=stream, max_steps=15, max_epochs=-1)
-    assert probe.first == pytest.approx(expected(row, 48, 15, base_lr(row), total=15 * BATCH), rel=1e-12)
+    assert probe.first == close(row, expected(row, 48, 15, base_lr(row), total=15 * BATCH))
 
 
 @rows
 def test_bf16_autocast_has_the_same_learning_rates(row: Row) -> None:
     _, full = train(row, row.make())
     trained, mixed = train(row, row.make(), precision="bf16-mixed")
-    assert mixed.series == full.series
+    if row.replay is None:  # else it follows the rounded gradients
+        assert mixed.series == full.series
+    assert len(mixed.series) == len(full.series)
     assert torch.isfinite(weights(trained)).all()
 
 
@@ -142,7 +158,8 @@ def test_several_groups_keep_their_ratio(row: Row) -> None:
 def test_resume_at_every_update_equals_the_uninterrupted_run(row: Row, tmp_path: Path) -> None:
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     save.CHECKPOINT_NAME_LAST = "last"
-    probe = Probe("lr", "betas") if row.configure else Probe()
+    with_betas = "betas" in Toy(row.configure).configure_optimizers().param_groups[0]
+    probe = Probe("lr", "betas") if with_betas else Probe()
     keys = probe.keys
     whole, _ = fit(
         [*row.make(), probe, save],
@@ -229,6 +246,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(row: Row, two_proces
         two, series, wrapped = rank[row.name]
         assert not wrapped
         assert len(series) == 21
-        assert series == probe.series
+        assert same(row, series, probe.series)
+        assert series == two_processes[0][row.name][1], "the ranks agree to the bit"
         # means over two ranks are summed in another order; fp32 rounding over 21 updates
         assert (two - weights(one)).abs().max() < 1e-6

@@ -114,6 +114,16 @@ class HyperparameterWriter:
         """The named multipliers of one group, by its index."""
         return {name: self._factor(name, group) for name in self._multipliers}
 
+    def without(self, name: str) -> list[Any]:
+        """The learning rate that each group would have without one of the multipliers."""
+        found = []
+        for index, value in enumerate(self.scheduled()):
+            product = 1.0
+            for other in self._multipliers:
+                product *= 1.0 if other == name else self._factor(other, index)
+            found.append(value if product == 1.0 else value * product)
+        return found
+
     # ------------------------------------------------------------------ writing
     def write(self) -> None:
         """Write the effective values into the groups."""

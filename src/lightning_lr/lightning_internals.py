@@ -261,6 +261,38 @@ def bracket_scheduler_steps(
     return _shadow(module, "lr_scheduler_step", bracketed)
 
 
+def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` when the gradients are what the optimizer will apply; returns a function that undoes this.
+
+    Lightning clips after ``on_before_optimizer_step`` and calls no hook between that and the step itself, but always
+    calls the module's ``configure_gradient_clipping``, clipping or not, once an AMP scaler has unscaled. It is shadowed
+    on this one instance, so that a user's override keeps working.
+    """
+    clip = module.configure_gradient_clipping
+
+    def clipped(*args: Any, **kwargs: Any) -> None:
+        clip(*args, **kwargs)
+        act()
+
+    return _shadow(module, "configure_gradient_clipping", clipped)
+
+
+def has_loss_scaler(trainer: Trainer) -> bool:
+    """Whether an AMP scaler multiplies the loss, and skips an update whose gradients are not finite."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def left_in_gradients(trainer: Trainer, optimizer: Optimizer) -> float:
+    """What an AMP scaler's factor in the gradients still is after clipping: 1 but for optimizers that unscale."""
+    return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
+
+def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
+    """Give every rank the bits that rank 0 has, so that what is decided by them cannot differ."""
+    if trainer.world_size > 1 and torch.distributed.is_initialized():
+        torch.distributed.broadcast(tensor, src=0)
+
+
 # ---------------------------------------------------------------------- optimizers
 def around_configure_optimizers(
     module: LightningModule, around: Callable[[Callable[[], Any]], Any]

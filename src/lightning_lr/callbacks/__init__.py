@@ -5,6 +5,7 @@ from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.gradual_unfreezing import GradualUnfreezing
+from lightning_lr.callbacks.hypergradient_descent import HypergradientDescent
 from lightning_lr.callbacks.layerwise_lr_decay import LayerwiseLRDecay
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
@@ -16,6 +17,7 @@ __all__ = [
     "GhostBatchNorm",
     "GradientNoiseScale",
     "GradualUnfreezing",
+    "HypergradientDescent",
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",

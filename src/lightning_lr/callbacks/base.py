@@ -33,6 +33,8 @@ class MethodCallback(Callback):
 
     name: ClassVar[str]
     """Name of the multiplier and of the journal."""
+    refines: ClassVar[bool] = False
+    """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
 
     def __init__(self, count_samples: CountSamples | None = None) -> None:
         self.count_samples = count_samples
@@ -74,6 +76,14 @@ class MethodCallback(Callback):
 
     def factor(self, clock: SampleClock) -> float | list[float]:
         """The multiplier for the update that ``clock`` stands before; one, or one per group."""
+        raise NotImplementedError
+
+    def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]:
+        """The multiplier for the update that is about to be made, its gradients complete, unscaled and clipped.
+
+        Asked of methods that say ``refines``, once per update; :meth:`factor` holds until then. ``clock`` has counted
+        the update already.
+        """
         raise NotImplementedError
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:

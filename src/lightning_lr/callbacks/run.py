@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -29,11 +30,13 @@ class Member(Protocol):
     """What a run asks of each callback of ours; every ``MethodCallback`` is one."""
 
     name: ClassVar[str]
+    refines: ClassVar[bool]
     count_samples: CountSamples | None
     clock_state: dict[str, Any] | None
 
     def reshape(self, shape: RunShape) -> RunShape: ...
     def factor(self, clock: SampleClock) -> float | list[float]: ...
+    def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]: ...
     def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
     def facts(self, shape: RunShape) -> dict[str, str]: ...
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]: ...
@@ -62,6 +65,10 @@ class Run:
         self._window_open = True
         step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
         self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
+        self._refining = [member for member in members if member.refines]
+        self._unrefined = False
+        if self._refining:
+            self._undo.append(internals.after_gradient_clipping(module, partial(self._refine_update, trainer)))
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod
@@ -115,6 +122,7 @@ class Run:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
         if self._window_open:
             self._window_open = False
+            self._unrefined = True
             self.effective_lr = []
             self.clock.close_window()
 
@@ -161,6 +169,13 @@ class Run:
         internals.log_metrics(trainer, metrics)
 
     # ------------------------------------------------------------------ inside
+    def _refine_update(self, trainer: Trainer) -> None:
+        if self._unrefined:
+            self._unrefined = False
+            for member in self._refining:
+                self.writer.set_multiplier(member.name, member.refine(trainer, self.clock))
+            self.writer.write()
+
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # not reached when an AMP scaler skips the step
         self.effective_lr = [

@@ -144,12 +144,61 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
     label_ends(ax, labels)
 
 
+HYPERGRADIENT = "hypergradient/"
+
+
+def _hypergradient(record: RunRecord, what: str) -> dict[str, str]:
+    """The metric of each group that holds ``what``, factor or cosine."""
+    prefix = f"{HYPERGRADIENT}{what}/"
+    return {n.removeprefix(prefix): n for n in record.metrics if n.startswith(prefix) and record.metrics[n].finite}
+
+
+def draw_hypergradient_factor(ax: Axes, record: RunRecord) -> None:
+    """What hypergradient descent has made of the scheduled learning rate; 1 where it has done nothing."""
+    ax.axhline(1.0, color="#888888", linewidth=0.8)
+    _draw_hypergradient(ax, record, "factor")
+    ax.set_yscale("log")
+
+
+def draw_hypergradient_cosine(ax: Axes, record: RunRecord) -> None:
+    """How the gradient lies to the last update: above 0 a longer step would have been better."""
+    ax.axhline(0.0, color="#888888", linewidth=0.8)
+    _draw_hypergradient(ax, record, "cosine")
+    ax.set_ylim(-1.05, 1.05)
+
+
+def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
+    series = _hypergradient(record, what)
+    labels = []
+    for color, (group, name) in zip(COLORS, list(series.items())[:MAX_LINES], strict=False):
+        at, values = record.points(name)
+        if len(at) > DENSE:
+            ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
+            values = _running_mean(values, _window(values))
+        ax.plot(at, values, color=color)
+        last = next(value for value in reversed(values) if math.isfinite(value))
+        labels.append(EndLabel(_now(record), last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
+    label_ends(ax, labels)
+
+
 PANELS: list[Panel[RunRecord]] = [
     Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
     Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
+    Panel(
+        "hypergradient\nfactor",
+        lambda record: bool(_hypergradient(record, "factor")),
+        draw_hypergradient_factor,
+        height=1.8,
+    ),
+    Panel(
+        "cosine of gradient\nand last update",
+        lambda record: bool(_hypergradient(record, "cosine")),
+        draw_hypergradient_cosine,
+        height=1.4,
+    ),
     Panel(
         "accuracy, scores",
         lambda record: bool(_scores(record)) and record.counts_samples and batch_varies(record),

@@ -1,0 +1,305 @@
+"""The hypergradient of a step: dot products of the gradient with the last update's direction, group by group.
+
+Small tensors are packed and large ones cut, so that the work is a few operations on vectors of about a million
+elements whatever the model looks like; there is one sum per group, one all-reduce where parameters are sharded, and
+one read of the device for all groups together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import LBFGS, Optimizer
+
+from lightning_lr.hypergradient import directions
+from lightning_lr.hypergradient.directions import flat
+from lightning_lr.shards import local, sum_over_shards
+
+CHUNK = 1 << 20
+"""Elements that are worked on at a time: 4 MB of scratch memory, and few launches."""
+
+
+class Alignment(NamedTuple):
+    """How a gradient g and the last update's direction d lie to each other, over one parameter group."""
+
+    dot: float
+    """g . d; minus the derivative of the loss with respect to the last learning rate."""
+    gradient: float
+    """Squared norm of g."""
+    direction: float
+    """Squared norm of d; 0 where there was no update."""
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle; NaN where one of both is zero."""
+        return cosine(self.dot, self.gradient, self.direction)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all three are."""
+        return all(map(math.isfinite, self))
+
+
+def read(sums: Tensor, values: Sequence[Any]) -> tuple[list[Alignment], list[float]]:
+    """Read :meth:`AlignmentEstimator.sums`, and other values that may be tensors, from the device in one transfer.
+
+    It is the one moment of an update at which the host waits for the device.
+    """
+    on_device = [value.detach().reshape(1).to(sums) for value in values if isinstance(value, Tensor)]
+    numbers: list[float] = torch.cat([sums.reshape(-1), *on_device]).tolist()
+    rest = iter(numbers[sums.numel() :])
+    found = [next(rest) if isinstance(value, Tensor) else float(value) for value in values]
+    return [Alignment(*numbers[at : at + 3]) for at in range(0, sums.numel(), 3)], found
+
+
+def cosine(dot: float, first: float, second: float) -> float:
+    """Cosine of the angle of two vectors, from their dot product and squared norms."""
+    norms = math.sqrt(first) * math.sqrt(second) if min(first, second) >= 0 else math.nan
+    return max(-1.0, min(1.0, dot / norms)) if norms > 0 else math.nan
+
+
+class AlignmentEstimator:
+    r"""Measures :math:`g_t \cdot d_{t-1}` where the last update was :math:`\theta_t = \theta_{t-1} - \alpha d_{t-1}`.
+
+    For each update, in this order: :meth:`sums` with the gradients that are about to be applied, :meth:`before_step`
+    with the learning rates that are, the optimizer's step, :meth:`after_step`. A step that is not made leaves both out.
+
+    An L2 penalty (``weight_decay`` of SGD and Adam) belongs to the gradient, as in the paper; decoupled decay (AdamW)
+    belongs to the update. What is kept from step to step: nothing for SGD with momentum, Adam and AdamW; a copy of the
+    gradients for plain SGD and Nesterov momentum; a copy of the parameters, which becomes the last update, for other
+    optimizers.
+
+    Args:
+        optimizer: any torch optimizer whose updates are proportional to ``group["lr"]``.
+
+    Raises:
+        ValueError: for LBFGS, which searches its own step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError(
+                "hypergradient: got LBFGS, which evaluates several steps in one; use a first-order optimizer"
+            )
+        self.optimizer = optimizer
+        self.family = directions.family(optimizer)
+        self.lr: list[float] | None = None
+        """Learning rate of each group in the last update; ``None`` before the first."""
+        self._idle: set[int] = set()
+        """Parameters (by their place in the optimizer) that the last update left out for want of a gradient."""
+        self._copies: dict[int, Tensor] = {}
+        self._open: list[int] = []
+        self._signature: object = None
+        self._chunks: list[_Chunk] = []
+
+    # ------------------------------------------------------------------ measuring
+    @torch.no_grad()
+    def sums(self, scale: float = 1.0) -> Tensor:
+        """What :class:`Alignment` holds for each group, on the device of the parameters.
+
+        Args:
+            scale: what the gradients are multiplied by, where an AMP scaler's factor is still in them.
+
+        Returns:
+            shape ``(groups, 3)``.
+
+        Raises:
+            ValueError: for sparse gradients.
+        """
+        chunks = self._current_chunks()
+        groups = len(self.optimizer.param_groups)
+        if not chunks:
+            return torch.zeros(groups, 3)
+        rows = [self._chunk_sums(chunk) for chunk in chunks]
+        holders = [chunk.parameters[0] for chunk in chunks]
+        owners = [chunk.group for chunk in chunks]
+        table = torch.stack([row.to(rows[0]) for row in rows])
+        if any(isinstance(holder, DTensor) for holder in holders):
+            table = sum_over_shards(table.T.reshape(-1), [*holders, *holders, *holders]).view(3, -1).T
+        if scale != 1.0:
+            table = table / table.new_tensor([scale, scale**2, 1.0])
+        nothing = table.new_zeros(3)
+        own = [[row for row, owner in zip(table, owners, strict=True) if owner == index] for index in range(groups)]
+        return torch.stack([torch.stack(part).sum(0) if part else nothing for part in own])
+
+    def measure(self, scale: float = 1.0) -> list[Alignment]:
+        """:meth:`sums`, read from the device."""
+        return read(self.sums(scale), [])[0]
+
+    # ------------------------------------------------------------------ walking with the optimizer
+    @torch.no_grad()
+    def before_step(self, lr: Sequence[float], scale: float = 1.0) -> None:
+        """The gradients that are there now are about to be applied, with these learning rates."""
+        self.lr = [float(value) for value in lr]
+        self._idle, self._open = set(), []
+        for group, parameters in self._placed():
+            kept = directions.keeps(self.family, group)
+            moving = [(place, p) for place, p in parameters if p.grad is not None]
+            self._idle |= {place for place, p in parameters if p.grad is None}
+            if kept == "nothing" or not moving:
+                continue
+            places, moved = zip(*moving, strict=True)
+            if kept == "gradient":
+                self._copy(places, [p.grad for p in moved])
+                kept_now = [self._copies[place] for place in places]
+                if scale != 1.0:
+                    torch._foreach_div_(kept_now, scale)
+                if group["maximize"]:
+                    torch._foreach_neg_(kept_now)
+                decay = directions.penalty(self.family, group)
+                if decay:
+                    torch._foreach_add_(kept_now, [local(p).detach() for p in moved], alpha=decay)
+            else:
+                self._copy(places, moved)
+                self._open.extend(places)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The optimizer has stepped: a copy of the parameters becomes the last update."""
+        if self._open:
+            everything = dict(place_and_p for _, parameters in self._placed() for place_and_p in parameters)
+            moved = [local(everything[place]).detach() for place in self._open]
+            torch._foreach_sub_([self._copies[place] for place in self._open], moved)
+            self._open = []
+
+    # ------------------------------------------------------------------ resuming
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and, where copies are kept, tensors. Of sharded parameters none are: one update goes unmeasured."""
+        sharded = {place for _, ps in self._placed() for place, p in ps if isinstance(p, DTensor)}
+        copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place not in sharded}
+        return {"lr": self.lr, "idle": sorted(self._idle), "copies": copies}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
+        self.lr = None if state["lr"] is None else list(state["lr"])
+        self._idle = set(state["idle"])
+        self._signature = None
+        parameters = dict(place_and_p for _, ps in self._placed() for place_and_p in ps)
+        self._copies = {
+            place: copy.to(local(parameters[place]).device, copy=True)
+            for place, copy in state["copies"].items()
+            if place in parameters and copy.shape == local(parameters[place]).shape
+        }
+
+    # ------------------------------------------------------------------ inside
+    def _placed(self) -> Iterator[tuple[dict[str, Any], list[tuple[int, Tensor]]]]:
+        start = 0
+        for group in self.optimizer.param_groups:
+            yield group, list(enumerate(group["params"], start))
+            start += len(group["params"])
+
+    def _copy(self, places: Sequence[int], tensors: Sequence[Any]) -> None:
+        sources = [local(tensor).detach() for tensor in tensors]
+        for place, source in zip(places, sources, strict=True):
+            held = self._copies.get(place)
+            if held is None or held.shape != source.shape or held.dtype != source.dtype or held.device != source.device:
+                self._copies[place] = torch.empty_like(source)
+        torch._foreach_copy_([self._copies[place] for place in places], sources)
+
+    def _current_chunks(self) -> list[_Chunk]:
+        """How the parameters with a gradient are packed; the same as for the last update, where nothing has changed."""
+        groups = self.optimizer.param_groups
+        known = [
+            self.lr is not None and i < len(self.lr) and directions.invertible(self.family, group, self.lr[i])
+            for i, group in enumerate(groups)
+        ]
+        without = [[i for i, p in enumerate(group["params"]) if p.grad is None] for group in groups]
+        sizes = [len(group["params"]) for group in groups]
+        kept = [directions.keeps(self.family, group) for group in groups]
+        signature = (CHUNK, known, without, sizes, kept, sorted(self._idle))
+        if signature != self._signature:
+            self._signature = signature
+            self._chunks, start = [], 0
+            for i, group in enumerate(groups):
+                self._chunks += self._pack(i, group, start, known[i])
+                start += sizes[i]
+        return self._chunks
+
+    def _pack(self, index: int, group: dict[str, Any], start: int, known_group: bool) -> Iterator[_Chunk]:
+        """Parameters with a gradient; small ones together, if they are treated alike."""
+        open_chunks: dict[object, _Chunk] = {}
+        state_of = self.optimizer.state
+        for place, parameter in enumerate(group["params"], start):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                raise ValueError(
+                    f"hypergradient: parameter {place} of the optimizer (shape {tuple(parameter.shape)}) has a sparse "
+                    "gradient, of which no dot product with the last update is taken; use sparse=False in its embedding"
+                )
+            state = state_of[parameter] if parameter in state_of else {}
+            known = (
+                known_group
+                and place not in self._idle
+                and directions.has_direction(self.family, group, state, self._copies.get(place))
+            )
+            key = (
+                known,
+                directions.batch_key(self.family, state) if known else None,
+                parameter.dtype,
+                parameter.device,
+                (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None,
+            )
+            elements = local(parameter).numel()
+            chunk = open_chunks.get(key)
+            if chunk is not None and chunk.elements + elements > CHUNK:
+                yield open_chunks.pop(key)
+                chunk = None
+            if chunk is None:
+                chunk = open_chunks[key] = _Chunk(index, known)
+            chunk.parameters.append(parameter)
+            chunk.places.append(place)
+            chunk.elements += elements
+        yield from open_chunks.values()
+
+    def _chunk_sums(self, chunk: _Chunk) -> Tensor:
+        parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
+        gradient = flat([p.grad for p in parameters if p.grad is not None])
+        decay = directions.penalty(self.family, group)
+        sources: directions.Sources = ()
+        if chunk.known:
+            assert self.lr is not None
+            sources, formula = directions.direction(
+                self.family,
+                group,
+                [self.optimizer.state[p] for p in parameters] if self.family != "other" else [],
+                [self._copies[place] for place in chunk.places if place in self._copies],
+                self.lr[chunk.group],
+            )
+        vectors = [flat(source) for source in sources]
+        needs_theta = bool(decay or group.get("decoupled_weight_decay", False))
+        theta = flat(parameters) if needs_theta else gradient
+        total = gradient.new_zeros(3)
+        for start in range(0, gradient.numel(), CHUNK):
+            part = slice(start, start + CHUNK)
+            g = gradient[part]
+            if group.get("maximize", False):
+                g = g.neg()
+            if decay:
+                g = g.add(theta[part], alpha=decay)
+            own = torch.dot(g, g)
+            if chunk.known:
+                d = formula(theta[part], *(vector[part] for vector in vectors)).to(g)
+                sums = torch.stack([torch.dot(g, d), own, torch.dot(d, d)])
+            else:
+                sums = torch.stack([torch.zeros_like(own), own, torch.zeros_like(own)])
+            total = sums if start == 0 else total + sums
+        return total
+
+
+@dataclass
+class _Chunk:
+    """Parameters of a group that are packed into one vector, and whether their last update is known."""
+
+    group: int
+    known: bool
+    parameters: list[Tensor] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    elements: int = 0
