@@ -10,6 +10,7 @@ from lightning_lr.callbacks import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    NormalizedWeightDecay,
 )
 from lightning_lr.curves import (
     Constant,
@@ -38,6 +39,7 @@ __all__ = [
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
+    "NormalizedWeightDecay",
     "Polynomial",
     "RampPhase",
     "RampPlan",
