@@ -1,5 +1,6 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
+from lightning_lr import optim
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
     AdaptiveWarmup,
@@ -48,5 +49,6 @@ __all__ = [
     "StepRamp",
     "WarmupStableDecay",
     "layerwise_param_groups",
+    "optim",
     "scaled_batch_size",
 ]
