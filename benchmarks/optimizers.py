@@ -3,12 +3,13 @@
     python -m benchmarks.optimizers [--rounds 40] [--threads 1]
 
 The parameter lists of ResNet-50 (161 tensors, 25.6 million numbers) and of a 12-layer transformer (199 tensors,
-33.4 million: width 384, 30 522 words), with random gradients; no model. All optimizers take turns in one process, in random order
-within each round, one step each on parameters of their own, so that what else the machine does hits all alike. Printed:
-the median of each one's milliseconds, and for ours the median over rounds of the better peer's time over ours in the
-same round, with a 95 % interval (bootstrap over rounds): of wall time and, on a CPU, of this process's CPU time, which
-other work disturbs less. LARS and LAMB are set to do the same work: every tensor adapted, no clipping of the global
-norm; ``as it comes`` is ours with biases and normalisation left out. On a GPU, time is that until the device is done.
+33.4 million: width 384, 30 522 words), with random gradients; no model. All optimizers take turns in one process, in
+random order within each round, one step each on parameters of their own, so that what else the machine does hits all
+alike. Printed: the median of each one's milliseconds, and for ours the median over rounds of the better peer's time
+over ours in the same round, with a 95 % interval (bootstrap over rounds): of wall time and, on a CPU, of this process's
+CPU time, which other work disturbs less. LARS and LAMB are set to do the same work as the peers: every tensor adapted,
+no clipping of the global norm; ``as it comes`` is ours with biases and normalisation left out. Memory is given out as
+it comes, so that a step which needs fresh memory pays for it. On a GPU, time is that until the device is done.
 
 timm is taken from the folder that ``LIGHTNING_LR_PEERS`` names (see tests/peers.py); who is missing is left out. One
 JSON per device in ``benchmarks/results/optimizers/``.
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks._common import RESULTS, environment, markdown_table, one_thread_steady_memory
+from benchmarks._common import RESULTS, environment, markdown_table
 from lightning_lr.optim import LAMB, LARS
 
 FOLDER = RESULTS / "optimizers"
@@ -210,7 +211,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--lists", nargs="*", choices=[*LISTS], default=[*LISTS], help="parameter lists")
     arguments = parser.parse_args()
-    one_thread_steady_memory()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
