@@ -120,8 +120,8 @@ def _markdown(picture: str, records: Sequence[Record], tuning: Sequence[Record])
 Made by `python -m benchmarks.large_batch`. Fashion-MNIST, {config["train_size"]} training images, {config["epochs"]}
 epochs for every batch size (updates: {updates}); network: {config["network"]}. A cosine after a
 gradual warm-up over the first fifth. The learning rate is the best of one grid, 1 and 3 times powers of ten, by
-accuracy on {config["val_size"]} validation images with seed 0, found by walking to the better neighbour until both are worse.
-*{"SGD, linear scaling"}* is not tuned: the best rate of the smallest batch times k.
+accuracy on {config["val_size"]} validation images with seed 0, found by walking to the better neighbour until both are
+worse. *{"SGD, linear scaling"}* is not tuned: the best rate of the smallest batch times k.
 
 ± is the standard error over up to {seeds} seeds (initialisation and sample order), seed 0 being the one that the
 rate was tuned with.

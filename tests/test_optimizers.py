@@ -162,11 +162,11 @@ class NoReading(TorchDispatchMode):
 @every
 def test_device_path_equals_the_host_path_and_reads_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     host, device = parameters(), parameters()
-    expected = run(make(host), host)
+    expected = run(make(host), host, updates=20)
     monkeypatch.setattr(trust_ratio.Piece, "on_host", property(lambda piece: False))
     optimizer = make(device)
     with NoReading():
-        got = run(optimizer, device)
+        got = run(optimizer, device, updates=20)
     assert largest_relative_difference(got, expected) < TOLERANCE
 
 
