@@ -228,7 +228,8 @@ class Bench:
     def config(self, optimizer: str, batch_size: int, lr: float, seed: int, bias_decay: bool = True) -> Config:
         """One run of this protocol."""
         p = self.protocol
-        return Config(optimizer, batch_size, lr, bias_decay, seed, p.epochs, p.train_size, p.val_size, p.batch_sizes[0])
+        sizes = p.epochs, p.train_size, p.val_size, p.batch_sizes[0]
+        return Config(optimizer, batch_size, lr, bias_decay, seed, *sizes, p.network)
 
     def results(self, configs: Sequence[Config]) -> list[dict[str, Any]]:
         """Records of these runs, made now where they are missing."""
