@@ -24,6 +24,7 @@ from lightning_lr.optim.trust_ratio import (
     check_learning_rate,
     check_not_negative,
     in_turn,
+    learning_rate,
     taken_in_turn,
     trust_ratios,
 )
@@ -125,26 +126,29 @@ class LAMB(TrustRatioOptimizer):
 
 def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor | list[float]:
     """The update of tensors with a trust ratio; returns their ratios."""
-    steps = [_plain_step(piece, group) for piece in pieces if not piece.fuses]
     fused = [piece for piece in pieces if piece.fuses]
-    if fused:
-        # the kernel takes Adam's step at lr 1 from scratch memory that holds the decay
-        weights = [piece.weight for piece in fused]
-        if room is None:
-            scratch = list(torch._foreach_mul(weights, -group["weight_decay"]))
-        else:
-            out = torch.as_strided(room, weights[0].shape, weights[0].stride())
-            scratch = [torch.mul(weights[0], -group["weight_decay"], out=out)]
-        _fused(torch._fused_adam_, scratch, fused, group, lr=1.0, weight_decay=0.0)
-        steps += scratch
-    pieces = [piece for piece in pieces if not piece.fuses] + fused
+    scratch = iter(_fused_steps(fused, group, room) if fused else [])
+    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
+    steps = [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
     ratios = trust_ratios(pieces, steps, operator.truediv)
     if isinstance(ratios, Tensor):
-        torch._foreach_mul_(steps, (ratios * group["lr"]).unbind())
+        torch._foreach_mul_(steps, (ratios * learning_rate(group, pieces[0])).unbind())
         torch._foreach_add_([piece.weight for piece in pieces], steps)
     else:
         pieces[0].weight.add_(steps[0], alpha=float(group["lr"]) * ratios[0])
     return ratios
+
+
+def _fused_steps(pieces: Sequence[Piece], group: Group, room: Tensor | None) -> list[Tensor]:
+    """``-u`` of each piece: the kernel takes Adam's step at lr 1 from scratch memory that holds ``-lambda w``."""
+    weights = [piece.weight for piece in pieces]
+    if room is None:
+        scratch = list(torch._foreach_mul(weights, -group["weight_decay"]))
+    else:
+        out = torch.as_strided(room, weights[0].shape, weights[0].stride())
+        scratch = [torch.mul(weights[0], -group["weight_decay"], out=out)]
+    _fused(torch._fused_adam_, scratch, pieces, group, lr=1.0, weight_decay=0.0)
+    return scratch
 
 
 def _plain_step(piece: Piece, group: Group) -> Tensor:
@@ -164,7 +168,8 @@ def _adamw(pieces: Sequence[Piece], group: Group) -> None:
     fused = [piece for piece in pieces if piece.fuses]
     if fused:
         weights = [piece.weight for piece in fused]
-        _fused(torch._fused_adamw_, weights, fused, group, lr=group["lr"], weight_decay=group["weight_decay"])
+        lr = learning_rate(group, fused[0])
+        _fused(torch._fused_adamw_, weights, fused, group, lr=lr, weight_decay=group["weight_decay"])
     for piece in pieces:
         if not piece.fuses:
             piece.weight.add_(_plain_step(piece, group).mul_(group["lr"]))

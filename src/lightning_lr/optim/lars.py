@@ -26,6 +26,7 @@ from lightning_lr.optim.trust_ratio import (
     check_learning_rate,
     check_not_negative,
     in_turn,
+    learning_rate,
     trust_ratios,
 )
 
@@ -210,7 +211,8 @@ def _multi_tensor(pieces_and_ratios: Sequence[tuple[Piece, Any]], group: Group) 
             torch._foreach_add_(steps, buffers, alpha=group["momentum"])
         else:
             steps = buffers
-    if isinstance(group["lr"], Tensor):
-        torch._foreach_sub_(weights, torch._foreach_mul(steps, group["lr"]))
+    lr = learning_rate(group, pieces[0])
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(weights, torch._foreach_mul(steps, lr))
     else:
-        torch._foreach_add_(weights, steps, alpha=-group["lr"])
+        torch._foreach_add_(weights, steps, alpha=-lr)

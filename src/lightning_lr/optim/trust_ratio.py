@@ -268,6 +268,12 @@ def in_turn(pieces: list[Piece]) -> Iterator[list[Piece]]:
         yield pieces
 
 
+def learning_rate(group: dict[str, Any], piece: Piece) -> float | Tensor:
+    """The group's lr: a tensor stays one where it lies on the piece's device; one of the CPU is read there."""
+    lr: float | Tensor = group["lr"]
+    return float(lr) if isinstance(lr, Tensor) and lr.device != piece.weight.device else lr
+
+
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
