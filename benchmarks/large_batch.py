@@ -1,6 +1,6 @@
 """What large-batch optimizers gain at large batches, each with its learning rate tuned at each batch size.
 
-    python -m benchmarks.large_batch [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
+    python -m benchmarks.large_batch [--data-dir FOLDER] [--dry-run] [--report] [--full] [--jobs 2]
 
 Fashion-MNIST, the same number of samples for every batch size, a cosine after a gradual warm-up over the first fifth.
 The default trains a perceptron with batch normalisation on images of 14 x 14 pixels, ``--full`` the small CNN. Compared
@@ -13,14 +13,15 @@ Beside the tuned SGD stands SGD with the rate of the smallest batch scaled linea
 2017), untuned.
 
 One JSON per run in ``benchmarks/results/large_batch/``: a run whose file exists is not made again, so the benchmark can
-be stopped and continued. A table and a picture are written beside that folder and printed. The default (about 160 runs)
-takes about 10 minutes of CPU time on one thread.
+be stopped and continued. A table and a picture are written beside that folder and printed; with ``--report``, at once,
+from the runs that exist. The default (about 160 runs) takes about 10 minutes of CPU time on one thread.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -272,6 +273,26 @@ class Bench:
         ]
         return self.results([*tuned, *scaled, *without])
 
+    def existing(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+        """What the table can show of a benchmark that is not finished: records at the best rate so far, all of tuning,
+        and the cells whose best rate still has a neighbour that was not tried."""
+        p, tuning, shown, open_cells = self.protocol, list[dict[str, Any]](), list[dict[str, Any]](), list[str]()
+        for size in p.batch_sizes:
+            for optimizer in OPTIMIZERS:
+                tried = {lr: self.results([self.config(optimizer, size, lr, p.seeds[0])]) for lr in GRID}
+                scores = {index: tried[lr][0]["val_accuracy"] for index, lr in enumerate(GRID) if tried[lr]}
+                if not scores:
+                    continue
+                best = max(scores, key=scores.__getitem__)
+                if not {max(best - 1, 0), min(best + 1, len(GRID) - 1)} <= scores.keys():
+                    open_cells.append(f"{optimizer} at batch {size}")
+                tuning += [run for runs in tried.values() for run in runs]
+                every = [(seed, decay) for decay in (True, False) for seed in p.seeds]
+                shown += self.results([self.config(optimizer, size, GRID[best], *cell) for cell in every])
+        base = next((run["config"]["lr"] for run in shown if run["config"]["optimizer"] == "SGD"), 0.0)
+        scaled = [self.config(SCALED, size, base, seed) for size in p.batch_sizes[1:] for seed in p.seeds]
+        return shown + self.results(scaled), tuning, open_cells
+
 
 def walk(score: Callable[[int], float], start: int, length: int) -> int:
     """The index with the best score, reached from ``start`` by steps to the better neighbour until both are worse."""
@@ -294,17 +315,24 @@ def walk(score: Callable[[int], float], start: int, length: int) -> int:
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    options = command_line(__doc__, "the whole grid with 5 seeds, 30 epochs, 49152 images: days", FOLDER, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_it_is = "--report" in words  # the runs that exist, none made
+    words = [word for word in words if word != "--report"]
+    options = command_line(__doc__, "the whole grid with 5 seeds, 30 epochs, 49152 images: days", FOLDER, words)
     protocol = FULL if options.full else DEFAULT
     store = ResultStore(options.results)
     if options.dry_run:
         _show_plan(protocol)
         return
+    if as_it_is:
+        records, tuning, open_cells = Bench(protocol, store, lambda configs: None).existing()
+        report.write(options.results.parent / protocol.name, records, tuning, open_cells)
+        return
     do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
     label = operator.attrgetter("label")
     bench = Bench(protocol, store, lambda configs: run_all(do, configs, options.jobs, label, "runs"))
     records = bench.all()
-    report.write(options.results.parent / protocol.name, records, bench.tuning)
+    report.write(options.results.parent / protocol.name, records, bench.tuning, [])
 
 
 def _show_plan(protocol: Protocol) -> None:

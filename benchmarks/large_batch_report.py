@@ -108,7 +108,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _markdown(picture: str, records: Sequence[Record], tuning: Sequence[Record]) -> str:
+def _markdown(picture: str, records: Sequence[Record], tuning: Sequence[Record], open_cells: Sequence[str]) -> str:
     config = records[0]["config"]
     everything = list({str(record["config"]): record for record in [*records, *tuning]}.values())
     machines = dict.fromkeys(", ".join(f"{k} {v}" for k, v in record["environment"].items()) for record in everything)
@@ -130,7 +130,7 @@ rate was tuned with.
 
 ## Test accuracy (%)
 
-{accuracy_table(records)}
+{accuracy_table(records)}{_unfinished(open_cells)}
 ## No bias decay
 
 The same rates, without decay of biases and normalisation; differences paired by seed.
@@ -142,11 +142,15 @@ The same rates, without decay of biases and normalisation; differences paired by
 {"".join(f"- {machine}{chr(10)}" for machine in machines)}"""
 
 
-def write(target: Path, records: Sequence[Record], tuning: Sequence[Record]) -> None:
+def _unfinished(cells: Sequence[str]) -> str:
+    return f"\nNot finished: {', '.join(cells)} (a neighbour of the best rate so far was not tried).\n" if cells else ""
+
+
+def write(target: Path, records: Sequence[Record], tuning: Sequence[Record], open_cells: Sequence[str]) -> None:
     """Write ``target``.md and .png and print the tables; findings below them, written by hand, are kept."""
     picture = target.with_suffix(".png")
     draw(records, picture)
     path = target.with_suffix(".md")
-    write_keeping_findings(path, _markdown(picture.name, records, tuning))
-    Console().print(Markdown(accuracy_table(records)), Markdown(bias_decay_table(records)))
+    write_keeping_findings(path, _markdown(picture.name, records, tuning, open_cells))
+    Console().print(Markdown(accuracy_table(records)), _unfinished(open_cells), Markdown(bias_decay_table(records)))
     print(f"written: {path.name}, {picture.name}")

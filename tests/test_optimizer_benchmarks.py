@@ -80,11 +80,29 @@ def test_every_cell_is_tuned_and_then_run_with_every_seed(tmp_path: Path) -> Non
     assert Bench(DEFAULT, store, make).all() == records
     assert len(made) == before, "what exists is not made again"
 
-    large_batch_report.write(tmp_path / "large_batch", records, bench.tuning)
+    found, tuning, open_cells = Bench(DEFAULT, store, lambda configs: None).existing()
+    assert sorted(str(run) for run in found) == sorted(map(str, records))
+    assert {str(run) for run in tuning} >= {str(run) for run in bench.tuning}
+    assert open_cells == []
+
+    large_batch_report.write(tmp_path / "large_batch", records, bench.tuning, open_cells)
     text = (tmp_path / "large_batch.md").read_text()
     assert "| LARS | 89.90 ± 0.06 (lr 30) |" in text  # 90.0, 89.9, 89.8: s = 0.1, / sqrt(3)
     assert "-1.00 ± 0.00" in text
     assert (tmp_path / "large_batch.png").exists()
+
+
+def test_a_report_of_what_exists_says_which_cells_are_not_tuned(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "large_batch")
+    bench = Bench(DEFAULT, store, lambda configs: None)
+    for lr in (0.1, 0.3):
+        store.save(bench.config("SGD", 256, lr, 0).name, record_of(bench.config("SGD", 256, lr, 0)))
+    records, tuning, open_cells = bench.existing()
+    assert [run["config"]["lr"] for run in records] == [0.3]
+    assert len(tuning) == 2
+    assert open_cells == ["SGD at batch 256"]
+    large_batch_report.write(tmp_path / "large_batch", records, tuning, open_cells)
+    assert "Not finished: SGD at batch 256" in (tmp_path / "large_batch.md").read_text()
 
 
 def test_bias_decay_is_switched_off_by_groups() -> None:
