@@ -129,19 +129,18 @@ def _ratio(group: Group, weight: Any, grad: Any) -> Any:
 
 def _step(pieces: Sequence[Piece], ratios: Iterable[float | Tensor | None], group: Group) -> None:
     """One step of each piece at its ratio, if it has one, in as few kernels as there are for it."""
-    fused = []
+    together = []
     for piece, ratio in zip(pieces, ratios, strict=True):
-        if piece.fuses:
-            fused.append((piece, ratio))
-        else:
+        if not piece.fuses:
             _plain(piece, 1.0 if ratio is None else ratio, group)
-    if fused and not fused[0][0].on_host:
-        _multi_tensor(fused, group)
-        return
-    for piece, ratio in fused:
-        if ratio is not None:
+        elif ratio is not None and piece.on_host:
             _fused(piece, float(ratio), group)
-    _fused_sgd([piece for piece, ratio in fused if ratio is None], group)
+        else:
+            together.append((piece, ratio))
+    if together and together[0][0].on_host:
+        _fused_sgd([piece for piece, _ in together], group)
+    elif together:
+        _multi_tensor(together, group)
 
 
 def _plain(piece: Piece, ratio: float | Tensor, group: Group) -> None:
@@ -176,8 +175,6 @@ def _survives_dampening(ratio: float) -> bool:
 
 
 def _fused_sgd(pieces: Sequence[Piece], group: Group, dampening: float = 0.0) -> None:
-    if not pieces:
-        return
     momentum = group["momentum"]
     torch._fused_sgd_(
         [piece.weight for piece in pieces],
