@@ -119,7 +119,7 @@ def _timm() -> Any:
     from tests.peers import import_timm
 
     try:
-        return import_timm()
+        return import_timm().optim
     except pytest.skip.Exception:
         return None
 

@@ -76,7 +76,7 @@ TOLERANCE = 1e-10  # fp64 rounding (1e-16) of some ten operations, times 100 upd
 def test_lars_equals_timm(nesterov: bool, foreach: bool | None) -> None:
     ours, theirs = parameters(), parameters()
     settings: dict[str, Any] = {"lr": 2.0, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": nesterov}
-    peer = import_timm().Lars(theirs, trust_coeff=1e-2, **settings)
+    peer = import_timm().optim.Lars(theirs, trust_coeff=1e-2, **settings)
     mine = LARS(ours, trust_coefficient=1e-2, adapt="all", foreach=foreach, **settings)
     assert largest_relative_difference(run(mine, ours), run(peer, theirs)) < TOLERANCE
 
@@ -85,7 +85,7 @@ def test_lars_equals_timm(nesterov: bool, foreach: bool | None) -> None:
 def test_lamb_equals_timm(foreach: bool | None) -> None:
     ours, theirs = parameters(), parameters()
     settings: dict[str, Any] = {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-5, "weight_decay": 0.1}
-    peer = import_timm().Lamb(theirs, max_grad_norm=None, always_adapt=True, **settings)
+    peer = import_timm().optim.Lamb(theirs, max_grad_norm=None, always_adapt=True, **settings)
     assert (
         largest_relative_difference(run(LAMB(ours, adapt="all", foreach=foreach, **settings), ours), run(peer, theirs))
         < TOLERANCE
