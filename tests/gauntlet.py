@@ -27,8 +27,11 @@ from lightning_lr import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    NormalizedWeightDecay,
+    Polynomial,
     StepRamp,
 )
+from lightning_lr.optim import LAMB, LARS
 
 BATCH = 8
 """Global batch of every case, however it is made of micro-batches, accumulation and devices."""
@@ -103,6 +106,28 @@ def _steps(at: At) -> float:
     return 0.5 ** sum(at.before / at.epoch >= milestone for milestone in (0.5, 1.0))
 
 
+def _polynomial(at: At) -> float:
+    progress, width, warmup = at.before / at.total, at.size / at.total, 0.25
+    return min(1.0, (progress + width) / warmup) if progress < warmup else ((1 - progress) / (1 - warmup)) ** 2
+
+
+def _lars(module: LightningModule) -> torch.optim.Optimizer:
+    return LARS(module.parameters(), lr=0.01, weight_decay=1e-4, trust_coefficient=0.1)
+
+
+def _lamb(module: LightningModule) -> torch.optim.Optimizer:
+    return LAMB(module.parameters(), lr=0.01)
+
+
+NO_CHANGE = 0.01 * 0.2 / math.sqrt(BATCH / 96)
+"""The norm that gives `_adamw` its own decay of 0.2 at lr 0.01 in a run of 96 samples."""
+
+
+def _adamw(module: LightningModule) -> torch.optim.Optimizer:
+    decay = NO_CHANGE * math.sqrt(BATCH / 96) / 0.01  # 0.2, in the order of operations that rounds alike
+    return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=decay)
+
+
 def _adam(module: LightningModule) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=0.01, betas=(0.9, 0.99))
 
@@ -130,7 +155,7 @@ def _sgd(module: LightningModule) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), lr=0.01)
 
 
-def _adamw(module: LightningModule) -> torch.optim.Optimizer:
+def _adamw_mild(module: LightningModule) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
 
 
@@ -321,8 +346,35 @@ ROWS = [
             {"class_path": "HypergradientDescent", "init_args": {"hyper_lr": 1e-4, "bounds": [0.1, 10]}},
             {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
         ],
-        configure=_adamw,
+        configure=_adamw_mild,
         replay=_additive_adamw_under_cosine,
         tolerance=2e-5,
+    ),
+    Row(
+        "lars-polynomial",
+        lambda: [LearningRateSchedule(Polynomial(warmup=0.25))],
+        lambda: [LearningRateSchedule(Constant())],
+        _polynomial,
+        [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Polynomial", "init_args": {"warmup": 0.25}}}}],
+        configure=_lars,
+    ),
+    Row(
+        "lamb-sqrt",
+        lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
+        lambda: [LearningRateScaling(BATCH, rule="sqrt")],
+        lambda at: math.sqrt(BATCH / 2),
+        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
+        configure=_lamb,
+    ),
+    Row(
+        "weight-decay-restarts",
+        lambda: [NormalizedWeightDecay(0.5), LearningRateSchedule(CosineRestarts(first_cycle=0.2, cycle_growth=1.5))],
+        lambda: [NormalizedWeightDecay(NO_CHANGE), LearningRateSchedule(Constant())],
+        _restarts,
+        [
+            {"class_path": "NormalizedWeightDecay", "init_args": {"norm": 0.5}},
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "CosineRestarts", "init_args": {"first_cycle": 0.2, "cycle_growth": 1.5}}}},
+        ],
+        configure=_adamw,
     ),
 ]  # fmt: skip

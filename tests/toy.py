@@ -123,7 +123,7 @@ class Probe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def record(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            row = [[group[key] for key in self.keys] for group in optimizer.param_groups]
+            row = [[group.get(key) for key in self.keys] for group in optimizer.param_groups]
             self.series.append(row if len(self.keys) > 1 else [values[0] for values in row])
 
         self._hook = trainer.optimizers[0].register_step_post_hook(record)

@@ -1,5 +1,6 @@
 """Learning rate, batch size and memory of a Lightning run, decided, shown and resumed exactly."""
 
+from lightning_lr import optim
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
@@ -12,6 +13,7 @@ from lightning_lr.callbacks import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    NormalizedWeightDecay,
 )
 from lightning_lr.curves import (
     Constant,
@@ -45,6 +47,7 @@ __all__ = [
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
+    "NormalizedWeightDecay",
     "Polynomial",
     "RampPhase",
     "RampPlan",
@@ -53,5 +56,6 @@ __all__ = [
     "StepRamp",
     "WarmupStableDecay",
     "layerwise_param_groups",
+    "optim",
     "scaled_batch_size",
 ]

@@ -237,6 +237,16 @@ class CosineRestarts(_WarmedUp):
         """Return the progress, as shares of the whole run, at which each cycle starts; the first is ``warmup``."""
         return self._cycles[0]
 
+    def cycle_length(self, progress: float) -> float:
+        """Return the length, as a share of the whole run, of the cycle that an update at ``progress`` belongs to.
+
+        A warm-up belongs to the first cycle; a last cycle that the end of the run cuts short counts in full.
+        """
+        return self._cycles[1][self._cycle(progress)]
+
+    def _cycle(self, progress: float) -> int:
+        return max(0, bisect_right(self._cycles[0], progress + SNAP) - 1)
+
     @cached_property
     def _cycles(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Starts and lengths as shares of the whole run; added up, for a float log misplaces starts."""
@@ -248,7 +258,7 @@ class CosineRestarts(_WarmedUp):
 
     def _body(self, progress: float) -> float:
         starts, lengths = self._cycles
-        cycle = max(0, bisect_right(starts, progress + SNAP) - 1)
+        cycle = self._cycle(progress)
         position = (progress - starts[cycle]) / lengths[cycle]
         peak = max(self.floor, self.peak_decay**cycle)
         return _half_cosine(peak, self.floor, min(1.0, max(0.0, position)))

@@ -26,6 +26,9 @@ from torch.optim import Optimizer
 Transform = Callable[[Any], Any]
 """Maps a scheduled hyperparameter (for example ``betas``) to the one in effect."""
 
+GroupTransform = Callable[[int, Any], Any]
+"""The same, told which parameter group it is about (its index)."""
+
 
 class HyperparameterWriter:
     """Keeps ``scheduled`` and ``effective`` hyperparameters of one optimizer apart.
@@ -44,7 +47,7 @@ class HyperparameterWriter:
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self._multipliers: dict[str, float | tuple[float, ...]] = {}
-        self._transforms: dict[str, dict[str, Transform]] = {}
+        self._transforms: dict[str, dict[str, GroupTransform]] = {}
         self._scheduled: list[dict[str, Any]] = []
         self._written: list[dict[str, Any]] = []
         self._warned: set[str] = set()
@@ -87,6 +90,19 @@ class HyperparameterWriter:
 
         Raises:
             ValueError: for ``key="lr"``, which has multipliers.
+        """
+        self.set_group_transform(key, name, lambda group, value: transform(value))
+
+    def set_group_transform(self, key: str, name: str, transform: GroupTransform) -> None:
+        """Set a transform that differs between groups; else as :meth:`set_transform`.
+
+        Args:
+            key: as there.
+            name: as there.
+            transform: index of the group, scheduled value -> effective value. Asked at every :meth:`write`.
+
+        Raises:
+            ValueError: for ``key="lr"``.
         """
         if key == "lr":
             raise ValueError("set_transform: got key='lr'; the learning rate has named multipliers (set_multiplier)")
@@ -214,7 +230,7 @@ class HyperparameterWriter:
                 else:
                     effective = value
                     for transform in self._transforms[key].values():
-                        effective = transform(effective)
+                        effective = transform(index, effective)
                 written[key] = _put(group, key, effective)
 
     def _write_scheduled(self) -> None:

@@ -166,6 +166,9 @@ class Run:
             metrics["micro_batch_size"] = float(micro_batch_size)
         for member in self.members:
             metrics |= member.metrics(clock, self.writer.optimizer, lrs)
+        quantiles = getattr(self.writer.optimizer, "trust_ratio_quantiles", None)  # LARS and LAMB have it
+        if quantiles is not None:
+            metrics |= {f"trust_ratio/{quantile:g}": ratio for quantile, ratio in quantiles().items()}
         internals.log_metrics(trainer, metrics)
 
     # ------------------------------------------------------------------ inside

@@ -1,0 +1,151 @@
+"""`NormalizedWeightDecay`: AdamW's decay from the batch size and the length of the run, per update and per restart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
+
+from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.curves import CosineRestarts
+from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
+
+OF_THE_BASE = ("layerwise", "linear_scaling", "hypergradient")
+"""Multipliers that belong to the base learning rate, which does not scale the decay; all others are its schedule."""
+
+
+class NormalizedWeightDecay(MethodCallback):
+    r"""Set the weight decay of AdamW from a number that holds for every batch size and length of training.
+
+    .. math:: \lambda_t = \lambda_\text{norm} \sqrt{\frac{b_t}{B T_i}}, \qquad
+        w \leftarrow w - \eta_t (\text{step of Adam at } \alpha) - \eta_t \lambda_t w
+
+    where b is the global batch of the update (it follows a ``BatchSizeRamp``), B T the samples of the run, or of the
+    current cycle where a ``LearningRateSchedule(CosineRestarts(...))`` restarts (AdamWR; a last cycle that the end of
+    the run cuts short counts in full). torch multiplies the decay by the whole learning rate, so that each group gets
+    ``weight_decay`` = :math:`\lambda_t / \alpha`.
+
+    What counts as the schedule :math:`\eta_t`, which scales the decay as well: the module's LR scheduler,
+    ``LearningRateSchedule`` and the learning rate's part in a ``BatchSizeRamp``. What counts as the base learning rate
+    :math:`\alpha`, which does not: the group's own initial ``lr``, ``LayerwiseLRDecay``, ``LearningRateScaling`` (its
+    climb too) and ``HypergradientDescent``. Groups whose ``weight_decay`` is 0 stay at 0; other values are replaced.
+
+    Args:
+        norm: :math:`\lambda_\text{norm}`; the paper's repository suggests 0.025 to 0.05 for CIFAR-10.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+
+    Raises:
+        ValueError: for a negative ``norm``.
+        MisconfigurationException: at setup, with an optimizer whose decay is not decoupled from the gradient (SGD,
+            Adam) or is inside a trust ratio (LAMB), where no group has a decay, beside ``AdaptiveWarmup``, which
+            chooses the base learning rate during the run, or beside torch's own warm restarts.
+
+    Example::
+
+        Trainer(max_epochs=30, callbacks=[NormalizedWeightDecay(), LearningRateSchedule(Cosine())])
+
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2, section 4 and appendix B.1.
+    """
+
+    name = "normalized_weight_decay"
+
+    def __init__(self, norm: float = 0.025, count_samples: CountSamples | None = None) -> None:
+        super().__init__(count_samples)
+        if not (math.isfinite(norm) and norm >= 0):
+            raise ValueError(f"NormalizedWeightDecay: got norm={norm!r}; give a finite number that is not negative")
+        self.norm = float(norm)
+        self._restarts: CosineRestarts | None = None
+        self._decay = 0.0
+        self._base_lr: list[float] = []
+
+    # ------------------------------------------------------------------ what the method says
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        super().check_optimizers(optimizers, schedulers)
+        for scheduler in schedulers:
+            if isinstance(scheduler, CosineAnnealingWarmRestarts):
+                raise MisconfigurationException(
+                    "NormalizedWeightDecay: configure_optimizers also returns a CosineAnnealingWarmRestarts, whose "
+                    "cycles are not known in samples; use LearningRateSchedule(CosineRestarts(...)) instead"
+                )
+        for index, group in enumerate(optimizers[0].param_groups):
+            if not _is_decoupled(optimizers[0], group):
+                raise MisconfigurationException(
+                    f"NormalizedWeightDecay: {type(optimizers[0]).__name__} (parameter group {index}) does not "
+                    "subtract lr x weight_decay x weight beside its step; use torch.optim.AdamW, or AdamP of "
+                    "pytorch_optimizer"
+                )
+        if not any(group["weight_decay"] for group in optimizers[0].param_groups):
+            raise MisconfigurationException(
+                "NormalizedWeightDecay: every parameter group has weight_decay=0, which stays 0; give the groups that "
+                "are to decay any other value"
+            )
+
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        self._base_lr = [
+            float(group.get("initial_lr", lr))
+            for group, lr in zip(writer.optimizer.param_groups, writer.scheduled(), strict=True)
+        ]
+        writer.set_group_transform("weight_decay", self.name, partial(self._weight_decay, writer))
+
+    def factor(self, clock: SampleClock) -> float:
+        self._decay = self.decay(clock)
+        return 1.0
+
+    def decay(self, clock: SampleClock) -> float:
+        """The paper's lambda for the update that ``clock`` stands before."""
+        shape = clock.shape
+        size = shape.batch_at(clock.epoch, clock.micro_batch).size
+        if size is None:  # a unit of progress is a micro-batch
+            size = shape.accumulation_in(clock.epoch) * shape.epoch.units(0)
+        share = 1.0 if self._restarts is None else self._restarts.cycle_length(clock.progress)
+        return normalized_weight_decay(self.norm, size, clock.total * share)
+
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
+        names = [str(group.get("name", f"group_{index}")) for index, group in enumerate(optimizer.param_groups)]
+        decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
+        return {f"weight_decay/{name}": decay for name, decay in zip(names, decays, strict=True)}
+
+    def facts(self, shape: RunShape) -> dict[str, str]:
+        decay = self.decay(SampleClock(shape))
+        cycles = "" if self._restarts is None else ", again at each restart"
+        return {"weight decay": f"lambda {decay:.4g} per update at the start, from norm {self.norm:g}{cycles}"}
+
+    # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._restarts = None
+        for other in members_of(trainer):
+            if other.name == "adaptive_warmup":
+                raise MisconfigurationException(
+                    f"NormalizedWeightDecay: {type(other).__name__} is attached too and chooses the base learning rate "
+                    "during the run, by which the decay is to be divided; set the optimizer's weight_decay instead"
+                )
+            if isinstance(other, LearningRateSchedule) and isinstance(other.curve, CosineRestarts):
+                self._restarts = other.curve
+
+    # ------------------------------------------------------------------ inside
+    def _weight_decay(self, writer: HyperparameterWriter, group: int, scheduled: float) -> float:
+        if scheduled == 0 or group >= len(self._base_lr):  # a group that was added during the run keeps its own
+            return scheduled
+        factors = writer.factors(group)
+        base_lr = self._base_lr[group] * math.prod(factors.get(name, 1.0) for name in OF_THE_BASE)
+        return torch_weight_decay(self._decay, base_lr)
+
+
+def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """Whether the decay is torch's AdamW's: weight x lr x weight_decay, beside the step."""
+    if group.get("fixed_decay"):  # pytorch_optimizer: not times the learning rate
+        return False
+    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay") or group.get("weight_decouple"))

@@ -1,0 +1,195 @@
+"""LAMB: Adam whose step on each tensor has the length of the tensor, for very large batches of Adam.
+
+The step before it is scaled comes from torch's fused Adam kernel, run on scratch memory that holds the decayed weights
+instead of on the weights: it leaves there what the ratio is to be applied to, and updates both moments in the same
+pass. Tensors without a ratio take torch's fused AdamW, which LAMB is at a ratio of 1. You et al. 2020,
+arXiv:1904.00962.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_lr.optim.trust_ratio import (
+    Adapt,
+    Piece,
+    TrustRatioOptimizer,
+    alike,
+    check_learning_rate,
+    check_not_negative,
+    in_turn,
+    learning_rate,
+    taken_in_turn,
+    trust_ratios,
+)
+
+Group = dict[str, Any]
+
+
+class LAMB(TrustRatioOptimizer):
+    r"""Layer-wise adaptive moments.
+
+    For a tensor w with gradient g, at its update t:
+
+    .. math::
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        u &= \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda w \\
+        w &\leftarrow w - \gamma \frac{\|w\|}{\|u\|} u \quad (\text{ratio } 1 \text{ where a norm is } 0)
+
+    This is the paper's algorithm 2 with :math:`\phi(z) = z` and both moments corrected for their bias. Other versions
+    clamp the norm of w at 10, correct one moment or none, keep the decay out of the ratio, or clip the gradient's
+    global norm to 1 by default; here clipping is the Trainer's ``gradient_clip_val``.
+
+    Args:
+        params: parameters, named parameters or parameter groups; a group may have its own value of every argument.
+        lr: learning rate :math:`\gamma`, the share of its norm that a tensor moves by; a number or a tensor with one
+            element.
+        betas: :math:`\beta_1, \beta_2`, in [0, 1).
+        eps: :math:`\epsilon`, at least 0.
+        weight_decay: :math:`\lambda`, of every tensor of the group; put those without decay into a group of their own.
+        adapt: which tensors have a trust ratio: ``"ndim>1"`` (biases and norms do not), ``"all"``, ``"none"``, or a
+            function of a parameter, asked once when the group is added. The others take steps of AdamW.
+        foreach: None or True for fused and multi-tensor kernels where they can be used; False for one plain operation
+            after the other. The results are the same to rounding.
+        maximize: ascend instead of descend.
+        capturable: accepted for uniformity with torch's Adam: on a GPU nothing is read back in any case, so a step
+            can be captured in a graph (with ``lr`` as a tensor, if it is to change).
+
+    Raises:
+        ValueError: for a negative hyperparameter, a beta outside [0, 1), or an unknown ``adapt``.
+        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+
+    Example::
+
+        LAMB(model.parameters(), lr=2e-3, weight_decay=0.01)
+
+    Source: You et al. 2020, arXiv:1904.00962v5, algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        adapt: Adapt = "ndim>1",
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        check_learning_rate("LAMB", lr)
+        check_not_negative("LAMB", eps=eps, weight_decay=weight_decay)
+        for index, beta in enumerate(betas):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"LAMB: got betas[{index}]={beta!r}; give a number in [0, 1)")
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "adapt": adapt,
+            "foreach": foreach,
+            "maximize": maximize,
+            "capturable": capturable,
+        }
+        super().__init__(params, defaults)
+
+    def shaped_states(self, group: Group) -> Sequence[str]:
+        return ("exp_avg", "exp_avg_sq")
+
+    def other_states(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
+
+    def update(self, group: Group, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
+                step = piece.state["step"].to(piece.weight.device)
+                piece.state["step"] = self.state[piece.parameter]["step"] = step
+        for some in alike(pieces):
+            torch._foreach_add_([piece.state["step"] for piece in some], 1)
+            _adamw([piece for piece in some if not piece.adapted], group)
+            adapted = [piece for piece in some if piece.adapted]
+            # tensors taken in turn share one piece of memory, which stays in the cache and need not be found anew
+            sizes = [piece.weight.numel() for piece in adapted]
+            room = adapted[0].weight.new_empty(max(sizes)) if len(sizes) > 1 and taken_in_turn(adapted) else None
+            for together in in_turn(adapted):
+                self._ratios.append(_adapted(together, group, room))
+
+
+def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor | list[float]:
+    """The update of tensors with a trust ratio; returns their ratios."""
+    fused = [piece for piece in pieces if piece.fuses]
+    scratch = iter(_fused_steps(fused, group, room) if fused else [])
+    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
+    steps = [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
+    ratios = trust_ratios(pieces, steps, operator.truediv)
+    if isinstance(ratios, Tensor):
+        torch._foreach_mul_(steps, (ratios * learning_rate(group, pieces[0])).unbind())
+        torch._foreach_add_([piece.weight for piece in pieces], steps)
+    else:
+        pieces[0].weight.add_(steps[0], alpha=float(group["lr"]) * ratios[0])
+    return ratios
+
+
+def _fused_steps(pieces: Sequence[Piece], group: Group, room: Tensor | None) -> list[Tensor]:
+    """``-u`` of each piece: the kernel takes Adam's step at lr 1 from scratch memory that holds ``-lambda w``."""
+    weights = [piece.weight for piece in pieces]
+    if room is None:
+        scratch = list(torch._foreach_mul(weights, -group["weight_decay"]))
+    else:
+        out = torch.as_strided(room, weights[0].shape, weights[0].stride())
+        scratch = [torch.mul(weights[0], -group["weight_decay"], out=out)]
+    _fused(torch._fused_adam_, scratch, pieces, group, lr=1.0, weight_decay=0.0)
+    return scratch
+
+
+def _plain_step(piece: Piece, group: Group) -> Tensor:
+    """``-u`` by one operation after the other; what the fused kernel is measured against."""
+    beta1, beta2 = group["betas"]
+    mean, square, step = piece.state["exp_avg"], piece.state["exp_avg_sq"], piece.state["step"]
+    grad = -piece.grad if group["maximize"] else piece.grad
+    updates = step.item() if step.device.type == "cpu" else step.double()
+    mean.lerp_(grad, 1 - beta1)
+    square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (square / (1 - beta2**updates)).sqrt_().add_(group["eps"])
+    return mean.div(denominator.mul_(beta1**updates - 1)).sub_(piece.weight, alpha=group["weight_decay"])
+
+
+def _adamw(pieces: Sequence[Piece], group: Group) -> None:
+    """The update of tensors without a trust ratio, which is AdamW's."""
+    fused = [piece for piece in pieces if piece.fuses]
+    if fused:
+        weights = [piece.weight for piece in fused]
+        lr = learning_rate(group, fused[0])
+        _fused(torch._fused_adamw_, weights, fused, group, lr=lr, weight_decay=group["weight_decay"])
+    for piece in pieces:
+        if not piece.fuses:
+            piece.weight.add_(_plain_step(piece, group).mul_(group["lr"]))
+
+
+def _fused(
+    kernel: Callable[..., Any], targets: list[Tensor], pieces: Sequence[Piece], group: Group, **arguments: Any
+) -> None:
+    beta1, beta2 = group["betas"]
+    kernel(
+        targets,
+        [piece.grad for piece in pieces],
+        [piece.state["exp_avg"] for piece in pieces],
+        [piece.state["exp_avg_sq"] for piece in pieces],
+        [],
+        [piece.state["step"] for piece in pieces],
+        beta1=beta1,
+        beta2=beta2,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=group["maximize"],
+        **arguments,
+    )

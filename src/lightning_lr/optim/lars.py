@@ -1,0 +1,215 @@
+"""LARS: SGD whose step on each tensor is a fixed share of the tensor's own norm, for very large batches of SGD.
+
+On the CPU the whole update is torch's fused SGD kernel: it computes ``buf = momentum * buf + (1 - dampening) * d``,
+so that a dampening of 1 - ratio is LARS in one pass over memory. Elsewhere multi-tensor kernels, with the ratios left
+on the device. You, Gitman & Ginsburg 2017, arXiv:1708.03888.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_lr.optim.trust_ratio import (
+    HALF,
+    WHOLE,
+    Adapt,
+    Piece,
+    TrustRatioOptimizer,
+    alike,
+    check_learning_rate,
+    check_not_negative,
+    in_turn,
+    learning_rate,
+    trust_ratios,
+)
+
+Group = dict[str, Any]
+
+
+class LARS(TrustRatioOptimizer):
+    r"""Layer-wise adaptive rate scaling.
+
+    For a tensor w with gradient g, weight decay :math:`\lambda` and momentum m:
+
+    .. math::
+        r &= \eta \frac{\|w\|}{\|g\| + \lambda \|w\| + \epsilon} \quad (1 \text{ where a norm is } 0) \\
+        v &\leftarrow m v + r (g + \lambda w) \\
+        w &\leftarrow w - \gamma v
+
+    The denominator is the paper's (also that of timm and of apex's LARC). MoCo v3, MAE and optax take
+    :math:`\|g + \lambda w\|` instead, some versions of pytorch_optimizer :math:`\|g\|` alone, and LARC can clip
+    :math:`r / \gamma` at 1; none of these is offered. The paper has the learning rate :math:`\gamma` inside v; here it
+    is outside, as in torch's SGD, which differs while the learning rate changes. The momentum buffer starts at 0.
+
+    Args:
+        params: parameters, named parameters or parameter groups; a group may have its own value of every argument.
+        lr: learning rate :math:`\gamma`; a number or a tensor with one element. Larger than SGD's: the step on w is
+            about :math:`\gamma \eta \|w\|`.
+        momentum: m, at least 0.
+        weight_decay: :math:`\lambda`, of every tensor of the group; put those without decay into a group of their own.
+        trust_coefficient: :math:`\eta`, the share of its norm that a tensor moves by at lr 1.
+        eps: :math:`\epsilon`, added to the denominator.
+        nesterov: Nesterov's momentum.
+        adapt: which tensors have a trust ratio: ``"ndim>1"`` (biases and norms do not), ``"all"``, ``"none"``, or a
+            function of a parameter, asked once when the group is added. The others take steps of SGD at the full lr.
+        foreach: None or True for fused and multi-tensor kernels where they can be used; False for one plain operation
+            after the other. The results are the same to rounding.
+        maximize: ascend instead of descend.
+
+    Raises:
+        ValueError: for a negative hyperparameter, Nesterov's momentum without momentum, or an unknown ``adapt``.
+        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+
+    Example::
+
+        LARS(model.parameters(), lr=10.0, momentum=0.9, weight_decay=1e-4)
+
+    Source: You, Gitman & Ginsburg 2017, arXiv:1708.03888, algorithm 1.
+    """
+
+    # torch 2.13's CPU kernel of SGD with momentum writes wrong values for half-precision tensors of 16 or more elements
+    fused_dtypes = {"cpu": WHOLE, "cuda": HALF + WHOLE}  # noqa: RUF012
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        eps: float = 1e-8,
+        nesterov: bool = False,
+        adapt: Adapt = "ndim>1",
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        check_learning_rate("LARS", lr)
+        check_not_negative(
+            "LARS", momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, eps=eps
+        )
+        if nesterov and momentum <= 0:
+            raise ValueError(f"LARS: got nesterov=True with momentum={momentum!r}; it needs a momentum above 0")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "nesterov": nesterov,
+            "adapt": adapt,
+            "foreach": foreach,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def shaped_states(self, group: Group) -> Sequence[str]:
+        return () if group["momentum"] == 0 else ("momentum_buffer",)
+
+    def update(self, group: Group, pieces: list[Piece]) -> None:
+        for some in alike(pieces):
+            for adapted in in_turn([piece for piece in some if piece.adapted]):
+                ratios = trust_ratios(adapted, [piece.grad for piece in adapted], partial(_ratio, group))
+                self._ratios.append(ratios)
+                _step(adapted, ratios, group)
+            fixed = [piece for piece in some if not piece.adapted]
+            _step(fixed, [None] * len(fixed), group)
+
+
+def _ratio(group: Group, weight: Any, grad: Any) -> Any:
+    return group["trust_coefficient"] * weight / (grad + group["weight_decay"] * weight + group["eps"])
+
+
+def _step(pieces: Sequence[Piece], ratios: Iterable[float | Tensor | None], group: Group) -> None:
+    """One step of each piece at its ratio, if it has one, in as few kernels as there are for it."""
+    together = []
+    for piece, ratio in zip(pieces, ratios, strict=True):
+        if not piece.fuses:
+            _plain(piece, 1.0 if ratio is None else ratio, group)
+        elif ratio is not None and piece.on_host:
+            _fused(piece, float(ratio), group)
+        else:
+            together.append((piece, ratio))
+    if together and together[0][0].on_host:
+        _fused_sgd([piece for piece, _ in together], group)
+    elif together:
+        _multi_tensor(together, group)
+
+
+def _plain(piece: Piece, ratio: float | Tensor, group: Group) -> None:
+    """One operation after the other; what the faster ways are measured against."""
+    step = _decayed(piece, group).mul_(ratio)
+    if group["momentum"] != 0:
+        buffer = piece.state["momentum_buffer"].mul_(group["momentum"]).add_(step)
+        step = step.add_(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+    piece.weight.sub_(step * group["lr"])
+
+
+def _decayed(piece: Piece, group: Group) -> Tensor:
+    grad = -piece.grad if group["maximize"] else piece.grad
+    return grad.add(piece.weight, alpha=group["weight_decay"])
+
+
+def _fused(piece: Piece, ratio: float, group: Group) -> None:
+    """One tensor on the host."""
+    if group["momentum"] == 0:
+        _fused_sgd([piece], {**group, "lr": float(group["lr"]) * ratio})
+    elif group["nesterov"] or not _survives_dampening(ratio):
+        # the kernel's Nesterov step takes the gradient undampened, so the ratio goes into the gradient
+        scaled = replace(piece, grad=_decayed(piece, group).mul_(ratio))
+        _fused_sgd([scaled], {**group, "weight_decay": 0.0, "maximize": False})
+    else:
+        _fused_sgd([piece], group, dampening=1.0 - ratio)
+
+
+def _survives_dampening(ratio: float) -> bool:
+    """Whether 1 - (1 - ratio) is still the ratio, far below what fp32 shows and the tests ask of fp64."""
+    return abs((1.0 - (1.0 - ratio)) - ratio) <= 1e-12 * ratio
+
+
+def _fused_sgd(pieces: Sequence[Piece], group: Group, dampening: float = 0.0) -> None:
+    momentum = group["momentum"]
+    torch._fused_sgd_(
+        [piece.weight for piece in pieces],
+        [piece.grad for piece in pieces],
+        [] if momentum == 0 else [piece.state["momentum_buffer"] for piece in pieces],
+        weight_decay=group["weight_decay"],
+        momentum=momentum,
+        lr=float(group["lr"]),
+        dampening=dampening,
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+        is_first_step=False,  # the buffers exist and are 0
+    )
+
+
+def _multi_tensor(pieces_and_ratios: Sequence[tuple[Piece, Any]], group: Group) -> None:
+    """Many tensors on a device, from which nothing is read."""
+    pieces = [piece for piece, _ in pieces_and_ratios]
+    weights, grads = [piece.weight for piece in pieces], [piece.grad for piece in pieces]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    steps = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+    ratios = [ratio for _, ratio in pieces_and_ratios if ratio is not None]
+    if ratios:  # all have one, or none has
+        torch._foreach_mul_(steps, ratios)
+    if group["momentum"] != 0:
+        buffers = [piece.state["momentum_buffer"] for piece in pieces]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, steps)
+        if group["nesterov"]:
+            torch._foreach_add_(steps, buffers, alpha=group["momentum"])
+        else:
+            steps = buffers
+    lr = learning_rate(group, pieces[0])
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(weights, torch._foreach_mul(steps, lr))
+    else:
+        torch._foreach_add_(weights, steps, alpha=-lr)

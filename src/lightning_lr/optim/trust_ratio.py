@@ -1,0 +1,293 @@
+"""What LARS and LAMB share: which tensors have a trust ratio, their norms over all shards, the ratios of the last step.
+
+A trust ratio is one number per parameter tensor, made of two norms. The norms of all tensors are asked for together
+and stay on the device: nothing is read back there, and a parameter that is sharded over ranks (FSDP2) costs one
+all-reduce for all of them. On the CPU, where reading a number costs nothing, the ratios go as plain numbers into
+torch's fused kernels, one tensor after the other, while it is in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from lightning_lr.shards import local, sum_over_shards
+
+Adapt = Literal["ndim>1", "all", "none"] | Callable[[Tensor], bool]
+"""Which parameters have a trust ratio; the others are updated as with a ratio of 1."""
+
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+_RULES: dict[str, Callable[[Tensor], bool]] = {
+    "ndim>1": lambda parameter: parameter.ndim > 1,
+    "all": lambda parameter: True,
+    "none": lambda parameter: False,
+}
+HALF, WHOLE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
+
+
+@dataclass(slots=True)
+class Piece:
+    """One parameter's share of a step, as real tensors that this rank holds.
+
+    Args:
+        parameter: the parameter as the user knows it.
+        weight: its values on this rank.
+        grad: its gradient, laid out as it came.
+        state: the optimizer's tensors, by name.
+        adapted: whether it has a trust ratio.
+        fuses: whether torch's fused kernels take it.
+    """
+
+    parameter: Tensor
+    weight: Tensor
+    grad: Tensor
+    state: dict[str, Tensor]
+    adapted: bool
+    fuses: bool
+
+    @property
+    def on_host(self) -> bool:
+        """Whether a number can be read from it without waiting for a device."""
+        return self.weight.device.type == "cpu"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its norm needs other ranks."""
+        return isinstance(self.parameter, DTensor)
+
+
+class TrustRatioOptimizer(Optimizer):
+    """Base of the optimizers whose step is scaled by a trust ratio per tensor.
+
+    Args:
+        params: parameters or groups; a group may have its own ``adapt``.
+        defaults: hyperparameters of groups that do not say otherwise.
+
+    Raises:
+        RuntimeError: at a step, for parameters that FSDP1 or DeepSpeed ZeRO has flattened: the norm of a tensor is then
+            not to be had from what the optimizer sees. FSDP2 (``fully_shard``) keeps tensors apart and works.
+    """
+
+    fused_dtypes: ClassVar[dict[str, tuple[torch.dtype, ...]]] = {"cpu": HALF + WHOLE, "cuda": HALF + WHOLE}
+    """What torch's fused or multi-tensor kernels take, by type of device."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._own: set[int] = set()
+        self._ratios: list[Tensor | list[float]] = []
+        super().__init__(params, defaults)
+
+    # ------------------------------------------------------------------ what users ask
+    def trust_ratios(self) -> Tensor:
+        """The trust ratios of the last step, one per tensor that has one, on the device; empty before the first step.
+
+        Ratios that were replaced by 1 because a norm was 0 are among them.
+        """
+        ratios = [torch.tensor(r, dtype=torch.float64) if isinstance(r, list) else r for r in self._ratios]
+        return torch.cat([some.to(ratios[0].device) for some in ratios]) if ratios else torch.empty(0)
+
+    def trust_ratio_quantiles(self, at: Sequence[float] = QUANTILES) -> dict[float, float]:
+        """Quantiles of the last step's trust ratios; the one place that reads them from the device."""
+        ratios = self.trust_ratios()
+        if ratios.numel() == 0:
+            return {}
+        wide = ratios.to(torch.float64 if ratios.dtype == torch.float64 else torch.float32)
+        return dict(zip(at, torch.quantile(wide, wide.new_tensor(list(at))).tolist(), strict=True))
+
+    # ------------------------------------------------------------------ torch.optim
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        adapt = group["adapt"]
+        if not callable(adapt) and adapt not in _RULES:
+            self.param_groups.pop()
+            raise ValueError(
+                f"{type(self).__name__}: got adapt={adapt!r}; allowed are {', '.join(map(repr, _RULES))} or a function "
+                "of a parameter"
+            )
+        if callable(adapt):  # plain numbers, which a checkpoint can hold and a loaded one can bring back
+            group["adapt"] = [bool(adapt(parameter)) for parameter in group["params"]]
+        self._own.update(map(id, group["params"]))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        self._ratios = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one update.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            what ``closure`` returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._ratios = []
+        for group in self.param_groups:
+            pieces = self._pieces(group)
+            if pieces:
+                self.update(group, pieces)
+        return loss
+
+    @abstractmethod
+    def update(self, group: dict[str, Any], pieces: list[Piece]) -> None:
+        """Update the pieces of a group in place."""
+
+    @abstractmethod
+    def shaped_states(self, group: dict[str, Any]) -> Sequence[str]:
+        """Names of the state tensors that have the parameter's shape and start at 0."""
+
+    def other_states(self, parameter: Tensor) -> dict[str, Tensor]:
+        """State besides these, before the first update."""
+        return {}
+
+    # ------------------------------------------------------------------ inside
+    def _pieces(self, group: dict[str, Any]) -> list[Piece]:
+        adapt, names = group["adapt"], self.shaped_states(group)
+        rule = _RULES[adapt] if isinstance(adapt, str) else None
+        may_fuse = group["foreach"] is not False
+        pieces = []
+        for index, parameter in enumerate(group["params"]):
+            grad = parameter.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            state = self.state[parameter]
+            if not state:
+                self._refuse_flattened(parameter)
+                state.update(self.other_states(parameter))
+            for name in names:
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            shaped = [state[name] for name in names]
+            weight: Tensor = parameter
+            if isinstance(parameter, DTensor) or parameter.is_complex():
+                if isinstance(grad, DTensor) and grad.placements != parameter.placements:
+                    grad = grad.redistribute(placements=parameter.placements)
+                weight, grad, *shaped = (_real(local(tensor)) for tensor in (parameter, grad, *shaped))
+                state = {**state, **dict(zip(names, shaped, strict=True))}
+            fuses = may_fuse and self._fuses(weight, grad, *shaped)
+            pieces.append(Piece(parameter, weight, grad, state, rule(parameter) if rule else adapt[index], fuses))
+        return pieces
+
+    def _fuses(self, weight: Tensor, *others: Tensor) -> bool:
+        """Whether fused kernels take these tensors: they run over memory, so all must lie in it in the same order."""
+        if weight.dtype not in self.fused_dtypes.get(weight.device.type, ()):
+            return False
+        for other in others:
+            if other.dtype != weight.dtype or other.device != weight.device:
+                return False
+        if weight.is_contiguous():
+            return all(other.is_contiguous() for other in others)
+        layout = torch.channels_last
+        return weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others))
+
+    def _refuse_flattened(self, parameter: Tensor) -> None:
+        who = type(self).__name__
+        if getattr(parameter, "_fsdp_flattened", False):
+            raise RuntimeError(
+                f"{who}: the parameters belong to FullyShardedDataParallel (FSDP1), which flattens them, so the norm "
+                "of a tensor is not known; use FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning "
+                "ModelParallelStrategy)"
+            )
+        if id(parameter) not in self._own and parameter.ndim == 1:
+            raise RuntimeError(
+                f"{who}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as DeepSpeed "
+                "ZeRO (stages 1, 2 and 3) does with its partitions, so the norm of a tensor is not known; use FSDP2 or "
+                "DDP, or DeepSpeed's own FusedLamb"
+            )
+
+
+# ---------------------------------------------------------------------- norms
+def norms(tensors: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
+    """The 2-norm of each tensor as one vector, over all ranks that hold a part of the piece it belongs to.
+
+    Half-precision tensors are summed in fp32.
+    """
+    parts = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_sums_in(tensors)))
+    if not any(piece.sharded for piece in pieces):
+        return parts
+    return sum_over_shards(parts.square(), [piece.parameter for piece in pieces]).sqrt()
+
+
+def trust_ratios(
+    pieces: Sequence[Piece], others: Sequence[Tensor], formula: Callable[[Any, Any], Any]
+) -> Tensor | list[float]:
+    """``formula(norm of weight, norm of other)`` of each piece, 1 where a norm is 0.
+
+    A vector on the device, or a number for one tensor on the host (see :func:`in_turn`), where it costs less.
+    """
+    weights = [piece.weight for piece in pieces]
+    if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:
+        pair = torch._foreach_norm([weights[0], others[0]], 2, dtype=_sums_in(others))
+        weight, other = pair[0].item(), pair[1].item()
+        return [formula(weight, other) if weight > 0 and other > 0 else 1.0]
+    both = norms([*weights, *others], [*pieces, *pieces])
+    ratio: Tensor = formula(*both.chunk(2))
+    return torch.where(both.view(2, -1).amin(0) > 0, ratio, torch.ones_like(ratio))
+
+
+def _sums_in(tensors: Sequence[Tensor]) -> torch.dtype | None:
+    return torch.float32 if tensors[0].dtype in HALF else None
+
+
+def alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that one multi-tensor kernel can take together: by device and dtype."""
+    together: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
+    for piece in pieces:
+        together.setdefault((piece.weight.device, piece.weight.dtype), []).append(piece)
+    yield from together.values()
+
+
+def taken_in_turn(pieces: list[Piece]) -> bool:
+    """Whether :func:`in_turn` takes these one by one."""
+    return bool(pieces) and pieces[0].on_host and not any(piece.sharded for piece in pieces)
+
+
+def in_turn(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """What to take together: on the host one tensor after the other, each while it is in the cache; on a device, or
+    over shards, all of them, so that there is one question about norms."""
+    if taken_in_turn(pieces):
+        yield from ([piece] for piece in pieces)
+    elif pieces:
+        yield pieces
+
+
+def learning_rate(group: dict[str, Any], piece: Piece) -> float | Tensor:
+    """The group's lr: a tensor stays one where it lies on the piece's device; one of the CPU is read there."""
+    lr: float | Tensor = group["lr"]
+    return float(lr) if isinstance(lr, Tensor) and lr.device != piece.weight.device else lr
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+# ---------------------------------------------------------------------- arguments
+def check_learning_rate(who: str, lr: float | Tensor) -> None:
+    """Refuse a learning rate that no optimizer of torch's would take."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"{who}: got an lr tensor with {lr.numel()} elements; give one with a single element")
+    check_not_negative(who, lr=float(lr))
+
+
+def check_not_negative(who: str, **arguments: float) -> None:
+    """Refuse what is negative or not a number, by name."""
+    for name, value in arguments.items():
+        if not (value >= 0.0 and math.isfinite(value)):
+            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative")
