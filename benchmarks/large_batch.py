@@ -7,9 +7,9 @@ The default trains a perceptron with batch normalisation on images of 14 x 14 pi
 are SGD with Nesterov momentum 0.9, LARS, LAMB, AdamW and AdamP. Learning rates come from one grid for all, 1 and 3
 times powers of ten. ``--full`` tries all of it (1e-4 to 100) with every seed; the default starts in the middle of the
 optimizer's usual range and walks along the grid, one seed, until both neighbours of the best rate are worse; at the
-next smaller batch size from where it ended. The best rate on validation images is then run with every seed and weight decay on
-all tensors, at some batch sizes also without decay of biases and normalisation (He et al. 2019, "no bias decay").
-Beside the tuned SGD stands SGD with the rate of the smallest batch scaled linearly and a gradual warm-up (Goyal et al.
+next smaller batch size from where it ended. The best rate on validation images is then run with every seed and weight
+decay on all tensors, at some batch sizes also without decay of biases and normalisation (He et al. 2019, "no bias
+decay"). Beside the tuned SGD stands SGD with the rate of the smallest batch scaled linearly and a gradual warm-up (Goyal et al.
 2017), untuned.
 
 One JSON per run in ``benchmarks/results/large_batch/``: a run whose file exists is not made again, so the benchmark can
