@@ -9,8 +9,8 @@ times powers of ten. ``--full`` tries all of it (1e-4 to 100) with every seed; t
 optimizer's usual range and walks along the grid, one seed, until both neighbours of the best rate are worse; at the
 next smaller batch size from where it ended. The best rate on validation images is then run with every seed and weight
 decay on all tensors, at some batch sizes also without decay of biases and normalisation (He et al. 2019, "no bias
-decay"). Beside the tuned SGD stands SGD with the rate of the smallest batch scaled linearly and a gradual warm-up (Goyal et al.
-2017), untuned.
+decay"). Beside the tuned SGD stands SGD with the rate of the smallest batch scaled linearly and a gradual warm-up
+(Goyal et al. 2017), untuned.
 
 One JSON per run in ``benchmarks/results/large_batch/``: a run whose file exists is not made again, so the benchmark can
 be stopped and continued. A table and a picture are written beside that folder and printed; with ``--report``, at once,
