@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain as joined
 from itertools import pairwise
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -86,6 +86,8 @@ class Recorder:
     def __init__(self, network: nn.Module, synchronize: Callable[[], None] | None = None) -> None:
         self._left_out = parameter_storages(network)
         self._synchronize = synchronize or (lambda: None)
+        # without a device to wait for, this thread's own time: other work on the machine does not count
+        self._clock = thread_time if synchronize is None else perf_counter
         self._active: list[int] = []
         self._returned: list[tuple[Mark, int]] = []
         self._outside: Sizes = {}
@@ -125,10 +127,10 @@ class Recorder:
         self._active.append(index)
         try:
             self._synchronize()
-            begin = perf_counter()
+            begin = self._clock()
             output = block()
             self._synchronize()
-            call.seconds = perf_counter() - begin
+            call.seconds = self._clock() - begin
         finally:
             self._active.remove(index)
         returned = tensors_in(output)
