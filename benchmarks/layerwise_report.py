@@ -75,7 +75,7 @@ def cells(final: Results) -> list[list[str]]:
                 label(setting),
                 f"{records[0]['config']['lr']:g}",
                 mean.text(100),
-                f"{100 * standard_error(list(accuracies(records).values())):.2f}",
+                "-" if len(records) == 1 else f"{100 * standard_error(list(accuracies(records).values())):.2f}",
                 "reference" if difference is None else difference.text(100, sign=True),
                 f"{statistics.fmean(record['train_losses'][-1] for record in records):.3f}",
                 f"{statistics.fmean(sum(record['epoch_seconds']) for record in records):.1f}",
