@@ -225,15 +225,34 @@ def _draw_panel(panel: Axes, table: Sequence[Row]) -> None:
 
 
 # ---------------------------------------------------------------------- everything
-def write(target: Path, tried: Sequence[Record], tuned: Sequence[Record], adaptive: Sequence[Record]) -> None:
-    """Write ``target``.md and .png and print the table; findings below the tables, written by hand, are kept."""
+def write(
+    target: Path,
+    tried: Sequence[Record],
+    tuned: Sequence[Record],
+    adaptive: Sequence[Record],
+    planned: Sequence[tuple[str, str, int]],
+) -> None:
+    """Write ``target``.md and .png and print the table; findings below the tables, written by hand, are kept.
+
+    Args:
+        target: path without a suffix.
+        tried: runs of the tuning.
+        tuned: runs of the best learning rates.
+        adaptive: runs of ours.
+        planned: model, optimizer and batch size of every cell of the grid; what is missing is named.
+    """
     table = rows(tried, tuned, adaptive)
     if not table:
         print("no cell is complete yet")
         return
     picture = target.with_suffix(".png")
     draw(table, picture)
-    write_keeping_findings(target.with_suffix(".md"), _markdown(picture.name, table, tried, tuned, adaptive))
+    text = _markdown(picture.name, table, tried, tuned, adaptive)
+    absent = [cell for cell in planned if Cell(*cell) not in {row.cell for row in table if row.variant == OURS}]
+    if absent:
+        names = "; ".join(f"{model}, {optimizer}, batch {size}" for model, optimizer, size in absent)
+        text += f"\nOf the grid not run, or not completely: {names}.\n"
+    write_keeping_findings(target.with_suffix(".md"), text)
     shown = Table(*("variant", *HEADINGS), box=None, padding=(0, 2, 0, 0))
     for row in table:
         shown.add_row(row.variant, *cells(row))
