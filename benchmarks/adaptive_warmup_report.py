@@ -188,9 +188,10 @@ def draw(table: Sequence[Row], path: Path) -> None:
     """Differences to the tuned baseline over the batch size, a panel per model; without ``restore_best`` in grey."""
     models = sorted({row.cell.model for row in table})
     figure = Figure(figsize=(10, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    every = sorted({row.cell.batch_size for row in table})
     for panel, model in zip(panels, models, strict=True):
-        _draw_panel(panel, [row for row in table if row.cell.model == model])
+        _draw_panel(panel, [row for row in table if row.cell.model == model], every)
         panel.set_title(model)
     panels[0].set_ylabel("ours minus tuned baseline (points):\nmean and 90 % interval, paired seeds")
     found = {
@@ -200,7 +201,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _draw_panel(panel: Axes, table: Sequence[Row]) -> None:
+def _draw_panel(panel: Axes, table: Sequence[Row], sizes: Sequence[int]) -> None:
     panel.axhspan(-MARGIN, MARGIN, color="0.88", linewidth=0, label="± 0.3 points")
     panel.axhline(0.0, color="0.5", linewidth=0.8)
     lines = list(dict.fromkeys((row.cell.optimizer, row.variant) for row in table))
@@ -216,8 +217,8 @@ def _draw_panel(panel: Axes, table: Sequence[Row]) -> None:
             markersize=5.5, linewidth=1.2, elinewidth=1.2, capsize=3,
             label=optimizer if variant == OURS else f"{optimizer}, without restore_best",
         )  # fmt: skip
-    sizes = sorted({row.cell.batch_size for row in table})
     panel.set_xscale("log", base=2)
+    panel.set_xlim(sizes[0] / 1.5, sizes[-1] * 1.5)
     panel.set_xticks(sizes, [str(size) for size in sizes])
     panel.minorticks_off()
     panel.set_xlabel("batch size (samples per update)")
@@ -225,15 +226,34 @@ def _draw_panel(panel: Axes, table: Sequence[Row]) -> None:
 
 
 # ---------------------------------------------------------------------- everything
-def write(target: Path, tried: Sequence[Record], tuned: Sequence[Record], adaptive: Sequence[Record]) -> None:
-    """Write ``target``.md and .png and print the table; findings below the tables, written by hand, are kept."""
+def write(
+    target: Path,
+    tried: Sequence[Record],
+    tuned: Sequence[Record],
+    adaptive: Sequence[Record],
+    planned: Sequence[tuple[str, str, int]],
+) -> None:
+    """Write ``target``.md and .png and print the table; findings below the tables, written by hand, are kept.
+
+    Args:
+        target: path without a suffix.
+        tried: runs of the tuning.
+        tuned: runs of the best learning rates.
+        adaptive: runs of ours.
+        planned: model, optimizer and batch size of every cell of the grid; what is missing is named.
+    """
     table = rows(tried, tuned, adaptive)
     if not table:
         print("no cell is complete yet")
         return
     picture = target.with_suffix(".png")
     draw(table, picture)
-    write_keeping_findings(target.with_suffix(".md"), _markdown(picture.name, table, tried, tuned, adaptive))
+    text = _markdown(picture.name, table, tried, tuned, adaptive)
+    absent = [cell for cell in planned if Cell(*cell) not in {row.cell for row in table if row.variant == OURS}]
+    if absent:
+        names = "; ".join(f"{model}, {optimizer}, batch {size}" for model, optimizer, size in absent)
+        text += f"\nOf the grid not run, or not completely: {names}.\n"
+    write_keeping_findings(target.with_suffix(".md"), text)
     shown = Table(*("variant", *HEADINGS), box=None, padding=(0, 2, 0, 0))
     for row in table:
         shown.add_row(row.variant, *cells(row))
