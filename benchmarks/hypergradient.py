@@ -8,7 +8,8 @@ Fashion-MNIST, batch 128, weight decay 1e-4, no schedule: logistic regression, a
 (batch norm), each with SGD, heavy-ball momentum 0.9 and Adam, from initial learning rates 1e-6 .. 1e-1. Measured: the
 updates until the loss on 1000 validation images is at a target, and the test accuracy at the end. The target of a model
 is fixed before anything is compared: the loss that plain SGD at its best fixed rate of the grid has after
-``TARGET_UPDATE`` updates (the lowest over the grid of the means over seeds). Evaluations become rarer as the run goes
+``TARGET_UPDATE`` updates (the lowest over the grid of the means over seeds). Where that rate is a noisy one, this is
+luck, so that the ratios are also given for a range of losses. Evaluations become rarer as the run goes
 on, by 5 % from one to the next, so that is how exact a number of updates is.
 
 One JSON per run in ``benchmarks/results/hypergradient/``: a run whose file exists is not made again, so that the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -13,7 +14,15 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import _common, batch_size_ramp, batch_size_ramp_report, linear_scaling, linear_scaling_report
+from benchmarks import (
+    _common,
+    batch_size_ramp,
+    batch_size_ramp_report,
+    hypergradient,
+    hypergradient_report,
+    linear_scaling,
+    linear_scaling_report,
+)
 from benchmarks._common import ResultStore, paired_interval, t_interval
 from benchmarks.linear_scaling import DEFAULT, FULL, MODELS, Config, Protocol, reference_configs, scaled_configs
 
@@ -321,3 +330,37 @@ def test_schedules_of_a_seed_train_alike_until_the_first_milestone_and_grow_then
     assert min(increase["loss"]) > 1.5
     assert [epoch["next_lr"] for epoch in records["increase"]["epochs"]] == [0.1, 0.1]
     assert [epoch["next_lr"] for epoch in records["decay"]["epochs"]] == pytest.approx([0.02, 0.02])
+
+
+# ---------------------------------------------------------------------- hypergradient
+def hyper_record(arm: str, lr: float, curve: list[tuple[int, float]], seed: int = 0) -> dict[str, Any]:
+    config = {"model": "logistic", "optimizer": "sgd", "arm": arm, "lr": lr, "seed": seed, "updates": 100}
+    return {"config": config, "curve": curve, "test_accuracy": 0.8, "final_lr": lr}
+
+
+def test_hypergradient_ratio_is_to_the_best_fixed_rate_and_says_where_it_is_a_bound() -> None:
+    records = [
+        hyper_record("fixed", 0.1, [(10, 0.9), (20, 0.5)]),
+        hyper_record("fixed", 0.01, [(10, 1.5), (20, 1.2)]),
+        hyper_record("normalized, wide", 0.1, [(10, 0.9), (20, 0.6), (60, 0.5)]),
+        hyper_record("normalized, wide", 0.01, [(10, 1.0), (20, 0.8)]),
+        hyper_record("fixed", 0.1, [(10, 0.4)], seed=1),  # its seed is not whole
+    ]
+    evidence = hypergradient_report.Evidence(records, 15, (0.01, 0.1))
+    assert evidence.targets == {"logistic": 0.5}
+    assert evidence.best_fixed("logistic", "sgd")[0] == 0.1
+    assert evidence.worst("logistic", "sgd", "normalized, wide") == (0.01, 5.0, True)
+    assert evidence.at_target(0.8).worst("logistic", "sgd", "normalized, wide") == (0.01, 1.0, False)
+    cell = evidence.cell("logistic", "sgd", "fixed", 0.1)
+    assert cell is not None
+    assert (cell.updates.mean, cell.updates.count, cell.missed) == (20.0, 1, 0)
+
+
+def test_hypergradient_grid_has_every_method_from_every_rate() -> None:
+    configs = hypergradient.configs(hypergradient.DEFAULT, ["logistic"])
+    assert len({config.name for config in configs}) == len(configs) == 3 * (3 * 6 * 6 + 2)
+    assert {config.hyper_lr for config in configs if config.arm == "fixed"} == {None}
+    updates = hypergradient.evaluation_updates(700)
+    assert updates[0] == 1
+    assert updates[-1] == 700
+    assert all(b == a + 1 or b <= 1.05 * a for a, b in itertools.pairwise(updates))

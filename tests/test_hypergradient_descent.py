@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_chainable_scheduler_sees_what_it_would_without_us() -> None:
     fit([callback, probe], module=Toy(scheduled))
     factors = [lr / (0.01 * 0.9**update) for update, lr in enumerate(probe.first)]
     assert factors[0] == pytest.approx(1.0)
-    ratios = [b / a for a, b in zip(factors, factors[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(factors)]
     assert all(0.95 - 1e-9 <= ratio <= 1.05 + 1e-9 for ratio in ratios)
     assert any(abs(ratio - 1) > 1e-3 for ratio in ratios)
 
@@ -205,17 +206,15 @@ def test_second_fit_of_the_same_callback_begins_anew() -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("make", [sgd, None, lambda m: Adam(m.parameters(), lr=0.01)], ids=["sgd", "momentum", "adam"])
 def test_hyper_lr_a_thousand_times_too_large_leaves_finite_weights_or_says_so(rule: Any, make: Any) -> None:
-    default = HypergradientDescent(rule=rule)
     rate = 1e3 * {"additive": 1e-3, "multiplicative": 0.05, "normalized": 0.5}[rule]
     probe, module = Probe(), Toy(make)
+    complaint = None
     try:
         fit([HypergradientDescent(rate, rule=rule), probe], module=module, max_epochs=10)
     except RuntimeError as error:
-        assert "not finite 10 times in a row" in str(error)
-    else:
-        assert torch.isfinite(weights(module)).all()
+        complaint = str(error)
+    assert "not finite 10 times in a row" in complaint if complaint else torch.isfinite(weights(module)).all()
     assert all(lr > 0 for lr in probe.first)
-    assert default.bounds == (1e-3, 1e3)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -176,8 +176,8 @@ class HypergradientDescent(MethodCallback):
             for g in optimizer.param_groups[:3]
         )
         notes = [
-            "HypergradientDescent: the learning rates planned here are without its factor, within whose bounds they can "
-            f"reach {reach}."
+            "HypergradientDescent: the learning rates planned here are without its factor, within whose bounds they "
+            f"can reach {reach}."
         ]
         if family(optimizer) == "adam":
             notes.append("HypergradientDescent: a well-tuned Adam may become worse with it; compare with one without.")

@@ -234,7 +234,7 @@ class AlignmentEstimator:
                     f"hypergradient: parameter {place} of the optimizer (shape {tuple(parameter.shape)}) has a sparse "
                     "gradient, of which no dot product with the last update is taken; use sparse=False in its embedding"
                 )
-            state = state_of[parameter] if parameter in state_of else {}
+            state = state_of.get(parameter, {})
             known = (
                 known_group
                 and place not in self._idle
