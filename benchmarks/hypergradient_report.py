@@ -177,7 +177,8 @@ def _sections(evidence: Evidence, records: Sequence[Record]) -> list[str]:
         "# Hypergradient descent from six initial learning rates\n",
         f"`python -m benchmarks.hypergradient`: {len(records)} runs, {minutes:.0f} minutes of CPU time, "
         f"torch {environment['torch']}, {environment['device']}. Means over seeds with 95 % intervals (Student), where "
-        "there are several (drawn from three on). `>`: a run did not reach the target in its length, which is counted instead.\n",
+        "there are several (drawn from three on). `>`: a run did not reach the target in its length, which is counted "
+        "instead.\n",
         "## How far from the best fixed rate\n",
         "The worst initial rate of 1e-6 .. 1e-1, in multiples of the updates that the best fixed rate needs (which is "
         "sought, for logistic regression with SGD, also at 0.3 and 1).\n",
