@@ -275,7 +275,12 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
     record = read_run(run_dir)
     assert batch_varies(record)  # the accumulation grew
     without = [panel.label for panel in report_picture.PANELS if not panel.has(record)]
-    assert without == ["noise scale", "loss of the\nadaptive warm-up"]  # no ramp, nothing measured, no warm-up
+    assert without == [  # no ramp, nothing measured, no hypergradient, no warm-up
+        "noise scale",
+        "hypergradient\nfactor",
+        "cosine of gradient\nand last update",
+        "loss of the\nadaptive warm-up",
+    ]
     measured = read_run(
         write(tmp_path / "ramp", "step,updates,noise_scale,gradient_noise_scale", "0,1,12.0,", "1,2,6.0,300.0")
     )
