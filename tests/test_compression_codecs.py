@@ -188,9 +188,7 @@ def test_a_tensor_of_three_values_is_not_taken_for_a_mask() -> None:
     assert pack_two_valued(torch.tensor([0.0, float("nan")] * 100)) is None
 
 
-@pytest.mark.parametrize(
-    ("top", "narrowed"), [(127, torch.int8), (128, torch.int16), (2**15, torch.int32)]
-)
+@pytest.mark.parametrize(("top", "narrowed"), [(127, torch.int8), (128, torch.int16), (2**15, torch.int32)])
 def test_integers_are_narrowed_without_loss(top: int, narrowed: torch.dtype) -> None:
     indices = torch.tensor([0, top, 5, -1])
     packed = pack_integers(indices, None)
@@ -212,8 +210,8 @@ def cases() -> dict[str, Tensor]:
     spoiled = normal(1000).relu()
     spoiled[7], spoiled[300] = float("nan"), float("inf")
     return {
-        "normal": normal(5000), "relu": normal(5000).relu(), "narrow": normal(4500) * 1e-7 + 1, "zero": torch.zeros(600),
-        "constant": torch.full((700,), 0.3), "tiny": normal(600) * 1e-38, "huge": normal(600) * 1e37, "bad": spoiled,
+        "normal": normal(5000), "relu": normal(5000).relu(), "narrow": normal(4500) * 1e-7 + 1,
+        "zero": torch.zeros(600), "constant": torch.full((700,), 0.3), "tiny": normal(600) * 1e-38, "huge": normal(600) * 1e37, "bad": spoiled,
     }  # fmt: skip
 
 

@@ -6,7 +6,9 @@ room and no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torchmetrics import Metric
 
 from lightning_lr.batch_size.sampler import RampBatchSampler
 from lightning_lr.progress import EpochShape
@@ -346,3 +351,91 @@ def _shadow(module: LightningModule, name: str, replacement: Callable[..., Any])
                 module.__dict__[name] = before
 
     return undo
+
+
+def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:
+    """Let every ``training_step`` run inside ``around()``; returns a function that undoes this.
+
+    The precision plugin's ``train_step_context`` encloses exactly the training step, also through DDP, and neither
+    validation nor the backward; a pair of callback hooks would leak where the step raises. It is shadowed on this one
+    plugin.
+    """
+    plugin = trainer.precision_plugin
+    name = "train_step_context"
+    before = plugin.__dict__.get(name)
+    inner = getattr(plugin, name)
+
+    @contextmanager
+    def enclosed() -> Iterator[None]:
+        with inner(), around():
+            yield
+
+    plugin.__dict__[name] = enclosed
+
+    def undo() -> None:
+        if plugin.__dict__.get(name) is enclosed:
+            if before is None:
+                del plugin.__dict__[name]
+            else:
+                plugin.__dict__[name] = before
+
+    return undo
+
+
+def loss_apart_from_training(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
+    """The loss of a training step that nobody notices: with its graph, without DDP, and as if it had not happened.
+
+    Random numbers, buffers (the statistics of batch norm) and the states of metrics are put back; what is logged is
+    dropped. The plugin's own context is entered (autocast), not what :func:`around_training_step` put around it.
+    """
+    context = type(trainer.precision_plugin).train_step_context
+    kwargs = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, batch_idx)
+    with isolate_rng(), _put_back(module), context(trainer.precision_plugin):
+        output = module.training_step(*kwargs.values())
+    return output.get("loss") if isinstance(output, Mapping) else output
+
+
+@contextmanager
+def _put_back(module: LightningModule) -> Iterator[None]:
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    metrics = [
+        (metric, copy.deepcopy(_metric_state(metric))) for metric in module.modules() if isinstance(metric, Metric)
+    ]
+    shadowed = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
+    module.__dict__.update(dict.fromkeys(shadowed, lambda *args, **kwargs: None))
+    try:
+        yield
+    finally:
+        for name, before in shadowed.items():
+            module.__dict__.pop(name)
+            if before is not None:
+                module.__dict__[name] = before
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for metric, state in metrics:
+            vars(metric).update(state)
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    names = (*metric._defaults, "_computed", "_update_count", "_forward_cache", "_is_synced", "_cache")
+    return {name: vars(metric)[name] for name in names if name in vars(metric)}
+
+
+def is_compiled(module: LightningModule) -> str | None:
+    """The name of a part of the module that goes through torch.compile, ``"the module"`` for all of it; None."""
+    if getattr(module, "_compiler_ctx", None) is not None:
+        return "the module"
+    for name, part in module.named_modules():
+        # by name: to import the class takes a second
+        if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
+            return name or "the module"
+    return None
+
+
+def holds_whole_parameters(trainer: Trainer) -> bool:
+    """Whether every process holds every parameter whole, all the time: one device, DDP, ZeRO up to stage 2."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        return False
+    return not getattr(strategy, "zero_stage_3", False)

@@ -2,15 +2,19 @@
 
 from lightning_lr.activations.compression.allocation import allocate, predicted_variance, variance_factor
 from lightning_lr.activations.compression.hooks import ActivationCompressor, Tally
-from lightning_lr.activations.compression.probe import Sensitivities, probe, summed
+from lightning_lr.activations.compression.probe import Sensitivities, probe, reallocate, summed
+from lightning_lr.activations.compression.settings import CompressionSettings, size_ratio
 
 __all__ = [
     "ActivationCompressor",
+    "CompressionSettings",
     "Sensitivities",
     "Tally",
     "allocate",
     "predicted_variance",
     "probe",
+    "reallocate",
+    "size_ratio",
     "summed",
     "variance_factor",
 ]

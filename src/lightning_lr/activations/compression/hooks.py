@@ -1,10 +1,10 @@
 """The forward pass under compression: what autograd saves is packed, and unpacked when the backward asks for it.
 
-:class:`ActivationCompressor` outlives the passes: it holds the settings, how many passes there were (a part of the noise
-keys) and the bits that the allocation gave to each tensor. Each pass is entered once, around everything that builds the
-graph; the hooks see every tensor that an operation saves and decide by
-:mod:`~lightning_lr.activations.compression.operations`. Nothing is kept outside the graph: payloads die with the nodes
-that refer to them, also when a backward raises or never happens. The forward itself is not changed by a bit. Pure torch.
+:class:`ActivationCompressor` outlives the passes: it holds the settings, how many passes there were (a part of the
+noise keys) and the bits that the allocation gave to each tensor. Each pass is entered once, around everything that
+builds the graph; the hooks see every tensor that an operation saves and decide by the rules of ``operations.py``.
+Nothing is kept outside the graph: payloads die with the nodes that refer to them, also when a backward raises or never
+happens. The forward itself is not changed by a bit. Pure torch.
 
 Source: GACT, Liu et al. 2022, ICML (arXiv 2206.11357).
 """
@@ -114,6 +114,14 @@ class ActivationCompressor:
         forward = _Forward(self, storages_of(self.model, batch), trials := [])
         with forward.entered():
             yield trials
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another process needs to go on with the same bits and the same noise."""
+        return {"forwards": self.forwards, "allocation": dict(self.allocation)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.forwards, self.allocation = state["forwards"], dict(state["allocation"])
 
 
 class _Saved:
@@ -236,8 +244,8 @@ def _unpack(saved: Any) -> Tensor:
         return saved.restore()
     if saved.payload.bits is not None and torch.is_grad_enabled():
         raise RuntimeError(
-            "a backward with create_graph=True went through compressed activations: derivatives of the rounded numbers "
-            "would not be second derivatives of the loss; put the modules concerned into skip, or do without compression"
+            "a backward with create_graph=True went through compressed activations, where second derivatives would be "
+            "those of rounded numbers; put the modules concerned into skip, or do without compression"
         )
     with torch.no_grad():
         return restored(saved.payload.restore(), saved.shape, saved.strides)

@@ -1,7 +1,7 @@
 """Which operation saves a tensor, and what follows from it: keep it, round it, or round it finely.
 
-A pack hook sees a tensor and not what it is saved for. :class:`Operations` is a mode that stands beside it and knows the
-torch function that is running. From this and from the tensor's own history follows the rule:
+A pack hook sees a tensor and not what it is saved for. :class:`Operations` is a mode that stands beside it and knows
+the torch function that is running. From this and from the tensor's own history follows the rule:
 
 - Weights stay as they are: parameters, buffers, their copies by autocast (found by walking back from the copy to the
   leaf), and whatever is the weight operand of a linear or convolution, computed or not.

@@ -1,7 +1,7 @@
 r"""How much each tensor's rounding moves the gradient, measured at the bits in use.
 
-Rounding is drawn anew for one tensor at a time and the gradient is taken again from the same graph: the forward does not
-change, so one forward and one backward per tensor do. Two independent draws differ by twice the variance, hence
+Rounding is drawn anew for one tensor at a time and the gradient is taken again from the same graph: the forward does
+not change, so one forward and one backward per tensor do. Two independent draws differ by twice the variance, hence
 :math:`c_l = \tfrac12 \|g - g_l\|^2 / S(b_l)`.
 
 Source: GACT, Liu et al. 2022, ICML (arXiv 2206.11357), algorithm 1. Its released code probes at 1 bit, where the linear
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_lr.activations.compression.allocation import variance_factor
+from lightning_lr.activations.compression.allocation import allocate, variance_factor
 from lightning_lr.activations.compression.hooks import ActivationCompressor
 
 Sensitivities = dict[str, tuple[float, int]]
@@ -65,6 +65,15 @@ def summed(over_ranks: Sequence[Sensitivities]) -> Sensitivities:
             before = total.get(name, (0.0, 0))
             total[name] = (before[0] + c, before[1] + size)
     return total
+
+
+def reallocate(compressor: ActivationCompressor, sensitivities: Sensitivities, average_bits: float) -> None:
+    """Give each tensor the bits that its sensitivity earns; nothing changes where nothing was measured."""
+    if sensitivities:
+        names = sorted(sensitivities)
+        measured = [sensitivities[name] for name in names]
+        bits = allocate([c for c, _ in measured], [size for _, size in measured], average_bits)
+        compressor.allocation = dict(zip(names, bits, strict=True))
 
 
 def _squared_distance(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> float:

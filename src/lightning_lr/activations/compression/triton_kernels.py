@@ -23,30 +23,30 @@ SECOND_MULTIPLIER = tl.constexpr(noise.SECOND_MULTIPLIER)
 
 @triton.jit
 def _hashed(counter, first, second):  # type: ignore[no-untyped-def]
-    bits = counter ^ first
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * FIRST_MULTIPLIER
-    bits = bits + second
-    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * SECOND_MULTIPLIER
-    return bits ^ ((bits >> 16) & 0xFFFF)
+    word = counter ^ first
+    word = (word ^ ((word >> 16) & 0xFFFF)) * FIRST_MULTIPLIER
+    word = word + second
+    word = (word ^ ((word >> 15) & 0x1FFFF)) * SECOND_MULTIPLIER
+    return word ^ ((word >> 16) & 0xFFFF)
 
 
 @triton.jit
 def _encode(  # type: ignore[no-untyped-def]
-    numbers, codes, meta, count, first, second, BITS: tl.constexpr, SIZE: tl.constexpr, ZERO_EXACT: tl.constexpr
-):  # noqa: N803
+    numbers, codes, meta, count, first, second, bits: tl.constexpr, size: tl.constexpr, zero_exact: tl.constexpr
+):
     group = tl.program_id(0).to(tl.int64)
-    half: tl.constexpr = SIZE // 2
-    width: tl.constexpr = SIZE * BITS // 8
-    levels: tl.constexpr = 2**BITS - 1
-    start = group * SIZE
-    whole = tl.minimum(start + tl.arange(0, SIZE), count - 1)  # the last group repeats the last number
+    half: tl.constexpr = size // 2
+    width: tl.constexpr = size * bits // 8
+    levels: tl.constexpr = 2**bits - 1
+    start = group * size
+    whole = tl.minimum(start + tl.arange(0, size), count - 1)  # the last group repeats the last number
     x = tl.load(numbers + whole).to(tl.float32)
     low = tl.min(x, axis=0)
     high = tl.max(x, axis=0)
     bad = tl.max((x != x).to(tl.int32), axis=0) > 0
     low = tl.where(low == 0.0, 0.0, low)
     sparse = low != low
-    if ZERO_EXACT:
+    if zero_exact:
         sparse = (low == 0.0) & (high > 0.0) & (bad == 0)
         positive = tl.where(x > 0.0, x, float("inf"))
         low = tl.where(sparse, tl.min(positive, axis=0), low)
@@ -67,43 +67,43 @@ def _encode(  # type: ignore[no-untyped-def]
 
     places = tl.arange(0, width)
     packed = tl.zeros((width,), dtype=tl.int32)
-    for slot in tl.static_range(8 // BITS):
+    for slot in tl.static_range(8 // bits):
         part = tl.load(numbers + tl.minimum(start + slot * width + places, count - 1)).to(tl.float32)
         place = slot * width + places
         upper = place >= half
         counter = (group * half).to(tl.int32) + tl.where(upper, place - half, place)
-        bits = _hashed(counter, first, second)
-        noise16 = tl.where(upper, bits >> 16, bits) & 0xFFFF
+        word = _hashed(counter, first, second)
+        noise16 = tl.where(upper, word >> 16, word) & 0xFFFF
         scaled = (part - low) * scale
         scaled = tl.where(scaled > 0.0, scaled, 0.0)
         scaled = tl.where(scaled < limit, scaled, limit)
         code = (scaled.to(tl.int32) + 2 * noise16 + 1) >> FRACTION_BITS
-        if ZERO_EXACT:
+        if zero_exact:
             code = tl.where(sparse, tl.where(part > 0.0, code + 1, 0), code)
-        packed = packed | (code << (slot * BITS))
+        packed = packed | (code << (slot * bits))
     tl.store(codes + group * width + places, packed.to(tl.uint8))
     tl.store(meta + group * 2, low_bits.to(tl.int16))
     tl.store(meta + group * 2 + 1, tl.where(sparse, step_bits - 0x8000, step_bits).to(tl.int16))
 
 
 @triton.jit
-def _decode(codes, meta, numbers, count, BITS: tl.constexpr, SIZE: tl.constexpr, HALF_PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr, half_precision: tl.constexpr):  # type: ignore[no-untyped-def]
     group = tl.program_id(0).to(tl.int64)
-    width: tl.constexpr = SIZE * BITS // 8
+    width: tl.constexpr = size * bits // 8
     low = (tl.load(meta + group * 2).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     step_bits = tl.load(meta + group * 2 + 1).to(tl.int32)
     sparse = step_bits < 0
     step = ((step_bits & 0x7FFF) << 16).to(tl.float32, bitcast=True)
     places = tl.arange(0, width)
     packed = tl.load(codes + group * width + places).to(tl.int32)
-    for slot in tl.static_range(8 // BITS):
-        code = (packed >> (slot * BITS)) & (2**BITS - 1)
+    for slot in tl.static_range(8 // bits):
+        code = (packed >> (slot * bits)) & (2**bits - 1)
         number = low + (code - sparse.to(tl.int32)).to(tl.float32) * step
         number = tl.where(sparse & (code == 0), 0.0, number)
-        if HALF_PRECISION:
+        if half_precision:
             number = tl.where(number > 65504.0, 65504.0, number)
             number = tl.where(number < -65504.0, -65504.0, number)
-        place = group * SIZE + slot * width + places
+        place = group * size + slot * width + places
         if numbers.dtype.element_ty == tl.bfloat16:  # to nearest, ties to even; the interpreter would cut off
             word = number.to(tl.int32, bitcast=True)
             word = (word + 0x7FFF + ((word >> 16) & 1)) >> 16
