@@ -210,9 +210,15 @@ def cases() -> dict[str, Tensor]:
     spoiled = normal(1000).relu()
     spoiled[7], spoiled[300] = float("nan"), float("inf")
     return {
-        "normal": normal(5000), "relu": normal(5000).relu(), "narrow": normal(4500) * 1e-7 + 1,
-        "zero": torch.zeros(600), "constant": torch.full((700,), 0.3), "tiny": normal(600) * 1e-38, "huge": normal(600) * 1e37, "bad": spoiled,
-    }  # fmt: skip
+        "normal": normal(5000),
+        "relu": normal(5000).relu(),
+        "narrow": normal(4500) * 1e-7 + 1,
+        "zero": torch.zeros(600),
+        "constant": torch.full((700,), 0.3),
+        "tiny": normal(600) * 1e-38,
+        "huge": normal(600) * 1e37,
+        "bad": spoiled,
+    }
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def _cut(batch: Any, size: int, count: int) -> Any:
         parts = [_cut(value, size, count) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        shorter = copy.copy(batch)
+        changed = copy.copy(batch)
         for name, value in vars(batch).items():
-            object.__setattr__(shorter, name, _cut(value, size, count))
-        return shorter
+            object.__setattr__(changed, name, _cut(value, size, count))  # frozen ones, too
+        return changed
     return batch

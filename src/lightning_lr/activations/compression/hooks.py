@@ -111,7 +111,8 @@ class ActivationCompressor:
     @contextmanager
     def probing(self, batch: Iterable[Tensor] = ()) -> Iterator[list[Trial]]:
         """As :meth:`compressing`, but numbers are kept and are rounded whenever a backward reads them."""
-        forward = _Forward(self, storages_of(self.model, batch), trials := [])
+        trials: list[Trial] = []
+        forward = _Forward(self, storages_of(self.model, batch), trials)
         with forward.entered():
             yield trials
 
@@ -166,7 +167,7 @@ class _Forward:
         name = self._own.names.next_name(self._operation) if least is not None else ""
         bits = None if least is None else max(least, self._own.allocation.get(name, self._own.bits))
         found = self._once.find(tensor)
-        if found is not None and (found.bits is None or (bits is not None and found.bits >= bits)):
+        if found is not None and (found.bits is None or (least is not None and found.bits >= least)):
             payload = found
         else:
             payload = self._new_payload(tensor, name, bits, adjustable=least == 0)

@@ -14,8 +14,9 @@ from lightning_lr.activations.compression.kernels import Kernels, Packed
 class Payload(Protocol):
     """What stands for a flat tensor."""
 
-    bits: int | None
-    """Bits per number of a rounded tensor; None for one that is kept exactly."""
+    @property
+    def bits(self) -> int | None:
+        """Bits per number of a rounded tensor; None for one that is kept exactly."""
 
     def restore(self) -> Tensor: ...
 

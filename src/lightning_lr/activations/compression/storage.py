@@ -63,7 +63,7 @@ class PackedOnce(Generic[Payload]):
 
     def add(self, tensor: Tensor, payload: Payload) -> None:
         """Remember the payload of a tensor."""
-        storage = StorageWeakRef(tensor.untyped_storage())
+        storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._found[self._place(tensor)] = (weakref.ref(payload), storage, tensor._version)
 
     def clear(self) -> None:

@@ -21,7 +21,7 @@ FIRST_MULTIPLIER = tl.constexpr(noise.FIRST_MULTIPLIER)
 SECOND_MULTIPLIER = tl.constexpr(noise.SECOND_MULTIPLIER)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _hashed(counter, first, second):  # type: ignore[no-untyped-def]
     word = counter ^ first
     word = (word ^ ((word >> 16) & 0xFFFF)) * FIRST_MULTIPLIER
@@ -30,7 +30,7 @@ def _hashed(counter, first, second):  # type: ignore[no-untyped-def]
     return word ^ ((word >> 16) & 0xFFFF)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _encode(  # type: ignore[no-untyped-def]
     numbers, codes, meta, count, first, second, bits: tl.constexpr, size: tl.constexpr, zero_exact: tl.constexpr
 ):
@@ -86,7 +86,7 @@ def _encode(  # type: ignore[no-untyped-def]
     tl.store(meta + group * 2 + 1, tl.where(sparse, step_bits - 0x8000, step_bits).to(tl.int16))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr, half_precision: tl.constexpr):  # type: ignore[no-untyped-def]
     group = tl.program_id(0).to(tl.int64)
     width: tl.constexpr = size * bits // 8
