@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.activations.compression import ActivationCompressor, probe, reallocate, size_ratio, summed
+from lightning_lr.activations.compression import ActivationCompressor, Tally, probe, reallocate, size_ratio, summed
 from lightning_lr.activations.compression.batches import first_samples, tensors_in
 from lightning_lr.activations.compression.settings import CompressionSettings
 from lightning_lr.callbacks.base import MethodCallback
@@ -73,6 +73,11 @@ class ActivationCompression(MethodCallback):
         self._probed_at = -1
         self._undo: Any = None
 
+    @property
+    def tally(self) -> Tally | None:
+        """What the last micro-batch saved, raw and compressed; None before training and after it."""
+        return None if self._compressor is None else self._compressor.tally
+
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         who = type(self).__name__
@@ -107,10 +112,8 @@ class ActivationCompression(MethodCallback):
         }
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
-        if self._compressor is None:
-            return {}
-        tally = self._compressor.tally
-        return {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
+        tally = self.tally
+        return {} if tally is None else {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
