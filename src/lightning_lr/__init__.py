@@ -4,8 +4,8 @@ from lightning_lr import optim
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
-    AdaptiveWarmup,
     ActivationCompression,
+    AdaptiveWarmup,
     BatchSizeRamp,
     GhostBatchNorm,
     GradientNoiseScale,

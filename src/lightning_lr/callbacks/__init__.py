@@ -1,7 +1,7 @@
 """Thin adapters between Lightning's hooks and the methods; one file per callback."""
 
-from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.activation_compression import ActivationCompression
+from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
@@ -14,8 +14,8 @@ from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
 from lightning_lr.callbacks.run import total_updates
 
 __all__ = [
-    "AdaptiveWarmup",
     "ActivationCompression",
+    "AdaptiveWarmup",
     "BatchSizeRamp",
     "GhostBatchNorm",
     "GradientNoiseScale",
