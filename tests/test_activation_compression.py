@@ -259,6 +259,18 @@ def test_what_cannot_work_is_refused_before_training(module: Any, says: str) -> 
     assert trainer.global_step == 0
 
 
+class Fetches(Toy):
+    def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+        batch, index, _ = next(dataloader_iter)
+        return super().training_step(batch, index)
+
+
+def test_auto_needs_the_batch() -> None:
+    with pytest.raises(MisconfigurationException, match="takes the iterator"):
+        fit([ActivationCompression("auto")], module=Fetches())
+    fit([ActivationCompression(4, group_size=32)], module=Fetches(), max_epochs=1)
+
+
 def test_a_module_to_skip_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
         MisconfigurationException, match=r"skip has 'trunk', but Toy has no such module; it has body, head"

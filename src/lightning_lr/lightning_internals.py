@@ -7,7 +7,6 @@ room and no other.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -340,7 +339,7 @@ def _scheduled(scheduler: Any) -> Scheduled:
 
 
 # ---------------------------------------------------------------------- wraps
-def _shadow(module: LightningModule, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
+def _shadow(module: Any, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
     """Let this one instance have another method; returns a function that undoes this."""
     before = module.__dict__.get(name)
     module.__dict__[name] = replacement
@@ -362,39 +361,28 @@ def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextM
     validation nor the backward; a pair of callback hooks would leak where the step raises. It is shadowed on this one
     plugin.
     """
-    plugin = trainer.precision_plugin
-    name = "train_step_context"
-    before = plugin.__dict__.get(name)
-    inner = getattr(plugin, name)
+    inner = trainer.precision_plugin.train_step_context
 
     @contextmanager
     def enclosed() -> Iterator[None]:
         with inner(), around():
             yield
 
-    plugin.__dict__[name] = enclosed
-
-    def undo() -> None:
-        if plugin.__dict__.get(name) is enclosed:
-            if before is None:
-                del plugin.__dict__[name]
-            else:
-                plugin.__dict__[name] = before
-
-    return undo
+    return _shadow(trainer.precision_plugin, "train_step_context", enclosed)
 
 
-def loss_apart_from_training(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> Any:
+def loss_apart_from_training(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """The loss of a training step that nobody notices: with its graph, without DDP, and as if it had not happened.
 
     Random numbers, buffers (the statistics of batch norm) and the states of metrics are put back; what is logged is
-    dropped. The plugin's own context is entered (autocast), not what :func:`around_training_step` put around it.
+    dropped. The plugin's own context is entered (autocast), not what :func:`around_training_step` put around it. The
+    loss is scaled as by an AMP scaler, so that gradients neither vanish nor overflow.
     """
     context = type(trainer.precision_plugin).train_step_context
-    kwargs = trainer.fit_loop.epoch_loop._build_kwargs(OrderedDict(), batch, batch_idx)
-    with isolate_rng(), _put_back(module), context(trainer.precision_plugin):
-        output = module.training_step(*kwargs.values())
-    return output.get("loss") if isinstance(output, Mapping) else output
+    with isolate_rng(), silent_loggers(trainer), _put_back(module), context(trainer.precision_plugin):
+        output = module.training_step(*training_step_arguments(module, batch))
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return None if loss is None else loss * loss_scale(trainer)
 
 
 @contextmanager
@@ -422,6 +410,11 @@ def _put_back(module: LightningModule) -> Iterator[None]:
 def _metric_state(metric: Metric) -> dict[str, Any]:
     names = (*metric._defaults, "_computed", "_update_count", "_forward_cache", "_is_synced", "_cache")
     return {name: vars(metric)[name] for name in names if name in vars(metric)}
+
+
+def takes_the_iterator(module: LightningModule) -> bool:
+    """Whether ``training_step`` fetches its batches itself."""
+    return is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True)
 
 
 def is_compiled(module: LightningModule) -> str | None:

@@ -93,6 +93,11 @@ class ActivationCompression(MethodCallback):
                 f"{who}: {type(trainer.strategy).__name__} shards parameters, and gathered ones would be taken for "
                 "activations; use one device, DDP, or ZeRO stage 1 or 2"
             )
+        if self.bits == "auto" and internals.takes_the_iterator(module):
+            raise MisconfigurationException(
+                f'{who}: bits="auto" measures on a part of the batch, but training_step takes the iterator '
+                "(dataloader_iter); give 8, 4 or 2"
+            )
         try:
             self._compressor = self.settings.compressor(module, trainer.global_rank)
         except ValueError as error:
@@ -129,7 +134,7 @@ class ActivationCompression(MethodCallback):
         update = run.clock.updates
         if update % self.probe_every == 0 and update != self._probed_at:
             self._probed_at = update
-            self._probe(trainer, pl_module, batch, batch_idx, update)
+            self._probe(trainer, pl_module, batch, update)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -152,12 +157,12 @@ class ActivationCompression(MethodCallback):
         assert self._compressor is not None
         return self._compressor.compressing(self._batch)
 
-    def _probe(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, update: int) -> None:
+    def _probe(self, trainer: Trainer, module: LightningModule, batch: Any, update: int) -> None:
         assert self._compressor is not None
         few = first_samples(batch, self.probe_samples)
         sensitivities = probe(
             self._compressor,
-            lambda: internals.loss_apart_from_training(trainer, module, few, batch_idx),
+            lambda: internals.loss_apart_from_training(trainer, module, few),
             module.parameters(),
             [*self._batch, *tensors_in(few)],
         )
