@@ -12,14 +12,14 @@ import torch
 from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MeanMetric
 from toy import ResumableLoader, Toy, data, fit, quiet, weights
 
-from lightning_lr import ActivationCompression
+from lightning_lr import ActivationCompression, CheckpointedStrategy, CheckpointPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -173,6 +173,43 @@ def test_state_is_plain() -> None:
     state = json.loads(json.dumps(callback.state_dict()["compression"]))
     assert state["allocation"]
     assert set(state["allocation"].values()) <= {8, 4, 2}
+
+
+# ---------------------------------------------------------------------- with checkpointing
+class Deep(Net):
+    """Blocks that a checkpoint policy finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            blocks = [nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()) for _ in range(4)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        hidden = self.body(x)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return nn.functional.mse_loss(self.head(hidden), y)
+
+
+def test_inputs_of_checkpointed_segments_get_eight_bits_and_the_rest_is_not_seen() -> None:
+    found = {}
+    for name, strategy in (("plain", "auto"), ("checkpointed", CheckpointedStrategy(CheckpointPolicy("every_block")))):
+        callback = ActivationCompression(2, group_size=32)
+        tallies: list[Any] = []
+
+        class Look(Callback):
+            def on_before_backward(self, *args: Any) -> None:
+                tallies.append(callback.tally)  # noqa: B023
+
+        trained, _ = train(callback, module=Deep(), strategy=strategy, callbacks=[Look()])
+        assert torch.isfinite(weights(trained)).all()
+        found[name] = tallies[-1].rounded
+    hidden = 16 * 32
+    assert found["plain"][2] == found["checkpointed"][2] + 4 * 4 * hidden - 4 * hidden
+    assert found["checkpointed"][8] == 4 * hidden
 
 
 # ---------------------------------------------------------------------- decisions

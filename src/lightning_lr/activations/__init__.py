@@ -27,4 +27,3 @@ __all__ = [
     "replaying",
     "saving_segment_inputs",
 ]
-"""What the backward needs of the forward, held in less memory: recomputed, or kept at a few bits."""

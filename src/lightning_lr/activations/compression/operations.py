@@ -25,6 +25,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_lr.activations.segment import saving_segment_inputs
+
 FINE_BITS = 8
 """Least bits where errors are amplified, or where nothing is known about the use."""
 
@@ -87,7 +89,7 @@ def least_bits(tensor: Tensor, running: list[Operation]) -> int | None:
     """The least bits for a tensor of real numbers that is saved now: 0, ``FINE_BITS``, or None to keep it as it is."""
     if tensor.ndim < 2 or is_weight(tensor) or any(operation.is_loss for operation in running):
         return None
-    if not running:
+    if not running or saving_segment_inputs():
         return FINE_BITS
     operation = running[-1]
     if operation.is_norm:
