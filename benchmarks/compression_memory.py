@@ -86,6 +86,9 @@ def problems() -> Iterator[Problem]:
     yield Problem("ViT, 128 images", ViT(), (images, labels))
     text = torch.randint(0, 256, (16, 129))
     yield Problem("GPT, 16 x 128 tokens", GPT(), (text[:, :-1].contiguous(), text[:, 1:].contiguous()))
+    text = torch.randint(0, 65, (4, 129))
+    characters = GPT(dim=192, depth=6, heads=6, tokens=65)
+    yield Problem("GPT of characters, 4 x 128", characters, (text[:, :-1].contiguous(), text[:, 1:].contiguous()))
 
 
 def compressor_of(problem: Problem, arm: str, **settings: Any) -> ActivationCompressor:

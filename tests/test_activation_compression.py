@@ -307,7 +307,6 @@ class Fetches(Toy):
 def test_auto_needs_the_batch() -> None:
     with pytest.raises(MisconfigurationException, match="takes the iterator"):
         fit([ActivationCompression("auto")], module=Fetches())
-    fit([ActivationCompression(4, group_size=32)], module=Fetches(), max_epochs=1)
 
 
 def test_a_module_to_skip_that_does_not_exist_is_refused() -> None:

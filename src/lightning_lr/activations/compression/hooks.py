@@ -25,7 +25,7 @@ from lightning_lr.activations.compression.exact import pack_bits, pack_integers,
 from lightning_lr.activations.compression.kernels import Kernels, packed_bytes
 from lightning_lr.activations.compression.names import ModuleNames
 from lightning_lr.activations.compression.noise import noise_key
-from lightning_lr.activations.compression.operations import Operations, integer_bounds, least_bits
+from lightning_lr.activations.compression.operations import Operations, integer_bounds, is_weight, least_bits
 from lightning_lr.activations.compression.payloads import Exact, Kept, Payload, Rounded, Trial, plain
 from lightning_lr.activations.compression.storage import PackedOnce, in_memory_order, is_dense, restored, storages_of
 
@@ -34,7 +34,9 @@ COMPRESSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Tally:
-    """What one forward pass saved, each tensor counted once; parameters, buffers and the batch are not counted.
+    """What one forward pass saved, each tensor counted once.
+
+    Not counted are parameters, buffers and the batch, which are there anyway, and autocast's copies of parameters.
 
     Attributes:
         raw_bytes: without compression.
@@ -161,7 +163,7 @@ class _Forward:
             return self._packed_form(tensor)
 
     def _packed_form(self, tensor: Tensor) -> Any:
-        if not plain(tensor) or tensor.untyped_storage()._cdata in self._held:
+        if not plain(tensor) or tensor.untyped_storage()._cdata in self._held or is_weight(tensor):
             return Kept(tensor, self._watched)
         least = self._least_bits(tensor)
         name = self._own.names.next_name(self._operation) if least is not None else ""
