@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import Strategy
 from toy import Toy, data
 
 from lightning_lr import (
+    ActivationCompression,
     AdaptiveWarmup,
     BatchSizeRamp,
     CheckpointedDDPStrategy,
@@ -67,6 +68,8 @@ class Row:
         replay: for a method that follows the gradients, so that there is no closed form: the lr at every update by a
             plain loop, written without the package.
         tolerance: relative, of the lr; 0 for a method whose lr is the same however the gradient was summed.
+        noisy: the gradient has noise that depends on how the batch is cut; weights of runs that cut it in different
+            ways differ by at most this much.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Row:
     strategy_yaml: dict[str, Any] | None = None
     replay: Callable[[list[At]], list[float]] | None = None
     tolerance: float = 0.0
+    noisy: float = 0.0
 
 
 def _cosine_after_warmup(at: At) -> float:
@@ -376,5 +380,21 @@ ROWS = [
             {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "CosineRestarts", "init_args": {"first_cycle": 0.2, "cycle_growth": 1.5}}}},
         ],
         configure=_adamw,
+    ),
+    Row(
+        "compression",
+        lambda: [ActivationCompression(8, group_size=32)],
+        lambda: [ActivationCompression(4, group_size=4096)],
+        lambda at: 1.0,
+        [{"class_path": "ActivationCompression", "init_args": {"bits": 8, "group_size": 32}}],
+        noisy=0.02,
+    ),
+    Row(
+        "compression-auto",
+        lambda: [ActivationCompression("auto", group_size=32, probe_every=5, probe_samples=6)],
+        lambda: [ActivationCompression("auto", group_size=4096)],
+        lambda at: 1.0,
+        [{"class_path": "ActivationCompression", "init_args": {"bits": "auto", "group_size": 32, "probe_every": 5, "probe_samples": 6}}],
+        noisy=0.2,
     ),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from lightning_lr import optim
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.batch_size import AdaptiveRamp, CurveRamp, RampPhase, RampPlan, StepRamp, scaled_batch_size
 from lightning_lr.callbacks import (
+    ActivationCompression,
     AdaptiveWarmup,
     BatchSizeRamp,
     GhostBatchNorm,
@@ -29,6 +30,7 @@ from lightning_lr.layers import layerwise_param_groups
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
 
 __all__ = [
+    "ActivationCompression",
     "AdaptiveRamp",
     "AdaptiveWarmup",
     "BatchSizeRamp",

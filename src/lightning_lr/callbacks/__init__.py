@@ -1,5 +1,6 @@
 """Thin adapters between Lightning's hooks and the methods; one file per callback."""
 
+from lightning_lr.callbacks.activation_compression import ActivationCompression
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
@@ -13,6 +14,7 @@ from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
 from lightning_lr.callbacks.run import total_updates
 
 __all__ = [
+    "ActivationCompression",
     "AdaptiveWarmup",
     "BatchSizeRamp",
     "GhostBatchNorm",

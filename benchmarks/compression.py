@@ -1,0 +1,232 @@
+"""Compressed activations: memory, speed of packing, and accuracy on Fashion-MNIST.
+
+    python -m benchmarks.compression memory | speed | accuracy [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
+
+``memory`` and ``speed`` print a table each and write it to ``benchmarks/results/compression_<part>.md``. ``accuracy``
+trains a residual network and a vision transformer with activations in full precision and at 8, 4, auto-4 and 2 bits,
+from the same seeds; one JSON per run in ``benchmarks/results/compression/``, so that it can be stopped and continued.
+What is printed is the test accuracy and its difference from full precision, paired by seed, with 90 % intervals.
+
+GACT, Liu et al. 2022, arXiv 2206.11357.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer, seed_everything
+
+from benchmarks._common import (
+    RESULTS,
+    ResultStore,
+    clock,
+    command_line,
+    environment,
+    markdown_table,
+    paired_interval,
+    quiet_process,
+    run_all,
+    t_interval,
+    write_keeping_findings,
+)
+from benchmarks.compression_memory import ARMS, compressor_of, peak_bytes, problems, saved
+from examples.classifier import Classifier
+from examples.data import FashionMNISTDataModule
+from examples.models import ResNet, ViT
+from lightning_lr import ActivationCompression, Cosine, LearningRateSchedule
+from lightning_lr.activations.compression import kernels
+
+FOLDER = RESULTS / "compression"
+MODELS: dict[str, tuple[Callable[[], torch.nn.Module], float]] = {
+    "resnet": (lambda: ResNet(8), 0.1),
+    "vit": (lambda: ViT(depth=3), 0.05),
+}
+SECONDS_PER_RUN = 45.0
+
+
+# ---------------------------------------------------------------------- memory
+def memory() -> str:
+    """The table of saved bytes and peaks."""
+    headings = ["model", "bits", "fp32 saved", "kept", "all saved", "rounded", "bf16 saved", "kept", "all saved",
+                "rounded", "peak fp32", "peak"]  # fmt: skip
+    body = []
+    for problem in problems():
+        plain_peak = peak_bytes(problem, None)
+        print(problem.name, flush=True)
+        for arm in ARMS:
+            compressor = compressor_of(problem, arm)
+            row = [problem.name, arm]
+            for amp in (False, True):
+                tally = saved(problem, compressor, amp)
+                rounded = {kind for kind in tally.raw_by_kind if kind.endswith("bit")}
+                raw, held = (sum(part[k] for k in rounded) for part in (tally.raw_by_kind, tally.held_by_kind))
+                row += [_mb(tally.raw_bytes), _mb(tally.held_bytes), f"{tally.ratio:.2f}x", f"{raw / held:.2f}x"]
+            peak = peak_bytes(problem, arm)
+            row += [_mb(plain_peak), f"{_mb(peak)} ({plain_peak / peak:.2f}x less)"]
+            body.append(row)
+    return markdown_table(headings, body)
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+# ---------------------------------------------------------------------- speed
+def speed(numbers: int = 2**22, repeats: int = 15) -> str:
+    """The table of packing speeds: bytes of fp32 per second of CPU time on one thread, best of ``repeats``."""
+    torch.set_num_threads(1)
+    x = torch.randn(numbers)
+    target = torch.empty_like(x)
+
+    def rate(action: Callable[[], Any]) -> float:
+        action()
+        spent = []
+        for _ in range(repeats):
+            begin = time.process_time()
+            action()
+            spent.append(time.process_time() - begin)
+        return x.nbytes / 1e9 / min(spent)
+
+    body = [["copy", "", f"{rate(lambda: target.copy_(x)):.2f}", "", ""]]
+    for kind in ("compiled", "eager"):
+        chosen = kernels.Kernels(kind)
+        for bits in (8, 4, 2):
+            packed = chosen.pack(x, bits, 256, (1, 2))
+            pack = rate(lambda: chosen.pack(x, bits, 256, (1, 2)))  # noqa: B023
+            unpack = rate(lambda: chosen.unpack(packed))  # noqa: B023
+            both = 1 / (1 / pack + 1 / unpack)
+            body.append([kind, str(bits), f"{pack:.2f}", f"{unpack:.2f}", f"{both:.2f}"])
+    return markdown_table(["how", "bits", "pack GB/s", "unpack GB/s", "both GB/s"], body)
+
+
+# ---------------------------------------------------------------------- accuracy
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    model: str
+    arm: str
+    seed: int
+    train_size: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """A file name that no other run has."""
+        return f"{self.model}_{self.arm}_images{self.train_size}_epochs{self.epochs}_seed{self.seed}"
+
+
+def grid(full: bool) -> list[Run]:
+    """All runs, seed by seed, so that a grid that is stopped has whole pairs."""
+    seeds, size, epochs = (range(5), 55_000, 10) if full else (range(3), 8_192, 4)
+    arms = ("fp32", *ARMS)
+    return [Run(model, arm, seed, size, epochs) for seed in seeds for model in MODELS for arm in arms]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Makes a run and saves it; picklable."""
+
+    results: Path
+    data_dir: str | None
+
+    def __call__(self, run: Run) -> None:
+        quiet_process()
+        kernels.COMPILE_AFTER = 0
+        seed_everything(run.seed, verbose=False)
+        make, lr = MODELS[run.model]
+        module = Classifier(make(), lr=lr)
+        data = FashionMNISTDataModule(
+            batch_size=128, data_dir=self.data_dir, train_size=run.train_size, seed=run.seed, val_size=2_000
+        )
+        callbacks: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.1))]
+        record = Ratio()
+        if run.arm != "fp32":
+            bits: Any = "auto" if run.arm.startswith("auto") else int(run.arm)
+            callbacks += [ActivationCompression(bits, probe_every=100, seed=run.seed), record]
+        begin = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                accelerator="cpu", devices=1, max_epochs=run.epochs, callbacks=callbacks, logger=False,
+                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                limit_val_batches=0, default_root_dir=folder,
+            )  # fmt: skip
+            trainer.fit(module, datamodule=data)
+            spent = time.process_time() - begin
+            (result,) = trainer.test(module, datamodule=data, verbose=False)
+        measured = {"accuracy": result["test_acc"], "ratio": record.value, "seconds": spent}
+        store = ResultStore(self.results)
+        store.save(run.name, {"config": asdict(run), "result": measured, "environment": environment()})
+
+
+class Ratio(Callback):
+    """Remembers by how much the last step was compressed."""
+
+    value = 1.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        callback = next(c for c in trainer.callbacks if isinstance(c, ActivationCompression))  # type: ignore[attr-defined]
+        if callback.tally is not None:
+            self.value = callback.tally.ratio
+
+
+def accuracy_table(runs: Sequence[Run], store: ResultStore) -> str:
+    """Accuracies and paired differences of the runs that are there."""
+    records = {run: store.load(run.name, asdict(run)) for run in runs}
+    done = {run: record["result"] for run, record in records.items() if record is not None}
+    body = []
+    for model in MODELS:
+        full = {run.seed: r["accuracy"] for run, r in done.items() if (run.model, run.arm) == (model, "fp32")}
+        for arm in ("fp32", *ARMS):
+            mine = {run.seed: r for run, r in done.items() if (run.model, run.arm) == (model, arm)}
+            if not mine:
+                continue
+            accuracy = {seed: r["accuracy"] for seed, r in mine.items()}
+            common = accuracy.keys() & full.keys()
+            lost = paired_interval(accuracy, full, 0.9).text(100, 2, sign=True) if arm != "fp32" and common else ""
+            ratio = statistics.fmean(r["ratio"] for r in mine.values())
+            seconds = statistics.fmean(r["seconds"] for r in mine.values())
+            mean = t_interval(list(accuracy.values()), 0.9).text(100)
+            body.append([model, arm, str(len(mine)), mean, lost, f"{ratio:.2f}x", f"{seconds:.0f}"])
+    headings = ["model", "bits", "seeds", "test accuracy %", "against fp32", "saved bytes less", "CPU seconds"]
+    return markdown_table(headings, body)
+
+
+def accuracy(arguments: Sequence[str]) -> str:
+    """Make the runs that are missing and return the table."""
+    options = command_line(__doc__, "five seeds, all images, ten epochs", FOLDER, arguments)
+    runs = grid(options.full)
+    store = ResultStore(options.results)
+    missing = [run for run in runs if store.load(run.name, asdict(run)) is None]
+    seconds = SECONDS_PER_RUN * len(missing) * (17 if options.full else 1)
+    print(f"{len(missing)} of {len(runs)} runs to make, about {clock(seconds)} of CPU time")
+    if not options.dry_run:
+        run_all(Work(options.results, options.data_dir), missing, options.jobs, lambda run: run.name, "accuracy")
+    return accuracy_table(runs, store)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one part and write its table."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parts: dict[str, Callable[[], str]] = {"memory": memory, "speed": speed, "accuracy": lambda: accuracy(words[1:])}
+    if not words or words[0] not in parts:
+        sys.exit(f"{__doc__}\ngive one of {', '.join(parts)}")
+    table = parts[words[0]]()
+    print(table)
+    if "--dry-run" not in words:
+        where = ", ".join(f"{name} {value}" for name, value in environment().items())
+        title = f"# Compressed activations: {words[0]}\n\n`python -m benchmarks.compression {words[0]}`"
+        text = f"{title}\n\n{table}\n{where}\n"
+        write_keeping_findings(RESULTS / f"compression_{words[0]}.md", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a user may ask of compression, checked at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lightning_lr.activations.compression.groups import WIDTHS
+from lightning_lr.activations.compression.hooks import ActivationCompressor
+
+
+@dataclass(frozen=True)
+class CompressionSettings:
+    """The arguments of ``ActivationCompression``; see there.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    bits: int | str
+    average_bits: float
+    group_size: int
+    probe_every: int
+    skip: tuple[str, ...]
+    probe_samples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        who = "ActivationCompression"
+        if isinstance(self.bits, bool) or self.bits not in (*WIDTHS, "auto"):
+            raise ValueError(f'{who}: got bits={self.bits!r}; give 8, 4, 2 or "auto"')
+        if not WIDTHS[-1] <= self.average_bits <= WIDTHS[0]:
+            raise ValueError(f"{who}: got average_bits={self.average_bits!r}; give a number from 2 to 8")
+        if not _whole(self.group_size, 16) or self.group_size & (self.group_size - 1):
+            raise ValueError(f"{who}: got group_size={self.group_size!r}; give a power of two from 16, such as 256")
+        if not _whole(self.probe_every, 1):
+            raise ValueError(f"{who}: got probe_every={self.probe_every!r}; give a whole number of updates from 1")
+        if not _whole(self.probe_samples, 1):
+            raise ValueError(f"{who}: got probe_samples={self.probe_samples!r}; give a whole number of samples from 1")
+
+    def compressor(self, model: nn.Module, rank: int) -> ActivationCompressor:
+        """What compresses for these settings; with ``"auto"`` it begins at the widest bits within the average.
+
+        Raises:
+            ValueError: for a name in ``skip`` that no module has.
+        """
+        bits = self.bits if isinstance(self.bits, int) else next(b for b in WIDTHS if b <= self.average_bits)
+        return ActivationCompressor(model, bits, self.group_size, self.seed, rank, self.skip)
+
+
+def size_ratio(bits: float, group_size: int, dtype: torch.dtype) -> float:
+    """How many times smaller numbers of a type are at so many bits and 32 bits of metadata per group."""
+    return dtype.itemsize * 8 / (bits + 32 / group_size)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,333 @@
+"""`ActivationCompression` in Lightning's loop."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ddp import ddp, run_in_two_processes
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchmetrics import MeanMetric
+from toy import ResumableLoader, Toy, data, fit, quiet, weights
+
+from lightning_lr import ActivationCompression, CheckpointedStrategy, CheckpointPolicy
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Net(LightningModule):
+    """With batch norm, dropout and a metric: everything that a probe could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.body = nn.Sequential(
+                nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 32), nn.Tanh()
+            )
+            self.head = nn.Linear(32, 1)
+        self.mean = MeanMetric()
+        self.steps = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.steps += 1
+        loss = nn.functional.mse_loss(self.head(self.body(x)), y)
+        self.mean.update(loss)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.mse_loss(self.head(self.body(x)), y))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def samples() -> TensorDataset:
+    return data(64, features=16)
+
+
+def train(callback: ActivationCompression | None, **arguments: Any) -> tuple[Net, Trainer]:
+    torch.manual_seed(11)
+    arguments.setdefault("loader", DataLoader(samples(), batch_size=16))
+    module = arguments.pop("module", None) or Net()
+    extra = arguments.pop("callbacks", [])
+    trained, trainer = fit([*([callback] if callback else []), *extra], module=module, **arguments)
+    assert isinstance(trained, Net)
+    return trained, trainer
+
+
+def auto(**arguments: Any) -> ActivationCompression:
+    return ActivationCompression("auto", group_size=32, probe_every=4, **arguments)
+
+
+# ---------------------------------------------------------------------- off and around
+def test_probing_disturbs_nothing() -> None:
+    # no tensor is as large as a group, so that nothing is rounded, but the extra training steps are made
+    bare, _ = train(None)
+    probed, _ = train(ActivationCompression("auto", group_size=2**20, probe_every=2))
+    assert probed.steps > bare.steps
+    assert torch.equal(weights(bare), weights(probed))
+    for one, two in zip(bare.buffers(), probed.buffers(), strict=True):
+        assert torch.equal(one, two)
+    assert torch.equal(bare.mean.compute(), probed.mean.compute())
+    assert int(bare.mean._update_count) == int(probed.mean._update_count)
+    assert bare.trainer.logged_metrics == probed.trainer.logged_metrics
+
+
+class WithoutDropout(Net):
+    """Lightning draws a seed for each pass over a loader, which moves dropout's random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[3].p = 0.0
+
+
+def test_validation_in_between_is_not_touched() -> None:
+    validation = DataLoader(samples(), batch_size=32)
+    passes = []
+    for given in (validation, None):
+        callback = ActivationCompression(4, group_size=32)
+        trained, trainer = train(callback, module=WithoutDropout(), validation=given)
+        passes.append((weights(trained), callback.state_dict()["compression"]["forwards"]))
+        assert ("val_loss" in trainer.callback_metrics) == (given is not None)
+    assert torch.equal(passes[0][0], passes[1][0])
+    assert passes[0][1] == passes[1][1] == 12
+
+
+def test_nothing_stays_behind_and_a_second_fit_starts_clean() -> None:
+    callback = ActivationCompression(4, group_size=32)
+    _, trainer = train(callback)
+    assert "train_step_context" not in vars(trainer.precision_plugin)
+    again, _ = train(None)
+    fresh, _ = train(None)
+    assert torch.equal(weights(again), weights(fresh))
+
+
+class Failing(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.steps == 3:
+            raise ZeroDivisionError
+        return loss
+
+
+def test_an_exception_in_the_step_leaves_nothing_behind() -> None:
+    module = Failing()
+    trainer = Trainer(**quiet(callbacks=[ActivationCompression(4, group_size=32)], max_epochs=1))
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(module, DataLoader(samples(), batch_size=16))
+    assert "train_step_context" not in vars(trainer.precision_plugin)
+    x = torch.randn(64, 64, requires_grad=True)
+    y = (x * 1).tanh()
+    assert y.grad_fn is not None
+    assert torch.equal(y.grad_fn._saved_result, y)
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+# ---------------------------------------------------------------------- accumulation, resume
+def test_accumulation_makes_new_noise_for_each_micro_batch() -> None:
+    callback = ActivationCompression(4, group_size=32)
+    train(callback, accumulate_grad_batches=2)
+    assert callback.state_dict()["compression"]["forwards"] == 12
+
+
+@pytest.mark.parametrize("make", [partial(ActivationCompression, 4, group_size=32), auto], ids=["fixed", "auto"])
+def test_resume_at_every_update_is_bit_identical_under_accumulation(make: Any, tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    common: dict[str, Any] = {"accumulate_grad_batches": 2, "max_epochs": 3}
+
+    whole, _ = train(
+        make(),
+        module=WithoutDropout(),
+        loader=ResumableLoader(samples(), 16),
+        callbacks=[save],
+        enable_checkpointing=True,
+        **common,
+    )
+    for update in range(1, 6):
+        resumed, _ = train(
+            make(),
+            module=WithoutDropout(),
+            loader=ResumableLoader(samples(), 16),
+            ckpt_path=str(tmp_path / f"step={update}.ckpt"),
+            **common,
+        )
+        assert torch.equal(weights(resumed), weights(whole)), update
+
+
+def test_state_is_plain() -> None:
+    callback = auto()
+    train(callback)
+    state = json.loads(json.dumps(callback.state_dict()["compression"]))
+    assert state["allocation"]
+    assert set(state["allocation"].values()) <= {8, 4, 2}
+
+
+# ---------------------------------------------------------------------- with checkpointing
+class Deep(Net):
+    """Blocks that a checkpoint policy finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            blocks = [nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh()) for _ in range(4)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        hidden = self.body(x)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return nn.functional.mse_loss(self.head(hidden), y)
+
+
+def test_inputs_of_checkpointed_segments_get_eight_bits_and_the_rest_is_not_seen() -> None:
+    found = {}
+    for name, strategy in (("plain", "auto"), ("checkpointed", CheckpointedStrategy(CheckpointPolicy("every_block")))):
+        callback = ActivationCompression(2, group_size=32)
+        tallies: list[Any] = []
+
+        class Look(Callback):
+            def on_before_backward(self, *args: Any) -> None:
+                tallies.append(callback.tally)  # noqa: B023
+
+        trained, _ = train(callback, module=Deep(), strategy=strategy, callbacks=[Look()])
+        assert torch.isfinite(weights(trained)).all()
+        found[name] = tallies[-1].rounded
+    hidden = 16 * 32
+    assert set(found["plain"]) == {2}
+    assert found["checkpointed"][8] >= 3 * hidden  # a block's input each; the last block may not be checkpointed
+    assert found["checkpointed"][8] % hidden == 0
+    assert found["checkpointed"][2] < found["plain"][2]
+
+
+# ---------------------------------------------------------------------- decisions
+def test_auto_probes_when_due_and_writes_it_down(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    train(auto(average_bits=4.0), logger=logger, log_every_n_steps=1)
+    folder = Path(logger.log_dir)
+    lines = [json.loads(line) for line in (folder / "lightning_lr" / "compression.jsonl").read_text().splitlines()]
+    assert lines[0]["event"] == "start"
+    assert "1/6.40 of fp32, 1/3.20 of bf16" in lines[0]["facts"]["activations"]
+    allocations = [line for line in lines if line["event"] == "allocation"]
+    assert [line["update"] for line in allocations] == [0, 4, 8]
+    for line in allocations:
+        sizes = {name: facts["numbers"] for name, facts in line["measured"].items()}
+        assert sum(line["bits"][name] * size for name, size in sizes.items()) <= 4 * sum(sizes.values())
+    metrics = (folder / "metrics.csv").read_text()
+    assert "compression/bits" in metrics
+    assert "compression/ratio" in metrics
+
+
+def test_a_fixed_width_never_probes() -> None:
+    module, _ = train(ActivationCompression(4, group_size=32, probe_every=1))
+    assert module.steps == 12
+
+
+# ---------------------------------------------------------------------- two processes
+def _two_ranks() -> dict[str, Any]:
+    callback = auto()
+    loader = DataLoader(samples(), batch_size=8, sampler=DistributedSampler(samples(), shuffle=False))
+    module, trainer = train(callback, loader=loader, **ddp())
+    state = callback.state_dict()["compression"]
+    same = torch.linspace(-1, 1, 4096).view(64, 64).requires_grad_()
+    compressor = callback.settings.compressor(nn.Identity(), trainer.global_rank)
+    with compressor.compressing():
+        y = (same * 1).square().sum()
+    (drawn,) = torch.autograd.grad(y, same)
+    return {"weights": weights(module), "allocation": state["allocation"], "noise": drawn}
+
+
+def test_ranks_take_the_same_decisions_and_draw_different_noise(tmp_path: Path) -> None:
+    first, second = (rank["run"] for rank in run_in_two_processes([("run", _two_ranks)], tmp_path))
+    for result in (first, second):
+        if isinstance(result, Exception):
+            raise result
+    assert first["allocation"]
+    assert first["allocation"] == second["allocation"]
+    assert torch.equal(first["weights"], second["weights"])
+    assert not torch.equal(first["noise"], second["noise"])
+    assert float((first["noise"] - second["noise"]).abs().max()) < 0.5
+
+
+# ---------------------------------------------------------------------- refusals
+class Manual(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class CompiledPart(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.compile(self.body)  # type: ignore[assignment]
+
+
+class CompiledInPlace(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.compile()
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (Manual, "manual optimization"),
+        (CompiledPart, r"body is compiled \(torch.compile\)"),
+        (CompiledInPlace, "head is compiled"),
+        (lambda: torch.compile(Toy()), "the module is compiled"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(module: Any, says: str) -> None:
+    trainer = Trainer(**quiet(callbacks=[ActivationCompression()], max_epochs=1))
+    with pytest.raises(MisconfigurationException, match=says):
+        trainer.fit(module(), DataLoader(data(), batch_size=8))
+    assert trainer.global_step == 0
+
+
+class Fetches(Toy):
+    def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+        batch, index, _ = next(dataloader_iter)
+        return super().training_step(batch, index)
+
+
+def test_auto_needs_the_batch() -> None:
+    with pytest.raises(MisconfigurationException, match="takes the iterator"):
+        fit([ActivationCompression("auto")], module=Fetches())
+
+
+def test_a_module_to_skip_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(
+        MisconfigurationException, match=r"skip has 'trunk', but Toy has no such module; it has body, head"
+    ):
+        fit([ActivationCompression(skip=["trunk"])])
+
+
+def test_wrong_bits_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match='got bits=16; give 8, 4, 2 or "auto"'):
+        ActivationCompression(16)
+
+
+def test_double_backward_in_a_training_step_is_refused() -> None:
+    class Penalty(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x, _ = batch
+            x = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.head(self.body(x)).sum(), x, create_graph=True)
+            return slope.square().mean()
+
+    with pytest.raises(RuntimeError, match="create_graph=True went through compressed activations"):
+        train(ActivationCompression(4, group_size=32), module=Penalty())
