@@ -164,7 +164,7 @@ def draw(tuned: Results, final: Results, path: Path) -> None:
     rates = sorted({record["config"]["lr"] for records in tuned.values() for record in records})
     right.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
     right.minorticks_off()
-    right.set_xlabel("learning rate of the head (one run each, colours as left; circle: taken)")
+    right.set_xlabel("learning rate of the head (circle: taken; colours as left)")
     right.set_ylabel("validation accuracy (%)")
     right.grid(alpha=0.25)
     figure.savefig(path, dpi=130)
