@@ -43,8 +43,8 @@ class HypergradientDescent(MethodCallback):
     the training loss has all but vanished, what is left of the gradient (weight decay) points one way and the learning
     rate may run off: put it beside a schedule that decays, ``LearningRateSchedule(Cosine())``.
 
-    Beside an ``AdaptiveWarmup`` it waits for the switch, since the climb measures the loss at learning rates that must be
-    its own; the factor stays 1 until then, and its bounds are those around the rate that the warm-up chose.
+    Beside an ``AdaptiveWarmup`` it waits for the switch, since the climb measures the loss at rates that must be its
+    own. The factor stays 1 until then, and its bounds are those around the rate that the warm-up chose.
 
     A gradient that is not finite changes no factor. Where no AMP scaler skips such an update, it is skipped here, and
     ten in a row end the training. With SGD with momentum, Adam and AdamW nothing is stored; plain SGD and Nesterov
