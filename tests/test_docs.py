@@ -14,22 +14,26 @@ import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from toy import data as samples
 from toy import quiet
 
-import lightning_lr
+import lightning_lr as lr
 from lightning_lr.cli import COMMANDS, main
 from lightning_lr.cli.plan import PlanCLI, _parse
 from lightning_lr.cli.planned_run import PlanOptions, plan_run
@@ -287,9 +291,76 @@ def test_every_page_is_in_the_index() -> None:
     assert linked == {path.name for path in DOCUMENTS[1:]} - {"index.md"}
 
 
-@pytest.mark.parametrize("name", [*lightning_lr.__all__, *lightning_lr.optim.__all__])
+@pytest.mark.parametrize("name", [*lr.__all__, *lr.optim.__all__])
 def test_every_public_name_has_a_card(name: str) -> None:
     assert [card.name for card in CARDS if re.search(rf"\b{name}\b", card.read_text(encoding="utf-8"))]
+
+
+# ---------------------------------------------------------------------- what a card says about company
+REFUSED: list[tuple[str, Callable[[], list[Callback]]]] = [
+    ("learning_rate_schedule", lambda: [lr.LearningRateSchedule(lr.Cosine()), lr.BatchSizeRamp(lr.StepRamp([2]))]),
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.LearningRateSchedule(lr.Constant())]),
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.LearningRateScaling(8)]),
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.NormalizedWeightDecay()]),
+    ("learning_rate_scaling", lambda: [lr.LearningRateScaling(8), lr.AdaptiveWarmup()]),
+    ("normalized_weight_decay", lambda: [lr.NormalizedWeightDecay(), lr.AdaptiveWarmup()]),
+    ("batch_size_ramp", lambda: [lr.BatchSizeRamp(lr.StepRamp([2])), lr.LearningRateSchedule(lr.Cosine())]),
+    ("gradual_unfreezing", lambda: [lr.GradualUnfreezing(), BackboneFinetuning()]),
+]
+
+TOGETHER: list[tuple[str, Callable[[], list[Callback]]]] = [
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.LayerwiseLRDecay()]),
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.GradualUnfreezing()]),
+    ("adaptive_warmup", lambda: [lr.AdaptiveWarmup(), lr.HypergradientDescent()]),
+    ("hypergradient_descent", lambda: [lr.HypergradientDescent(), lr.AdaptiveWarmup()]),
+    ("hypergradient_descent", lambda: [lr.HypergradientDescent(), lr.LearningRateScaling()]),
+    (
+        "adaptive_warmup",
+        lambda: [
+            lr.AdaptiveWarmup(decay=lr.Constant()),
+            lr.BatchSizeRamp(lr.CurveRamp(lr.Cosine(floor=0.1)), begin="after_warmup"),
+        ],
+    ),
+    ("learning_rate_schedule", lambda: [lr.LearningRateSchedule(lr.Cosine()), lr.NormalizedWeightDecay()]),
+    ("batch_size_ramp", lambda: [lr.BatchSizeRamp(lr.StepRamp([2])), lr.GhostBatchNorm(8)]),
+    ("batch_size_ramp", lambda: [lr.BatchSizeRamp(lr.StepRamp([2])), lr.LearningRateScaling(8)]),
+    ("layerwise_lr_decay", lambda: [lr.LayerwiseLRDecay(), lr.GradualUnfreezing()]),
+]
+
+
+def company(card: str) -> tuple[str, str]:
+    """Of a card's "Goes with": what may stand beside the method, and what may not."""
+    text = (REPOSITORY / "docs" / f"{card}.md").read_text(encoding="utf-8")
+    items = text.split("## Goes with")[1].split("##")[0].split("\n- ")
+    refused = [item for item in items if item.startswith("**Refused**")]
+    return "\n".join(item for item in items if item not in refused), "\n".join(refused)
+
+
+def set_up(callbacks: list[Callback]) -> None:
+    model = Model()
+    try:
+        for callback in callbacks:
+            callback.setup(cast(Trainer, SimpleNamespace(callbacks=callbacks, sync_batchnorm=False)), model, "fit")
+    finally:
+        for callback in callbacks:
+            callback.teardown(cast(Trainer, None), model, "fit")
+
+
+@pytest.mark.parametrize(("card", "made"), REFUSED)
+def test_what_a_card_calls_refused_is_refused(card: str, made: Callable[[], list[Callback]]) -> None:
+    callbacks = made()
+    other = {"BatchSizeRamp": "another method", "LearningRateSchedule": "LearningRateSchedule|another method"}
+    name = type(callbacks[1]).__name__
+    assert re.search(other.get(name, name), company(card)[1])
+    with pytest.raises(MisconfigurationException):
+        set_up(callbacks)
+
+
+@pytest.mark.parametrize(("card", "made"), TOGETHER)
+def test_what_a_card_puts_together_goes_together(card: str, made: Callable[[], list[Callback]]) -> None:
+    callbacks = made()
+    assert type(callbacks[1]).__name__ in company(card)[0]
+    set_up(callbacks)
 
 
 # ---------------------------------------------------------------------- the drawing in house.md
