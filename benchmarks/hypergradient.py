@@ -75,7 +75,7 @@ class Protocol:
         updates: length of a run, by model.
         seeds: of initialisation and sample order, by model.
         arms: what is compared, by model.
-        method_rates: initial rates of what is not fixed, by model; fixed ones have the whole grid.
+        rates: initial rates, by model.
         train_size: images; 10 000 others are for validation.
     """
 
@@ -83,17 +83,16 @@ class Protocol:
     updates: dict[str, int]
     seeds: dict[str, tuple[int, ...]]
     arms: dict[str, tuple[str, ...]]
-    method_rates: dict[str, tuple[float, ...]]
+    rates: dict[str, tuple[float, ...]]
     train_size: int
 
 
-SOME_ARMS = ("fixed", "additive, wide", "normalized, wide", "multiplicative, wide")
 DEFAULT = Protocol(
     "hypergradient",
     {"logistic": 700, "mlp": 500, "cnn": 400},
     {"logistic": (0, 1, 2), "mlp": (0,), "cnn": (0,)},
-    {"logistic": tuple(ARMS), "mlp": tuple(ARMS), "cnn": SOME_ARMS},
-    {"logistic": LEARNING_RATES, "mlp": LEARNING_RATES, "cnn": (1e-6, 1e-3, 1e-1)},
+    {"logistic": tuple(ARMS), "mlp": tuple(ARMS), "cnn": ("fixed", "normalized, wide")},
+    {"logistic": LEARNING_RATES, "mlp": LEARNING_RATES, "cnn": (1e-6, 1e-3, 1e-2, 1e-1)},
     train_size=40_000,
 )
 FULL = Protocol(
@@ -147,9 +146,8 @@ def configs(protocol: Protocol, models: Sequence[str] = MODELS) -> list[Config]:
 
 
 def _rates(protocol: Protocol, model: str, optimizer: str, arm: str) -> tuple[float, ...]:
-    if arm != "fixed":
-        return protocol.method_rates[model]
-    return (*LEARNING_RATES, *BEYOND) if (model, optimizer) == ("logistic", "sgd") else LEARNING_RATES
+    beyond = BEYOND if (model, optimizer, arm) == ("logistic", "sgd", "fixed") else ()
+    return protocol.rates[model] + beyond
 
 
 def _config(protocol: Protocol, model: str, optimizer: str, lr: float, arm: str, seed: int) -> Config:
