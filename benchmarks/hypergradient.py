@@ -14,9 +14,9 @@ on, by 5 % from one to the next, so that is how exact a number of updates is.
 
 One JSON per run in ``benchmarks/results/hypergradient/``: a run whose file exists is not made again, so that the
 benchmark can be stopped and continued. Tables and pictures are written beside that folder. ``--full``: three times the
-updates, all methods and initial rates for the CNN, 5 seeds; not measured. ``--cost`` measures time and memory of a step instead, see
-``hypergradient_cost``. The method runs in a plain training loop, for speed; that the callback makes the same updates is
-for the tests.
+updates, all methods and initial rates for the CNN, 5 seeds; not measured. ``--cost`` measures time and memory of a step
+instead, see ``hypergradient_cost``. By default the MLP has one seed, and the CNN one seed, four initial rates and one
+rule, for a machine that is shared.
 
 The default hyper_lr of the normalized rule was chosen on other data (scikit-learn's digits, logistic regression and an
 MLP, of 0.05 to 1); those of the two other rules are from the literature and were not tuned.
