@@ -97,6 +97,8 @@ class AlignmentEstimator:
         self._open: list[int] = []
         self._signature: object = None
         self._chunks: list[Chunk] = []
+        self._packed: Tensor | None = None
+        """What :meth:`sums` has packed for the one chunk that there is, until :meth:`before_step` keeps it."""
 
     # ------------------------------------------------------------------ measuring
     @torch.no_grad()
@@ -113,10 +115,11 @@ class AlignmentEstimator:
             ValueError: for sparse gradients.
         """
         chunks = self._current_chunks()
+        self._packed = None
         groups = len(self.optimizer.param_groups)
         if not chunks:
             return torch.zeros(groups, 3)
-        found = [value for chunk in chunks for value in self._chunk_sums(chunk)]
+        found = [value for chunk in chunks for value in self._chunk_sums(chunk, scale)]
         table = torch.stack([value.to(found[0]) for value in found]).view(-1, 3)
         holders = [chunk.parameters[0] for chunk in chunks]
         if any(isinstance(holder, DTensor) for holder in holders):
@@ -126,7 +129,8 @@ class AlignmentEstimator:
         owners = [chunk.group for chunk in chunks]
         if owners == list(range(groups)):
             return table
-        return torch.stack([part.sum(0) for part in table.split([owners.count(index) for index in range(groups)])])
+        parts = torch.split(table, [owners.count(index) for index in range(groups)])
+        return torch.stack([part.sum(0) for part in parts])
 
     def measure(self, scale: float = 1.0) -> list[Alignment]:
         """:meth:`sums`, read from the device."""
@@ -145,7 +149,10 @@ class AlignmentEstimator:
             if kept == "nothing" or not moving:
                 continue
             places, moved = zip(*moving, strict=True)
-            if kept == "gradient":
+            if kept == "gradient" and self._keep_packed(places):
+                if scale != 1.0:
+                    self._chunks[0].copies[0].div_(scale)
+            elif kept == "gradient":
                 self._copy(places, [p.grad for p in moved])
                 kept_now = [self._copies[place] for place in places]
                 if scale != 1.0:
@@ -204,6 +211,17 @@ class AlignmentEstimator:
                 break
         torch._foreach_copy_([self._copies[place] for place in places], sources)
 
+    def _keep_packed(self, places: Sequence[int]) -> bool:
+        """Keep what was packed for the sums, if the copies of all that moves lie together as it does."""
+        packed, self._packed = self._packed, None
+        if packed is None or self._chunks[0].places != list(places) or len(self._chunks[0].copies) != 1:
+            return False
+        (copies,) = self._chunks[0].copies
+        if copies.is_complex() or copies.numel() != packed.numel():
+            return False
+        copies.view(-1).copy_(packed)
+        return True
+
     def _current_chunks(self) -> list[Chunk]:
         """How the parameters with a gradient are packed; the same as for the last update, where nothing has changed."""
         groups = self.optimizer.param_groups
@@ -231,11 +249,12 @@ class AlignmentEstimator:
     def _step_key(self, parameter: Tensor) -> object:
         return directions.batch_key(self.family, self.optimizer.state.get(parameter, {}))
 
-    def _chunk_sums(self, chunk: Chunk) -> list[Tensor]:
-        """The three sums of :class:`Alignment` over a chunk."""
+    def _chunk_sums(self, chunk: Chunk, scale: float) -> list[Tensor]:
+        """The three sums of :class:`Alignment` over a chunk, of gradients that are multiplied by ``scale``."""
         parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
         gradient = flat([p.grad for p in parameters if p.grad is not None])
         decay = directions.penalty(self.family, group)
+        keeps = directions.keeps(self.family, group) == "gradient"
         vectors: list[Tensor] = []
         factor: float | Tensor = 1.0
         if chunk.known:
@@ -253,7 +272,9 @@ class AlignmentEstimator:
             if group.get("maximize", False):
                 g = g.neg()
             if decay:
-                g = g.add(theta[part], alpha=decay)
+                g = g.add(theta[part], alpha=decay * scale)
+            if keeps and len(self._chunks) == 1 and gradient.numel() <= CHUNK:
+                self._packed = g
             own = torch.dot(g, g)
             sums = [torch.zeros_like(own), own, torch.zeros_like(own)]
             if chunk.known:

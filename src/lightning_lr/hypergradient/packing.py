@@ -97,8 +97,8 @@ def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
     places = []
     for tensor in tensors:
         key = (tensor.dtype, tensor.device)
-        own, left[key] = left[key].split([tensor.numel(), left[key].numel() - tensor.numel()])
-        places.append(own.view(tensor.shape))
+        places.append(left[key][: tensor.numel()].view(tensor.shape))
+        left[key] = left[key][tensor.numel() :]
     return places
 
 
