@@ -333,7 +333,10 @@ def test_a_factor_that_stays_at_its_bound_is_warned_of_once(
 ) -> None:
     monkeypatch.setattr(hypergradient_descent, "BOUND_LIMIT", 3)
     bounds = (1e-3, 2.0) if lr == 1e-7 else (1e-3, 1e6)
-    fit([HypergradientDescent(bounds=bounds)], module=Toy(lambda module: SGD(module.parameters(), lr=lr)))
+    fit(
+        [HypergradientDescent(rule="normalized", bounds=bounds)],
+        module=Toy(lambda module: SGD(module.parameters(), lr=lr)),
+    )
     told = [str(w.message) for w in recwarn if "has been at its bound of 2 for 3 updates" in str(w.message)]
     assert len(told) == (1 if lr == 1e-7 else 0)
     assert all("bounds=(0.001, 2000.0)" in message and "2e-07" in message for message in told)
