@@ -131,6 +131,12 @@ class ActivationCompression(MethodCallback):
         tally = self.tally
         return {} if tally is None else {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
 
+    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+        assert self._compressor is not None
+        trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
+        trial.allocation = self._compressor.allocation
+        return trial.compressing(tensors_in(batch))
+
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
