@@ -247,7 +247,7 @@ def accuracy_table(runs: Sequence[Run], store: ResultStore) -> str:
             mean = t_interval(list(accuracy.values()), 0.9).text(100)
             body.append([model, arm, str(len(mine)), mean, lost, f"{ratio:.2f}x", f"{seconds:.0f}"])
     headings = ["model", "bits", "seeds", "test accuracy %", "against fp32", "saved bytes less", "CPU seconds"]
-    return markdown_table(headings, body)
+    return f"{len(done)} of {len(runs)} runs made.\n\n{markdown_table(headings, body)}"
 
 
 def accuracy(arguments: Sequence[str]) -> str:
@@ -258,7 +258,7 @@ def accuracy(arguments: Sequence[str]) -> str:
     missing = [run for run in runs if store.load(run.name, asdict(run)) is None]
     seconds = SECONDS_PER_RUN * len(missing) * (20 if options.full else 1)
     print(f"{len(missing)} of {len(runs)} runs to make, about {clock(seconds)} of CPU time")
-    if not options.dry_run:
+    if not (options.dry_run or options.report):
         run_all(Work(options.results, options.data_dir), missing, options.jobs, lambda run: run.name, "accuracy")
     return accuracy_table(runs, store)
 
