@@ -37,9 +37,9 @@ class HypergradientDescent(MethodCallback):
     - ``rule="normalized"``: AdaGrad on the logarithm of :math:`\alpha`, the hypergradient divided by the squared
       gradient. Scale-free, fast at first, then ever slower. The one to take: of the three its final accuracy on
       Fashion-MNIST depends least on the initial rate (``benchmarks/hypergradient.py``).
-    - ``rule="additive"``, the default: :math:`\alpha_t = \alpha_{t-1} + \beta\, g_t \cdot d_{t-1}`, the paper's. Finds its
-      way from any learning rate in a few updates, if :math:`\beta` fits the size of the gradients; tends to stop short
-      of the best one.
+    - ``rule="additive"``, the default: :math:`\alpha_t = \alpha_{t-1} + \beta\, g_t \cdot d_{t-1}`, the paper's.
+      Finds its way from any learning rate in a few updates, if :math:`\beta` fits the size of the gradients; tends to
+      stop short of the best one.
     - ``rule="multiplicative"``: :math:`\alpha_t = \alpha_{t-1} (1 + \beta \cos(g_t, d_{t-1}))`. Scale-free, slow.
 
     It makes a run robust to the initial learning rate. It does not replace a tuned one with a schedule: it is greedy,
