@@ -582,7 +582,7 @@ def test_decisions_are_written_and_a_resume_truncates_them(tmp_path: Path) -> No
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
     run(callbacks=[save], enable_checkpointing=True)
     files = sorted(path.name for path in (tmp_path / "run" / "lightning_lr").iterdir())
-    assert files == ["linear_scaling.jsonl", "schedule.jsonl"]
+    assert files == ["linear_scaling.jsonl", "schedule.jsonl", "seconds.jsonl"]
     [start] = read_journal(tmp_path / "run" / "lightning_lr" / "schedule.jsonl")
     assert (start["update"], start["event"], start["callback"]) == (0, "start", "LearningRateSchedule")
     assert (start["total"], start["total_updates"], start["counts"]) == (144, 18, "samples")

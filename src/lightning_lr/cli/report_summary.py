@@ -112,6 +112,17 @@ def batch_varies(record: RunRecord) -> bool:
     )
 
 
+def full_batches(record: RunRecord) -> list[float]:
+    """The batch of each logged update as if it were full: what is left over at an epoch's end is no change of it."""
+    values = record.metrics["batch_size"].values
+    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
+    if [len(part) for part in parts] != [len(values), len(values)]:
+        return values
+    made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
+    devices = max(round(value / product) for value, product in zip(values, made, strict=True))
+    return [product * devices for product in made]
+
+
 def warnings_of(record: RunRecord) -> list[str]:
     """What the reader should not overlook."""
     found = []
