@@ -12,7 +12,7 @@ from functools import cached_property
 
 from lightning_lr.cli.errors import ConfigurationError
 from lightning_lr.cli.nearest import did_you_mean
-from lightning_lr.cli.report_summary import is_loss, is_score, model_metrics, stage_of
+from lightning_lr.cli.report_summary import is_loss, is_score, main_metrics, model_metrics, progress_of, stage_of
 from lightning_lr.cli.run_differences import differences, names_of
 from lightning_lr.cli.run_record import RunRecord
 from lightning_lr.cli.smoothing import running_mean, smoothing_window
@@ -144,6 +144,9 @@ class Comparison:
         """What the reader should not overlook."""
         found = []
         for run in self.runs:
+            progress = progress_of(run.record)
+            if progress.finished is False:
+                found.append(f"{run.name}: {progress.sentence}")
             if not run.points:
                 have = ", ".join(model_metrics(run.record)) or "no metric"
                 found.append(f"{run.name} has no {self.metric} (it has {have})")
@@ -156,7 +159,10 @@ class Comparison:
                 )
         for axis, why in (
             ("samples", "only our callbacks log samples_seen"),
-            ("seconds", "an older run, or one that neither `lightning-lr fit`, our callbacks nor TensorBoardLogger timed"),
+            (
+                "seconds",
+                "an older run, or one that neither `lightning-lr fit`, our callbacks nor TensorBoardLogger timed",
+            ),
         ):
             without = [run for run in self.runs if run.finite and run.finite[0].spent(axis) is None]
             resumed = [run for run in without if axis == "seconds" and run.record.timing is not None]
@@ -216,8 +222,7 @@ def _metric(records: Sequence[RunRecord], names: Sequence[str], asked: str | Non
                 f"they have {_available(records, names)}"
             )
         return asked
-    kinds = [(stage, is_kind) for stage in ("val", "train") for is_kind in (is_score, is_loss)]
-    ranked = [n for stage, is_kind in kinds for n in every if is_kind(n) and stage_of(n) == stage]
+    ranked = main_metrics(records)
     if not ranked:
         raise ConfigurationError(
             "report: the runs have no metric whose name says that it is a loss or a score; choose one with "

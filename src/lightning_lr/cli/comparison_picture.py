@@ -25,7 +25,9 @@ from lightning_lr.cli.run_record import RunRecord
 DASHES = ("-", "--", ":", "-.")
 """One for as many runs as there are colours."""
 
-COLUMNS = {"run": 0.045, "best": 0.3, "samples": 0.385, "updates": 0.47, "seconds": 0.545, "what differs": 0.605}
+COLUMNS = {
+    "run": 0.045, "best": 0.27, "last": 0.33, "samples": 0.44, "updates": 0.51, "seconds": 0.58, "what differs": 0.605,
+}  # fmt: skip
 """Where the text of a row stands, as a share of the width; numbers end there."""
 
 ROW, HEAD = 0.21, 0.88  # inches
@@ -91,10 +93,12 @@ def _batch_size(record: RunRecord) -> Line:
 def _draw_small(ax: Axes, comparison: Comparison, line: Callable[[RunRecord], Line]) -> None:
     lines = [line(run.record) for run in comparison.runs]
     by_samples = _by_samples([run for run, (steps, _) in zip(comparison.runs, lines, strict=True) if steps])
-    for run, (steps, values), style in zip(comparison.runs, lines, _styles(comparison), strict=True):
+    # where lines coincide, the later are thinner, so that every one is seen
+    widths = [float(width) for width in np.linspace(4.0, 1.4, len(lines))]
+    for run, (steps, values), style, width in zip(comparison.runs, lines, _styles(comparison), widths, strict=True):
         if steps:
             x = run.record.positions(steps) if by_samples else [step + 1.0 for step in steps]
-            ax.plot(x, values, label=run.name, drawstyle="steps-pre", **style)
+            ax.plot(x, values, label=run.name, drawstyle="steps-pre", linewidth=width, **style)
     every = [value for _, values in lines for value in values]
     if spans_decades(every):
         ax.set_yscale("log")
@@ -201,8 +205,14 @@ def _write_head(figure: Figure, comparison: Comparison, notes: Sequence[str]) ->
     write(0.012, 0.1, comparison.headline, fontsize=13, fontweight="bold", color="#222222")
     write(0.012, 0.38, comparison.target_line)
     for heading, x in COLUMNS.items():
-        to_target = "" if heading not in AXES else " to t."
-        write(x, 0.62, heading + to_target, ha=_side(heading), fontsize=8, color="#888888")
+        write(
+            x,
+            0.62,
+            "to target: samples" if heading == AXES[0] else heading,
+            ha=_side(heading),
+            fontsize=8,
+            color="#888888",
+        )
     for number, (run, style) in enumerate(zip(comparison.runs, _styles(comparison), strict=True)):
         down = 0.82 + ROW * number
         y = 1 - (down + 0.07) / height

@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.comparison import AXES, ComparedRun, Comparison
-from lightning_lr.cli.report_summary import progress_of
 
 NOT_REACHED, NOT_KNOWN = "not reached", "?"
 
@@ -39,6 +38,5 @@ def comparison_summary(comparison: Comparison) -> RenderableType:
     for run in comparison.runs:
         table.add_row(*row_of(run, comparison).values())
     parts: list[RenderableType] = [Text(comparison.headline, style="bold"), Text(comparison.target_line), Text(), table]
-    parts += [Text(f"{run.name}: {progress_of(run.record).sentence}") for run in comparison.runs]
     parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
     return Group(*parts)

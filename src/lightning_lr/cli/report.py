@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_lr.cli.comparison import BETTER, compare
 from lightning_lr.cli.comparison_summary import comparison_summary
 from lightning_lr.cli.errors import ConfigurationError, refusing
-from lightning_lr.cli.report_summary import report_summary
+from lightning_lr.cli.report_summary import picture_title, report_summary
 from lightning_lr.cli.run_record import find_run, read_run
 from lightning_lr.cli.terminal import terminal
 
@@ -28,7 +28,7 @@ def report(words: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "lightning-lr report",
-        description="Show what a run did and why, also while it is still going; of several, which was better at what price.",
+        description="Show what a run did and why, also while it is going; of several, which was better at what price.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -67,7 +67,7 @@ def _report(directory: Path, given: Path, out: Path | None) -> None:
             raise ConfigurationError(f"report: {directory} has no metrics to draw yet (see trainer.log_every_n_steps)")
         name = "/".join(directory.resolve().parts[-2:])
         with refusing(f"report: the picture could not be written to {out}: "):
-            save_report_picture(record, f"Report of {name}", out)
+            save_report_picture(record, picture_title(name, record), out)
         console.print(f"picture: {out}")
 
 

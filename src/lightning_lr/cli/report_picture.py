@@ -27,6 +27,7 @@ from lightning_lr.cli.figure import (
     spans_decades,
 )
 from lightning_lr.cli.report_summary import (
+    RESULT,
     batch_varies,
     best,
     full_batches,
@@ -176,8 +177,8 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
 
 
 PANELS: list[Panel[RunRecord]] = [
-    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
-    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
+    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.4),
+    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.4),
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
@@ -217,7 +218,7 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
     scale = (planned or record.end) / record.end
     frame = Frame(
         title=title,
-        lines=[*(f"{heading}: {fact}" for heading, fact in run_lines(record).items()), *warnings_of(record)],
+        lines=[*(f"{h}: {fact}" for h, fact in run_lines(record).items() if h != RESULT), *warnings_of(record)],
         xlabel="samples seen" if record.counts_samples else "updates",
         end=record.end,
         strips={
