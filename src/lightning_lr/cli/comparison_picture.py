@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -65,12 +66,12 @@ def draw_against(axis: str) -> Callable[[Axes, Comparison], None]:
 
 def draw_learning_rate(ax: Axes, comparison: Comparison) -> None:
     """The highest learning rate of any group."""
-    _draw_small(ax, comparison, _highest_learning_rate)
+    _draw_small(ax, comparison, _highest_learning_rate, "default")
 
 
 def draw_batch_size(ax: Axes, comparison: Comparison) -> None:
     """Samples in a full update."""
-    _draw_small(ax, comparison, _batch_size)
+    _draw_small(ax, comparison, _batch_size, "steps-pre")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
@@ -90,15 +91,17 @@ def _batch_size(record: RunRecord) -> Line:
     return ([], []) if series is None else (series.steps, full_batches(record))
 
 
-def _draw_small(ax: Axes, comparison: Comparison, line: Callable[[RunRecord], Line]) -> None:
+def _draw_small(
+    ax: Axes, comparison: Comparison, line: Callable[[RunRecord], Line], drawstyle: Literal["default", "steps-pre"]
+) -> None:
     lines = [line(run.record) for run in comparison.runs]
     by_samples = _by_samples([run for run, (steps, _) in zip(comparison.runs, lines, strict=True) if steps])
     # where lines coincide, the later are thinner, so that every one is seen
-    widths = [float(width) for width in np.linspace(4.0, 1.4, len(lines))]
+    widths = [float(width) for width in np.linspace(3.2, 1.4, len(lines))]
     for run, (steps, values), style, width in zip(comparison.runs, lines, _styles(comparison), widths, strict=True):
         if steps:
             x = run.record.positions(steps) if by_samples else [step + 1.0 for step in steps]
-            ax.plot(x, values, label=run.name, drawstyle="steps-pre", linewidth=width, **style)
+            ax.plot(x, values, label=run.name, drawstyle=drawstyle, linewidth=width, **style)
     every = [value for _, values in lines for value in values]
     if spans_decades(every):
         ax.set_yscale("log")

@@ -22,9 +22,9 @@ from lightning_lr.curves import Phase
 
 T = TypeVar("T")
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#3d3d3d", "#56b4e9", "#7a5c00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#3d3d3d", "#56b4e9", "#7f3b08")
 """One per line of a panel; the first two also stand for training and validation. Okabe and Ito's, which colour-blind
-readers tell apart (their yellow, pale on white, is darkened)."""
+readers tell apart (a brown for their yellow, which is pale on white)."""
 
 MAX_LINES = 8
 """Parameter groups that are drawn one by one; of more, the envelope is drawn."""

@@ -41,7 +41,12 @@ def plan(words: Sequence[str]) -> None:
 
         lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_facts(planned).items()]
         with refusing(f"plan: the picture could not be written to {options.out}: "):
-            save_plan_picture(planned, plan_title(planned, Path(name).name), [*lines, *planned.notes], options.out)
+            save_plan_picture(
+                planned,
+                plan_title(planned, Path(name).name),
+                [*lines, *(f"note: {note}" for note in planned.notes)],
+                options.out,
+            )
         terminal().print(f"picture: {options.out}")
 
 

@@ -30,6 +30,7 @@ from lightning_lr.cli.report_summary import (
     RESULT,
     batch_varies,
     best,
+    constant_learning_rate,
     full_batches,
     is_loss,
     is_score,
@@ -179,7 +180,12 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
 PANELS: list[Panel[RunRecord]] = [
     Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.4),
     Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.4),
-    Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
+    Panel(
+        "learning rate",
+        lambda record: bool(record.learning_rates) and not constant_learning_rate(record),
+        draw_learning_rate,
+        height=2.2,
+    ),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
     Panel(

@@ -138,7 +138,18 @@ def run_lines(record: RunRecord) -> dict[str, str]:
         ]
         world = f" = {made[0]:g} x {made[1]:g} x {size / (made[0] * made[1]):g}" if len(made) == 2 else ""
         lines["batch"] = f"{size:g}{world}" + ("  (micro-batch x accumulation x devices)" if world else "")
+    if constant_learning_rate(record):
+        lines["learning rate"] = constant_learning_rate(record)
     return lines | record.facts
+
+
+def constant_learning_rate(record: RunRecord) -> str:
+    """The learning rate of each group where none ever changed; else empty."""
+    rates = {group: {v for _, v in record.metrics[name].finite} for group, name in record.learning_rates.items()}
+    if not rates or any(len(values) != 1 for values in rates.values()):
+        return ""
+    told = sorted({f"{value:.4g}" for values in rates.values() for value in values}, key=float)
+    return " to ".join(dict.fromkeys((told[0], told[-1]))) + " throughout"
 
 
 def batch_varies(record: RunRecord) -> bool:
