@@ -65,7 +65,7 @@ def differences(records: Sequence[RunRecord]) -> list[str]:
     lines = []
     for keys, configuration in zip(shown, flat, strict=True):
         given = [_told(short[key], key, configuration[key]) for key in sorted(keys) if key in configuration]
-        absent = [f"no {short[key]}" for key in sorted(keys) if key not in configuration and _is_item(key)]
+        absent = [f"no {short[key]}" for key in sorted(keys) if key not in configuration]
         lines.append(", ".join(given or absent))
     return lines
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def flattened(content: Any, at: Key = ()) -> dict[Key, Any]:
     """Every value of a configuration by its place; a class by the place where it is used, without ``init_args``."""
-    if NOT_THE_RUN.match(".".join(at)):
+    if NOT_THE_RUN.match(".".join(at)) or content in (None, [], {}):  # what is not set is as if it were not there
         return {}
     if isinstance(content, dict) and "class_path" in content:
         own = {at: str(content["class_path"]).rsplit(".", 1)[-1]} if at else {}
