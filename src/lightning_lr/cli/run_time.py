@@ -45,8 +45,8 @@ def timing_of_journal(records: Sequence[dict[str, Any]]) -> Timing | None:
 def timing_of_events(directory: Path, pattern: str) -> Timing | None:
     """From the dates of TensorBoard's events: one file is one ``fit``, counted from its beginning; pauses do not count.
 
-    Where a later ``fit`` resumed is not in its events; it is taken to be the update before its first event, which counts
-    up to the time of one logging interval too much.
+    Where a later ``fit`` resumed is not in its events; it is taken to be the update before its first event, which
+    counts up to the time of one logging interval too much.
 
     Args:
         directory: that of the run.
