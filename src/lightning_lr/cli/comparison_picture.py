@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -175,7 +175,7 @@ def save_comparison_picture(comparison: Comparison, out: Path) -> None:
 
 
 # ---------------------------------------------------------------------- around the panels
-def _styles(comparison: Comparison) -> list[dict[str, str]]:
+def _styles(comparison: Comparison) -> list[dict[str, Any]]:
     count = len(COLORS)
     return [
         {"color": COLORS[i % count], "linestyle": DASHES[i // count % len(DASHES)]} for i in range(len(comparison.runs))

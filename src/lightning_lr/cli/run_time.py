@@ -64,7 +64,7 @@ def timing_of_events(directory: Path, pattern: str) -> Timing | None:
             at = event.step + 1.0
             dated[at] = min(dated.get(at, event.wall_time), event.wall_time)
         if dated:
-            sessions.append((float(events.FirstEventTimestamp()), dated))  # type: ignore[no-untyped-call]
+            sessions.append((float(events.FirstEventTimestamp()), dated))
     known: dict[float, float] = {}
     for began, dated in sorted(sessions):
         first = min(dated)
