@@ -219,7 +219,7 @@ def _write_head(figure: Figure, comparison: Comparison, notes: Sequence[str]) ->
     for number, (run, style) in enumerate(zip(comparison.runs, _styles(comparison), strict=True)):
         down = 0.82 + ROW * number
         y = 1 - (down + 0.07) / height
-        figure.add_artist(Line2D([0.012, 0.037], [y, y], linewidth=2.4, **style))  # type: ignore[arg-type]
+        figure.add_artist(Line2D([0.012, 0.037], [y, y], linewidth=2.4, **style))
         row = row_of(run, comparison)
         for heading, x in COLUMNS.items():
             longest = {"run": 26, "what differs": 62}.get(heading, 20)
