@@ -22,6 +22,8 @@ from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, RunShape, SampleClock
+from lightning_lr.stopwatch import JOURNAL as SECONDS
+from lightning_lr.stopwatch import Stopwatch
 
 CountSamples = Callable[[Any], int]
 
@@ -62,6 +64,7 @@ class Run:
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         self._journals = internals.journal_folder(trainer)
+        self._stopwatch: Stopwatch | None = None
         self._window_open = True
         step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
         self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
@@ -76,6 +79,8 @@ class Run:
         """Start a run, at the place where a restored checkpoint left it."""
         run = cls(trainer, module, members)
         run._resume(trainer)
+        journal = run.journal(SECONDS) if trainer.loggers else None
+        run._stopwatch = None if journal is None else Stopwatch(journal, run.clock.updates)
         return run
 
     def detach(self) -> None:
@@ -84,6 +89,8 @@ class Run:
             undo()
         if self._undo:
             self.writer.release()
+            if self._stopwatch is not None:
+                self._stopwatch.note(self.clock.updates)
         self._undo = []
 
     def is_first(self, member: Member) -> bool:
@@ -170,6 +177,8 @@ class Run:
         if quantiles is not None:
             metrics |= {f"trust_ratio/{quantile:g}": ratio for quantile, ratio in quantiles().items()}
         internals.log_metrics(trainer, metrics)
+        if self._stopwatch is not None:
+            self._stopwatch.note(clock.updates)
 
     # ------------------------------------------------------------------ inside
     def _refine_update(self, trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 
 from lightning_lr.cli.errors import refusing
-from lightning_lr.cli.plan_table import plan_table, run_facts
+from lightning_lr.cli.plan_table import plan_table, plan_title, run_facts
 from lightning_lr.cli.planned_memory import configured_policy
 from lightning_lr.cli.planned_run import PlanOptions, TrainerSettings, plan_run
 from lightning_lr.cli.terminal import terminal
@@ -35,13 +35,18 @@ def plan(words: Sequence[str]) -> None:
     with refusing("plan: ", REFUSALS):
         planned = plan_run(configured.settings, configured.model, configured.datamodule, options)
     name = options.config or "the run"
-    terminal().print(plan_table(planned, f"Plan of {name}"))
+    terminal().print(plan_table(planned, plan_title(planned, name)))
     if options.out is not None:
         from lightning_lr.cli.plan_picture import save_plan_picture
 
         lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_facts(planned).items()]
         with refusing(f"plan: the picture could not be written to {options.out}: "):
-            save_plan_picture(planned, f"Plan of {Path(name).name}", [*lines, *planned.notes], options.out)
+            save_plan_picture(
+                planned,
+                plan_title(planned, Path(name).name),
+                [*lines, *(f"note: {note}" for note in planned.notes)],
+                options.out,
+            )
         terminal().print(f"picture: {options.out}")
 
 

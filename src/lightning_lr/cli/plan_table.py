@@ -32,6 +32,20 @@ class Column:
     right: bool = True
 
 
+def plan_title(plan: Plan, name: str) -> str:
+    """What is planned, in one line: the highest learning rate, the batches, the length.
+
+    Args:
+        plan: the run.
+        name: what it is called.
+    """
+    peak = max(value for values in plan.lr for value in values)
+    sizes = sorted({row.batch_size for row in plan.rows if row.batch_size is not None})
+    batch = f", batch {sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "") if sizes else ""
+    rate = "lr x" if plan.relative else "lr up to"
+    return f"Plan of {name}: {rate} {peak:.4g}{batch}, {plan.shape.total_units:,} {plan.unit}"
+
+
 def _range(first: float, last: float, decimals: int = 0) -> str:
     return f"{first:,.{decimals}f} - {last:,.{decimals}f}"
 

@@ -28,8 +28,11 @@ from lightning_lr.cli.figure import (
     spans_decades,
 )
 from lightning_lr.cli.report_summary import (
+    RESULT,
     batch_varies,
     best,
+    constant_learning_rate,
+    full_batches,
     is_loss,
     is_score,
     model_metrics,
@@ -39,11 +42,9 @@ from lightning_lr.cli.report_summary import (
     warnings_of,
 )
 from lightning_lr.cli.run_record import RunRecord
+from lightning_lr.cli.smoothing import DENSE, running_mean, smoothing_window
 from lightning_lr.cli.warmup_picture import draw_warmup, has_warmup
 from lightning_lr.curves import Phase
-
-DENSE = 150
-"""Points above which a line is drawn pale, with a running mean over it."""
 
 
 def _losses(record: RunRecord) -> list[str]:
@@ -113,12 +114,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
 
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
-    at, values = record.points("batch_size")
-    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
-    if [len(part) for part in parts] == [len(at), len(at)]:
-        made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
-        devices = max(round(value / product) for value, product in zip(values, made, strict=True))
-        values = [product * devices for product in made]
+    at, values = record.points("batch_size")[0], full_batches(record)
     ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
@@ -175,7 +171,7 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            values = _running_mean(values, _window(values))
+            values = running_mean(values, smoothing_window(values))
         ax.plot(at, values, color=color)
         last = next(value for value in reversed(values) if math.isfinite(value))
         labels.append(EndLabel(record.now, last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
@@ -183,9 +179,14 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
 
 
 PANELS: list[Panel[RunRecord]] = [
-    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
-    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
-    Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
+    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.4),
+    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.4),
+    Panel(
+        "learning rate",
+        lambda record: bool(record.learning_rates) and not constant_learning_rate(record),
+        draw_learning_rate,
+        height=2.2,
+    ),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
     Panel("compressed\nactivations", has_compression, draw_compression, height=1.8),
@@ -225,7 +226,7 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
     scale = (planned or record.end) / record.end
     frame = Frame(
         title=title,
-        lines=[*(f"{heading}: {fact}" for heading, fact in run_lines(record).items()), *warnings_of(record)],
+        lines=[*(f"{h}: {fact}" for h, fact in run_lines(record).items() if h != RESULT), *warnings_of(record)],
         xlabel="samples seen" if record.counts_samples else "updates",
         end=record.end,
         strips={
@@ -253,7 +254,7 @@ def _draw_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            ax.plot(at, _running_mean(values, _window(values)), color=color)
+            ax.plot(at, running_mean(values, smoothing_window(values)), color=color)
         else:
             ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5)
         gaps = [x for x, value in zip(at, values, strict=True) if not math.isfinite(value)]
@@ -270,28 +271,13 @@ def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         last = series.finite[-1][1]
         text = f"{name}  {last:.3g}"
         if len(series.steps) > DENSE:
-            last = next(v for v in reversed(_running_mean(series.values, _window(series.values))) if math.isfinite(v))
-            text = f"{name}  {last:.3g}\nmean of {_window(series.values)} logged"
+            last = next(
+                v for v in reversed(running_mean(series.values, smoothing_window(series.values))) if math.isfinite(v)
+            )
+            text = f"{name}  {last:.3g}\nmean of {smoothing_window(series.values)} logged"
         elif stage_of(name) == "val":
             (x,) = record.positions([top[0]])
             ax.plot([x], [top[1]], "o", color=color, markersize=8, markerfacecolor="none", clip_on=False)
             text += f"\nbest {top[1]:.4g}"
         ends.append(EndLabel(record.now, last, text, color))
     label_ends(ax, ends)
-
-
-def _window(values: Sequence[float]) -> int:
-    return len(values) // 40
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the finite values among the last ``window``; a gap stays a gap."""
-    given = np.asarray(values, dtype=float)
-    finite = np.isfinite(given)
-    sums = np.cumsum(np.where(finite, given, 0.0))
-    counts = np.cumsum(finite)
-    before = np.maximum(np.arange(len(given)) - window, -1)
-    start = np.where(before >= 0, sums[before], 0.0)
-    number = counts - np.where(before >= 0, counts[before], 0)
-    mean = np.where(finite, (sums - start) / np.maximum(number, 1), np.nan)
-    return [float(value) for value in mean]

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from lightning_lr.cli.errors import ConfigurationError
+from lightning_lr.cli.run_time import Timing, timing_of_events, timing_of_journal
 from lightning_lr.curves import Phase
 from lightning_lr.journal import read_journal
+from lightning_lr.stopwatch import JOURNAL as SECONDS
 
 METRICS_FILE = "metrics.csv"
 EVENT_FILES = "events.out.tfevents.*"
@@ -60,6 +62,7 @@ class RunRecord:
         journals: the decisions of each callback, by the journal's name.
         sources: where the metrics were read from.
         modified: when something was last written, in seconds since the epoch.
+        timing: seconds of training, where something tells them.
     """
 
     directory: Path
@@ -67,6 +70,7 @@ class RunRecord:
     journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     modified: float = 0.0
+    timing: Timing | None = None
 
     # ------------------------------------------------------------------ the axis
     @property
@@ -206,7 +210,10 @@ def read_run(directory: Path) -> RunRecord:
     if not metrics and any(directory.glob(EVENT_FILES)):
         metrics, sources = read_tensorboard(directory), ("TensorBoardLogger",)
     journals = {path.stem: read_journal(path) for path in sorted(directory.glob(JOURNALS))}
-    return RunRecord(directory, metrics, journals, sources, _modified(directory))
+    timing = timing_of_journal(journals.pop(SECONDS, []))
+    if timing is None and "TensorBoardLogger" in sources:
+        timing = timing_of_events(directory, EVENT_FILES)
+    return RunRecord(directory, metrics, journals, sources, _modified(directory), timing)
 
 
 def read_csv(path: Path) -> dict[str, Series]:
