@@ -77,12 +77,19 @@ ENGINES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def _refused(stage: int, *callbacks: Callback, loader: Any = None, **arguments: Any) -> None:
+def _refused(
+    stage: int,
+    *callbacks: Callback,
+    loader: Any = None,
+    module: Any = None,
+    strategy_arguments: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> None:
     fit(
         list(callbacks),
-        module=Toy(_momentum),
+        module=module or Toy(_momentum),
         loader=_loader(4) if loader is None else loader,
-        **{"max_epochs": 3, **zero(stage), **arguments},
+        **{"max_epochs": 3, **zero(stage, **(strategy_arguments or {})), **arguments},
     )
 
 
@@ -121,6 +128,43 @@ def _half(stage: int, precision: str) -> dict[str, Any]:
         del accelerator.is_fp16_supported
 
 
+class Manual(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def _returns(make: Callable[[Any], Any], stage: int = 2) -> Callable[[], None]:
+    return lambda: _refused(stage, module=Toy(make))
+
+
+def _two(module: Any) -> Any:
+    return [torch.optim.SGD(module.body.parameters(), lr=0.1), torch.optim.SGD(module.head.parameters(), lr=0.1)]
+
+
+def _partly_frozen(module: Any) -> Any:
+    module.body.requires_grad_(False)
+    return two_groups(module)
+
+
+def _without_ninja() -> None:
+    """The real builder of DeepSpeed, which cannot import ninja."""
+    import sys
+
+    def compiled(module: Any) -> Any:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(module.parameters(), lr=0.01)
+
+    found = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "ninja"}
+    sys.modules["ninja"] = None  # type: ignore[assignment]
+    try:
+        _refused(2, module=Toy(compiled))
+    finally:
+        del sys.modules["ninja"]
+        sys.modules.update(found)
+
+
 def _native_half() -> None:
     from deepspeed.accelerator import get_accelerator
 
@@ -148,6 +192,21 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
         "iterable data need the gradients of a window",
     ),
     "fp16": (_native_half, "got precision='16-mixed', which DeepSpeed does not run on this CPU"),
+    "manual": (lambda: _refused(1, module=Manual()), "uses manual optimization"),
+    "value": (
+        lambda: _refused(1, gradient_clip_val=0.5, gradient_clip_algorithm="value"),
+        "got gradient_clip_algorithm='value' (gradient_clip_val=0.5)",
+    ),
+    "two optimizers": (_returns(_two), "configure_optimizers returned 2 optimizers, and an engine has one"),
+    "none": (_returns(lambda module: None), "configure_optimizers returned 0 optimizers"),
+    "lbfgs": (_returns(lambda module: torch.optim.LBFGS(module.parameters())), "LBFGS evaluates its closure"),
+    "adagrad": (_returns(lambda module: torch.optim.Adagrad(module.parameters())), "torch's Adagrad anew in stage 2"),
+    "frozen": (_returns(_partly_frozen), "all 2 parameters of group body are frozen"),
+    "ninja": (_without_ninja, "install ninja and a C++ compiler, or return torch's optimizer"),
+    "nvme": (
+        lambda: _refused(3, strategy_arguments={"offload_optimizer": True, "offload_optimizer_device": "nvme"}),
+        "offloading to 'nvme' needs DeepSpeed's async_io operator",
+    ),
     "unfreezing": (lambda: _refused(3, GradualUnfreezing(layers=["body", "head"])), "flat buffers of its own"),
 }
 

@@ -178,7 +178,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
             return
         reset_seed()
         self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        with zero_engine.leaving_group_at_exit():
+            self._init_deepspeed_distributed()
 
     @property
     def repeats_hooks(self) -> bool:  # type: ignore[override]

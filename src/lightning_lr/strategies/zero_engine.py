@@ -6,9 +6,12 @@ Checked against DeepSpeed 0.19.8. DeepSpeed is imported inside the functions: im
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +56,23 @@ def prepare_cpu(who: str) -> None:
         )
     # else it is compiled when the process group starts (40 s, needs ninja); only inference uses it
     __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def leaving_group_at_exit() -> Iterator[None]:
+    """What starts a process group inside is its owner: the group is left before Python ends, while its threads can end.
+
+    DeepSpeed leaves it to the exit of the interpreter, where gloo's threads abort about one run in twelve.
+    """
+    there = torch.distributed.is_initialized()
+    yield
+    if not there:
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def check_precision(who: str, precision: str) -> None:

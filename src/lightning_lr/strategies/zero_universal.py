@@ -2,8 +2,8 @@
 
 DeepSpeed's universal checkpoint holds a folder per parameter, with the whole fp32 weight and each whole tensor of the
 optimizer's state. DeepSpeed's own converter knows Adam's state alone, and its loader under stage 3 gives every group
-the hyperparameters of the first one. The format is kept here (for Adam DeepSpeed can read it), for every optimizer that
-works on each element by itself, and the groups keep theirs.
+the hyperparameters of the first one. Here the parameters' folders are written as there, for every optimizer that works
+on each element by itself, and the groups keep theirs; what is loaded is what :func:`to_universal` wrote.
 """
 
 from __future__ import annotations
@@ -55,12 +55,17 @@ def to_universal(checkpoint: str | Path, out: str | Path) -> None:
     source, folder = _source("to_universal", checkpoint), Path(out) / TAG
     if Path(out).exists():
         raise MisconfigurationException(f"to_universal: {out} exists already; give a folder that does not")
+    if RECORD not in _saved(checkpoint):
+        raise MisconfigurationException(
+            f"to_universal: {checkpoint} was not written under a ZeROStrategy, so the hyperparameters of each group are "
+            "not known by name; resume from it under a ZeROStrategy with the stage and processes that wrote it, and save"
+        )
     states, rest = _whole_states(source)
     for name, state in states.items():
         (folder / "zero" / name).mkdir(parents=True)
         for key, value in state.items():
             torch.save({"param": value} if key != "step" else value, folder / "zero" / name / f"{key}.pt")
-    shared = {key: value for key, value in rest.items() if key in ("loss_scaler", "dynamic_loss_scale", "ds_version")}
+    shared = {key: rest[key] for key in ("loss_scaler", "dynamic_loss_scale") if key in rest}
     torch.save(shared, folder / "zero" / "optimizer_state.pt")
     file = model_file(source)
     assert file is not None
