@@ -57,8 +57,9 @@ def to_universal(checkpoint: str | Path, out: str | Path) -> None:
         raise MisconfigurationException(f"to_universal: {out} exists already; give a folder that does not")
     if RECORD not in _saved(checkpoint):
         raise MisconfigurationException(
-            f"to_universal: {checkpoint} was not written under a ZeROStrategy, so the hyperparameters of each group are "
-            "not known by name; resume from it under a ZeROStrategy with the stage and processes that wrote it, and save"
+            f"to_universal: {checkpoint} was not written under a ZeROStrategy, so the hyperparameters of each group "
+            "are not known by name; resume from it under a ZeROStrategy with the stage and processes that wrote it, "
+            "and save"
         )
     states, rest = _whole_states(source)
     for name, state in states.items():
