@@ -325,9 +325,9 @@ def around_configure_optimizers(
 
 
 def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:
-    """What ``configure_optimizers`` returns, checked and completed as for every strategy; none: an empty list."""
+    """What ``configure_optimizers`` returns, checked and completed as for every strategy."""
     optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
-    return [optimizer for optimizer in optimizers if optimizer.param_groups], schedulers
+    return optimizers, schedulers
 
 
 Scheduled = tuple[Any, str, int]

@@ -271,22 +271,30 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         who = type(self).__name__
         assert self.lightning_module is not None
         assert self.config is not None
+        undo = internals.around_configure_optimizers(self.lightning_module, self._exactly_one)
         try:
             optimizers, schedulers = internals.optimizers_and_schedulers(self.lightning_module)
         except (RuntimeError, ImportError) as error:
             zero_engine.explain_failed_build(who, error)
             raise
-        if len(optimizers) != 1:
-            raise MisconfigurationException(
-                f"{who}: configure_optimizers returned {len(optimizers)} optimizers, and an engine has one; return "
-                "exactly one (its parameter groups may have different settings), or use strategy='ddp'"
-            )
+        finally:
+            undo()
         zero_engine.check_optimizer(who, optimizers[0], self.stage)
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]
         self.lr_scheduler_configs = schedulers
+
+    def _exactly_one(self, configure: Callable[[], Any]) -> Any:
+        returned = configure()
+        count = len(internals.configured_optimizers(returned)[0])
+        if count != 1:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: configure_optimizers returned {count} optimizers, and an engine has one; "
+                "return exactly one (its parameter groups may have different settings), or use strategy='ddp'"
+            )
+        return returned
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         assert self.config is not None

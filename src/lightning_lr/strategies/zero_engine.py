@@ -115,7 +115,7 @@ def explain_failed_build(who: str, error: BaseException) -> None:
     Raises:
         MisconfigurationException: for such an error.
     """
-    if "Unable to JIT load" in str(error) or "ninja" in str(error).lower():
+    if any(sign in str(error).lower() for sign in ("unable to jit load", "ninja", "failed to build")):
         raise MisconfigurationException(
             f"{who}: configure_optimizers makes an optimizer of DeepSpeed that has to be compiled, which failed "
             f"({error}); install ninja and a C++ compiler, or return torch's optimizer, which needs neither"
