@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,11 @@ def test_a_script_with_two_devices_runs_and_ends_by_itself(tmp_path: Path) -> No
         fit(callbacks, module=Toy(), devices=2, strategy="zero_2", logger=CSVLogger(sys.argv[1]), log_every_n_steps=1)
         """)
     )
-    run = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
+    launched = {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK"}
+    env = {name: value for name, value in os.environ.items() if name not in launched}
+    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, str(script), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert run.returncode == 0, run.stderr[-3000:]
     metrics = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
     seen = metrics[0].split(",").index("lr-SGD")
