@@ -7,8 +7,9 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.activations.compression import ActivationCompressor
 from lightning_lr.cli.errors import described
-from lightning_lr.memory import extrapolate_checkpointing
+from lightning_lr.memory import LiveBytes, extrapolate_checkpointing
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
 
 FEW, MANY = 4, 8
@@ -39,6 +41,98 @@ def configured_policy(strategy: Any) -> CheckpointPolicy | None:
     return CheckpointPolicy(**dict(vars(given) if not isinstance(given, Mapping) else given))
 
 
+def stepping(batch: Any, precision: Any) -> Callable[[LightningModule, int], Tensor] | None:
+    """The training step of a module on the first few samples of a batch; ``None`` for a batch that has too few."""
+    samples = _samples(batch)
+    if samples is None or samples < MANY:
+        return None
+    mixed = "mixed" in str(precision)
+
+    def step(module: LightningModule, few: int) -> Tensor:
+        autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+        with warnings.catch_warnings(), autocast:
+            warnings.simplefilter("ignore")  # self.log without a Trainer
+            loss = module.training_step(_first(batch, few, samples), 0)
+        assert loss is not None
+        return loss["loss"] if isinstance(loss, Mapping) else loss
+
+    return step
+
+
+def _tried(model: LightningModule, batch: Any, precision: Any, notes: list[str]) -> Callable[[int], Tensor] | None:
+    """The step, if it works here; else a note."""
+    step = stepping(batch, precision)
+    if step is None:
+        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
+        return None
+    try:
+        step(model, FEW)
+    except Exception as error:  # most often: the step asks for its Trainer
+        notes.append(
+            f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
+            f"({described(error)})"
+        )
+        return None
+    return partial(step, model)
+
+
+def saved_bytes(
+    policy: CheckpointPolicy | None,
+    compressor: ActivationCompressor | None,
+    model: LightningModule,
+    batch: Any,
+    samples: int,
+    precision: Any,
+    notes: list[str],
+) -> float | None:
+    """What a rank keeps for the backward of a micro-batch at the peak, in bytes; ``None``, and a note, where the module
+    needs a Trainer.
+
+    Args:
+        policy: of checkpointing; ``None`` keeps everything.
+        compressor: of what is kept; ``None`` for none.
+        model: that is trained; nothing in it changes but the random state.
+        batch: of its data, with some samples at least.
+        samples: of the micro-batch that is asked about.
+        precision: the Trainer's.
+        notes: where a reason goes.
+
+    Raises:
+        PlanError: where the policy refuses.
+    """
+    step = _tried(model, batch, precision, notes)
+    if step is None:
+        return None
+    if policy is not None:
+        kept = extrapolate_checkpointing(
+            model, step, samples or _samples(batch) or MANY, policy, (FEW, MANY)
+        ).peak_bytes
+        return float(kept)
+    few, many = (_kept(model, step, n, compressor) for n in (FEW, MANY))
+    return max(0.0, few + (many - few) * (samples - FEW) / (MANY - FEW))
+
+
+def _kept(
+    model: LightningModule, step: Callable[[int], Tensor], samples: int, compressor: ActivationCompressor | None
+) -> float:
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    ledger = LiveBytes(model)
+    with torch.random.fork_rng(devices=[]):
+        if compressor is None:
+            with ledger.counting():
+                loss = step(samples)
+                kept = float(ledger.live)
+        else:
+            with compressor.compressing() as tally:
+                loss = step(samples)
+            kept = float(tally.held_bytes)
+    del loss
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+    return kept
+
+
 def activation_facts(
     policy: CheckpointPolicy, model: LightningModule, batch: Any, precision: Any, notes: list[str]
 ) -> dict[str, str]:
@@ -48,26 +142,8 @@ def activation_facts(
         PlanError: where the policy refuses this network or this batch.
     """
     samples = _samples(batch)
-    if samples is None or samples < MANY:
-        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
-        return {}
-    mixed = "mixed" in str(precision)
-
-    def step(few: int) -> Tensor:
-        autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-        with warnings.catch_warnings(), autocast:
-            warnings.simplefilter("ignore")  # self.log without a Trainer
-            loss = model.training_step(_first(batch, few, samples), 0)
-        assert loss is not None
-        return loss["loss"] if isinstance(loss, Mapping) else loss
-
-    try:
-        step(FEW)
-    except Exception as error:  # most often: the step asks for its Trainer
-        notes.append(
-            f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
-            f"({described(error)})"
-        )
+    step = _tried(model, batch, precision, notes)
+    if step is None or samples is None:
         return {}
     if policy.memory_budget == "auto":
         notes.append("memory_budget='auto' is decided by the memory that is free in training; shown is no budget")
