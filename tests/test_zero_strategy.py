@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from ddp import ddp
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from toy import data, fit, two_groups, weights
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
+from toy import Toy, data, fit, two_groups, weights
 from zero import needs_deepspeed, run_in_processes, watched, zero
 
 pytestmark = needs_deepspeed
@@ -30,16 +32,26 @@ def _adamw(module: Any) -> Any:
 OPTIMIZERS = {"sgd": _sgd, "momentum": two_groups, "adamw": _adamw}
 
 
-def _loader(batch: int, samples: int = SAMPLES) -> Any:
-    return DataLoader(data(samples), batch_size=batch)
+def _loader(batch: int, samples: int = SAMPLES, ranks: int = 2) -> DataLoader[Any]:
+    """Ranks deal 0, 2, 4 .. and 1, 3, 5 .., so that the global batches are those of one process."""
+    sampler = DistributedSampler(data(samples), shuffle=False) if ranks > 1 else None
+    return DataLoader(data(samples), batch_size=batch, sampler=sampler)
 
 
-def _fit(stage: int | None, configure: Any = None, batch: int = GLOBAL_BATCH // 2, samples: int = SAMPLES, callbacks: Any = (), engine: Any = None, **arguments: Any) -> Any:
-    from toy import Toy
-
+def _fit(
+    stage: int | None,
+    configure: Any = None,
+    batch: int = GLOBAL_BATCH // 2,
+    samples: int = SAMPLES,
+    callbacks: Sequence[Callable[[], Callback]] = (),
+    engine: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Under DDP without a stage."""
     strategy = ddp() if stage is None else zero(stage, **(engine or {}))
     arguments.setdefault("max_epochs", EPOCHS)
-    return watched([make() for make in callbacks], module=Toy(configure), loader=_loader(batch, samples), **strategy, **arguments)
+    made = [make() for make in callbacks]
+    return watched(made, module=Toy(configure), loader=_loader(batch, samples), **strategy, **arguments)
 
 
 ACCUMULATIONS = (1, 2, 3)
@@ -56,8 +68,26 @@ def _cases() -> list[tuple[str, Any]]:
         for name, configure in OPTIMIZERS.items():
             cases.append((f"{name}-{stage}", partial(_fit, stage, configure)))
         for accumulation in ACCUMULATIONS:
-            cases.append((f"accumulate{accumulation}-{stage}", partial(_fit, stage, two_groups, batch=2, samples=RAGGED, accumulate_grad_batches=accumulation, max_epochs=2)))
-        cases.append((f"scheduler-{stage}", partial(_fit, stage, two_groups, batch=2, samples=RAGGED, callbacks=[_scheduler], max_epochs=3)))
+            cases.append(
+                (
+                    f"accumulate{accumulation}-{stage}",
+                    partial(
+                        _fit,
+                        stage,
+                        two_groups,
+                        batch=2,
+                        samples=RAGGED,
+                        accumulate_grad_batches=accumulation,
+                        max_epochs=2,
+                    ),
+                )
+            )
+        cases.append(
+            (
+                f"scheduler-{stage}",
+                partial(_fit, stage, two_groups, batch=2, samples=RAGGED, callbacks=[_scheduler], max_epochs=3),
+            )
+        )
         cases.append((f"clip-{stage}", partial(_fit, stage, two_groups, gradient_clip_val=0.1)))
     return cases
 
@@ -75,9 +105,9 @@ def _got(ran: Any, name: str) -> Any:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_weights_are_those_of_one_plain_process(ran: Any, stage: int, optimizer: str) -> None:
-    from toy import Toy
-
-    plain = weights(fit([], module=Toy(OPTIMIZERS[optimizer]), loader=_loader(GLOBAL_BATCH), max_epochs=EPOCHS)[0])
+    plain = weights(
+        fit([], module=Toy(OPTIMIZERS[optimizer]), loader=_loader(GLOBAL_BATCH, ranks=1), max_epochs=EPOCHS)[0]
+    )
     got = _got(ran, f"{optimizer}-{stage}")
     assert got["updates"] == 20
     assert (got["weights"] - plain).abs().max() < 1e-6

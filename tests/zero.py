@@ -1,4 +1,4 @@
-"""The real DeepSpeed engine in processes of gloo: started once for many cases, and ended without the interpreter's exit.
+"""The real DeepSpeed engine in processes of gloo: one group for many cases, ended without the interpreter's exit.
 
 gloo's threads can abort a process that exits as Python does (``terminate called without an active exception``), after
 everything is done: results go to a file, the ranks wait for each other, and then leave by ``os._exit``.
@@ -48,10 +48,13 @@ def zero(stage: int, devices: int = 2, **arguments: Any) -> dict[str, Any]:
 @contextmanager
 def whole(module: torch.nn.Module) -> Iterator[None]:
     """Inside, parameters are whole on every rank."""
+    shards = [p for p in module.parameters() if hasattr(p, "ds_id")]
+    if not shards:
+        yield
+        return
     import deepspeed
 
-    shards = [p for p in module.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(shards, enabled=bool(shards)):
+    with deepspeed.zero.GatheredParameters(shards):
         yield
 
 

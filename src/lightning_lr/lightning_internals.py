@@ -389,7 +389,12 @@ def let_accumulation_change(trainer: Trainer) -> Callable[[], None]:
                 check(without, module)
 
             undo.append(_shadow(callback, "on_train_start", checked))
-    return lambda: [act() for act in undo] and None
+
+    def undo_all() -> None:
+        for act in undo:
+            act()
+
+    return undo_all
 
 
 def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:

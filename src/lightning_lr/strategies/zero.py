@@ -7,8 +7,8 @@ engine alone knows (shards, clipping, the loss scale) stays with it. Runs on CPU
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -32,7 +32,9 @@ from lightning_lr.strategies.checkpointed import CheckpointsActivations
 class ZeROPrecision(DeepSpeedPrecision):
     """The engine's backward and step, with Lightning as the one who says where an update ends."""
 
-    def backward(self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
         engine = model.trainer.model
         zero_engine.backward(engine, tensor, internals.update_ends(model.trainer), *args, **kwargs)
 
@@ -87,7 +89,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     """
 
     strategy_name = "zero"
-    handles_gradient_accumulation = False  # type: ignore[assignment]
+    handles_gradient_accumulation = False
 
     def __init__(
         self,
@@ -120,12 +122,13 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
         if type(plugin) is DeepSpeedPrecision:  # the Trainer picks it for every DeepSpeedStrategy
-            plugin = ZeROPrecision(plugin.precision)
+            plugin = ZeROPrecision(plugin.precision)  # type: ignore[arg-type]
         self._precision_plugin = plugin
 
-    def block_backward_sync(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
         """Nothing to block: the engine is told with each backward whether the update ends there."""
-        return nullcontext()
+        yield
 
     # ------------------------------------------------------------------ what callbacks ask
     def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
