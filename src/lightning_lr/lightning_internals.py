@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -325,7 +325,7 @@ def around_configure_optimizers(
 
 
 def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:
-    """What ``configure_optimizers`` returns, checked and completed as for every strategy (no optimizer: an empty list)."""
+    """What ``configure_optimizers`` returns, checked and completed as for every strategy; none: an empty list."""
     optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
     return [optimizer for optimizer in optimizers if optimizer.param_groups], schedulers
 
@@ -469,6 +469,17 @@ def is_compiled(module: LightningModule) -> str | None:
         if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
             return name or "the module"
     return None
+
+
+def engine_holds_gradients(trainer: Trainer) -> bool:
+    """Whether gradients, master weights and optimizer state are in DeepSpeed's buffers, not in the module's tensors."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy)
+
+
+def weights_finite(trainer: Trainer, otherwise: Callable[[], bool]) -> bool:
+    """Whether the weights are finite, on every rank; ``otherwise`` looks at a module that holds them whole."""
+    own = getattr(trainer.strategy, "weights_finite", otherwise)
+    return bool(trainer.strategy.reduce_boolean_decision(own()))
 
 
 def holds_whole_parameters(trainer: Trainer) -> bool:

@@ -6,6 +6,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_lr.strategies.checkpointed import CheckpointedDDPStrategy, CheckpointedStrategy
 from lightning_lr.strategies.zero import ZeROStrategy
+from lightning_lr.strategies.zero_universal import consolidate, to_universal
 
 for _strategy, _description in (
     (CheckpointedStrategy, "One device; activations are kept for backward or computed again by plan"),
@@ -27,4 +28,4 @@ _ZERO: tuple[tuple[str, str, dict[str, Any]], ...] = (
 for _name, _description, _arguments in _ZERO:
     StrategyRegistry.register(_name, ZeROStrategy, description=_description, override=True, **_arguments)
 
-__all__ = ["CheckpointedDDPStrategy", "CheckpointedStrategy", "ZeROStrategy"]
+__all__ = ["CheckpointedDDPStrategy", "CheckpointedStrategy", "ZeROStrategy", "consolidate", "to_universal"]

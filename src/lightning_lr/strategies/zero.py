@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,10 +23,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.nn import Module
+from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.strategies import zero_engine, zero_settings
+from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_settings, zero_universal
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 
 
@@ -111,6 +113,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         self.stage = int(stage)
         self.config = zero_settings.written_out(self.config or {}, self._given, self.stage)
         self.policy = checkpointing
+        self._groups: tuple[tuple[str, ...], ...] = ()
+        """Names of the parameters in each group of the optimizer that the engine trains."""
         self._after_update: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
 
@@ -144,6 +148,11 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         """The norm of the last update's whole gradient, before clipping."""
         return zero_engine.gradient_norm(self.deepspeed_engine)
 
+    def weights_finite(self) -> bool:
+        """Whether what this rank holds of the weights is finite."""
+        assert self.lightning_module is not None
+        return zero_engine.weights_finite(self.lightning_module)
+
     def _update_made(self) -> None:
         for act in list(self._after_update):
             act()
@@ -170,6 +179,10 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    @property
+    def repeats_hooks(self) -> bool:  # type: ignore[override]
+        return self.stage == 3  # a block's hooks fetch its parameters
+
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._check(trainer)
@@ -179,11 +192,52 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     def teardown(self) -> None:
         for undo in reversed(self._undo):
             undo()
-        self._undo, self._after_update = [], []
+        self._undo, self._after_update, self._groups = [], [], ()
         engine = self.model
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
             zero_engine.release(engine)
+
+    # ------------------------------------------------------------------ checkpoints
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The groups alone, as of the whole parameters: the engine saves the state itself, in shards."""
+        indices = iter(range(sum(len(group) for group in self._groups)))
+        groups = zero_checkpoint.hyperparameters(optimizer.param_groups)
+        for group, names in zip(groups, self._groups, strict=True):
+            group["params"] = [next(indices) for _ in names]
+        return {"state": {}, "param_groups": groups}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """As Lightning's, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
+        if not self._groups:  # an engine that does not train
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
+        values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
+        checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
+        with zero_checkpoint.values_in_groups(self.optimizers[0], values):
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.load_full_weights and self.zero_stage_3:
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        who, module = type(self).__name__, self.lightning_module
+        assert module is not None
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        checkpoint_path = self.broadcast(checkpoint_path)
+        found = zero_checkpoint.layout_of(who, checkpoint_path)
+        run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups if fitting else None)
+        zero_checkpoint.check_fits(who, checkpoint_path, found, run, fitting)
+        if found.universal:
+            loaded = zero_universal.load_universal(who, self.deepspeed_engine, checkpoint_path, fitting)
+        else:
+            loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        if fitting:
+            zero_engine.clip_as_configured(self.deepspeed_engine)
+            loaded["optimizer_states"] = [self.optimizer_state(self.optimizers[0])]  # for callbacks that look at it
+        return loaded
 
     # ------------------------------------------------------------------ inside
     def _check(self, trainer: Trainer) -> None:
@@ -224,6 +278,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
                 "exactly one (its parameter groups may have different settings), or use strategy='ddp'"
             )
         zero_engine.check_optimizer(who, optimizers[0], self.stage)
+        self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]

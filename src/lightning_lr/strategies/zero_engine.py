@@ -166,6 +166,27 @@ def gradient_norm(engine: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
+def clip_as_configured(engine: Any) -> None:
+    """Clip as this run says: a checkpoint brings the value of the run that wrote it (stages 1 and 2)."""
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = engine.gradient_clipping()
+
+
+def weights_finite(module: nn.Module) -> bool:
+    """Whether this rank's parameters (its pieces of them, in stage 3) and buffers are finite; waits for the device."""
+    parameter: Any
+    for parameter in module.parameters():
+        piece = getattr(parameter, "ds_tensor", None)
+        if piece is None:
+            tensor = parameter.detach()
+        else:  # the last rank's piece is padded with whatever was there
+            rank, length = torch.distributed.get_rank(), int(piece.ds_numel)
+            tensor = piece.detach().flatten()[: max(0, min(length, int(parameter.ds_numel) - rank * length))]
+        if not bool(tensor.isfinite().all()):
+            return False
+    return all(bool(buffer.isfinite().all()) for buffer in module.buffers() if buffer.is_floating_point())
+
+
 def release(engine: Any) -> None:
     """Take the engine's hooks off the module's parameters, so that another engine can have them."""
     if engine.optimizer is not None and hasattr(engine.optimizer, "optimizer"):
