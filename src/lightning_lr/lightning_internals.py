@@ -10,13 +10,16 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -281,6 +284,18 @@ def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) ->
     return _shadow(module, "configure_gradient_clipping", clipped)
 
 
+def after_optimizer_step(trainer: Trainer, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` after each update that was made, not where a scaler skipped it; returns a function that undoes this.
+
+    A strategy whose engine steps the optimizer in parts says by ``after_update`` when the whole update is made.
+    """
+    whole = getattr(trainer.strategy, "after_update", None)
+    if whole is not None:
+        undo: Callable[[], None] = whole(act)
+        return undo
+    return trainer.optimizers[0].register_step_post_hook(lambda optimizer, args, kwargs: act()).remove
+
+
 def has_loss_scaler(trainer: Trainer) -> bool:
     """Whether an AMP scaler multiplies the loss, and skips an update whose gradients are not finite."""
     return getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -307,6 +322,12 @@ def around_configure_optimizers(
     """
     configure = module.configure_optimizers
     return _shadow(module, "configure_optimizers", lambda: around(configure))
+
+
+def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:
+    """What ``configure_optimizers`` returns, checked and completed as for every strategy; none: an empty list."""
+    optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
+    return [optimizer for optimizer in optimizers if optimizer.param_groups], schedulers
 
 
 Scheduled = tuple[Any, str, int]
@@ -350,6 +371,30 @@ def _shadow(module: Any, name: str, replacement: Callable[..., Any]) -> Callable
                 module.__dict__[name] = before
 
     return undo
+
+
+def let_accumulation_change(trainer: Trainer) -> Callable[[], None]:
+    """Let ``GradientAccumulationScheduler`` work under a DeepSpeed strategy; returns a function that undoes this.
+
+    It refuses every ``DeepSpeedStrategy`` by its class, in ``on_train_start``, which does nothing but check. Its check
+    is made all the same, with the Trainer's accumulation and no strategy.
+    """
+    undo = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            check = callback.on_train_start
+
+            def checked(trainer: Trainer, module: LightningModule, check: Callable[..., None] = check) -> None:
+                without = SimpleNamespace(strategy=None, accumulate_grad_batches=trainer.accumulate_grad_batches)
+                check(without, module)
+
+            undo.append(_shadow(callback, "on_train_start", checked))
+
+    def undo_all() -> None:
+        for act in undo:
+            act()
+
+    return undo_all
 
 
 def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:
@@ -424,6 +469,17 @@ def is_compiled(module: LightningModule) -> str | None:
         if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
             return name or "the module"
     return None
+
+
+def engine_holds_gradients(trainer: Trainer) -> bool:
+    """Whether gradients, master weights and optimizer state are in DeepSpeed's buffers, not in the module's tensors."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy)
+
+
+def weights_finite(trainer: Trainer, otherwise: Callable[[], bool]) -> bool:
+    """Whether the weights are finite, on every rank; ``otherwise`` looks at a module that holds them whole."""
+    own = getattr(trainer.strategy, "weights_finite", otherwise)
+    return bool(trainer.strategy.reduce_boolean_decision(own()))
 
 
 def holds_whole_parameters(trainer: Trainer) -> bool:

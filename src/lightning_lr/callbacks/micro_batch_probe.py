@@ -42,7 +42,8 @@ def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataL
         MisconfigurationException: where a single sample does not fit, the strategy shards the module, or the module
             cannot be copied.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or internals.engine_holds_gradients(trainer):
         raise MisconfigurationException(
             f"{WHO}: {type(trainer.strategy).__name__} may shard the module, and a copy of it cannot be tried; give a "
             "number of samples"

@@ -63,8 +63,10 @@ class Run:
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         self._journals = internals.journal_folder(trainer)
         self._window_open = True
-        step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
-        self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
+        self._undo = [
+            internals.after_optimizer_step(trainer, self._after_optimizer_step),
+            internals.bracket_scheduler_steps(module, self.writer.scheduled_values),
+        ]
         self._refining = [member for member in members if member.refines]
         self._unrefined = False
         if self._refining:
@@ -179,12 +181,9 @@ class Run:
                 self.writer.set_multiplier(member.name, member.refine(trainer, self.clock))
             self.writer.write()
 
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_optimizer_step(self) -> None:
         # not reached when an AMP scaler skips the step
-        self.effective_lr = [
-            lr.clone() if isinstance(lr, torch.Tensor) else lr
-            for lr in (group["lr"] for group in optimizer.param_groups)
-        ]
+        self.effective_lr = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.writer.effective()]
 
     def _resume(self, trainer: Trainer) -> None:
         epoch, micro_batch = internals.next_position(trainer)
