@@ -10,6 +10,7 @@ Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054; for offload Ren
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
@@ -85,22 +86,31 @@ def state_bytes(optimizer: Optimizer) -> float:
 def _kept_after_a_step(optimizer: Optimizer, group: dict[str, Any], numbers: int) -> int:
     parameter = nn.Parameter(torch.ones(numbers))
     parameter.grad = torch.full((numbers,), 0.5)
-    copy = object.__new__(type(optimizer))
-    # no hooks of the user's, and nothing of the copy's is the optimizer's own but what it only reads
-    copy.__dict__.update(
-        {k: OrderedDict() if "hook" in k and isinstance(v, dict) else v for k, v in vars(optimizer).items()}
-    )
-    copy.state = defaultdict(dict)
-    copy.param_groups = [{**group, "params": [parameter]}]
     try:
         with torch.enable_grad():
-            copy.step(lambda: parameter.sum())
+            copy = _alike(optimizer, group, parameter)
+            copy.step(lambda: float(parameter.detach().sum()))
     except Exception as error:
         raise ValueError(
-            f"state_bytes: {type(optimizer).__name__} does not step on its own ({error}); give the bytes that it keeps "
-            "for each number"
+            f"state_bytes: {type(optimizer).__name__} does not step on its own ({error}); give ModelSize the bytes "
+            "that it keeps for each number"
         ) from error
     return sum(t.numel() * t.element_size() for t in _tensors(copy.state[parameter]))
+
+
+def _alike(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Optimizer:
+    """An optimizer of the same class and hyperparameters, for another parameter and without the user's hooks."""
+    kind = type(optimizer)
+    taken = inspect.signature(kind).parameters
+    try:
+        return kind([parameter], **{key: value for key, value in group.items() if key in taken and key != "params"})
+    except Exception:  # what it was made of is not in its group: its attributes then, as they are
+        copy = object.__new__(kind)
+        hooks = {key: OrderedDict[Any, Any]() for key in vars(optimizer) if key.endswith("_hooks")}
+        copy.__dict__.update(vars(optimizer) | hooks)
+        copy.state = defaultdict(dict)
+        copy.param_groups = [{**group, "params": [parameter]}]
+        return copy
 
 
 def _tensors(state: Any) -> list[Tensor]:
@@ -152,7 +162,7 @@ class EngineSettings:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     reduce_bucket_size: int = 200_000_000
-    overlap_comm: bool = False
+    overlap_comm: bool = True
     persistence_threshold: int = 100_000
     prefetch_bucket_size: int = 50_000_000
     max_live_parameters: int = 1_000_000_000
@@ -190,7 +200,7 @@ class Held:
 
     @property
     def peak(self) -> float:
-        """The most on the device at a time, without activations; an upper bound."""
+        """The most on the device at a time, without activations and without what a step needs for a moment."""
         return self.after_backward + self.passing_buckets
 
 

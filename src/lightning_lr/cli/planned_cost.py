@@ -22,6 +22,10 @@ from lightning_lr.sharded_memory import ModelSize
 from lightning_lr.step_time import StepTime, measure_step_time
 
 
+LARGEST = 100_000_000
+"""Numbers in the largest parameters of a model of which only the size is given."""
+
+
 class Settings(Protocol):
     """What is read of the Trainer's arguments."""
 
@@ -83,7 +87,8 @@ def _size(model: LightningModule, optimizer: Optimizer | None, options: PlanOpti
     if optimizer is None:
         notes.append("the optimizer is not known without a Trainer; 8 bytes of state are assumed, as of Adam")
     if options.parameters is not None:
-        size = replace(size, trainable=(options.parameters,), frozen=0)
+        whole, rest = divmod(options.parameters, LARGEST)
+        size = replace(size, trainable=(LARGEST,) * whole + ((rest,) if rest else ()), frozen=0)
     return size
 
 

@@ -20,7 +20,7 @@ from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.activations.compression import ActivationCompressor
 from lightning_lr.cli.errors import described
 from lightning_lr.memory import LiveBytes, extrapolate_checkpointing
-from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
+from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
 
 FEW, MANY = 4, 8
 """Samples of the two forwards."""
@@ -31,11 +31,14 @@ def configured_policy(strategy: Any) -> CheckpointPolicy | None:
     ours = (CheckpointedStrategy, CheckpointedDDPStrategy)
     if isinstance(strategy, str):
         return CheckpointPolicy() if strategy in [cls.strategy_name for cls in ours] else None
-    path = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
-    if path.rsplit(".", 1)[-1] not in [cls.__name__ for cls in ours]:
+    name = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
+    name = name.rsplit(".", 1)[-1]
+    if name not in [cls.__name__ for cls in (*ours, ZeROStrategy)]:
         return None
     init_args = strategy.get("init_args") or {}
-    given = init_args.get("policy")
+    given = init_args.get("checkpointing" if name == ZeROStrategy.__name__ else "policy")
+    if given is None and name == ZeROStrategy.__name__:
+        return None  # it keeps everything unless it is told
     if given is None or isinstance(given, CheckpointPolicy):
         return given or CheckpointPolicy()
     return CheckpointPolicy(**dict(vars(given) if not isinstance(given, Mapping) else given))

@@ -54,11 +54,24 @@ def configured_sharding(strategy: Any) -> Sharding:
     name = str(strategy.get("class_path", "")).rsplit(".", 1)[-1]
     if "zero" not in name.lower() and "deepspeed" not in name.lower():
         return Sharding()
-    given: Mapping[str, Any] = strategy.get("init_args") or {}
-    known = {f.name: given[f.name] for f in fields(EngineSettings) if given.get(f.name) is not None}
-    if given.get("param_persistence_threshold") is not None:
-        known["persistence_threshold"] = given["param_persistence_threshold"]
-    return Sharding(cast(Stage, int(given.get("stage", 2))), EngineSettings(**known))
+    given = {**_mapping(strategy.get("init_args")), **_mapping(strategy.get("dict_kwargs"))}
+    zero = _mapping(_mapping(given.get("config")).get("zero_optimization"))
+    known = {_DEEPSPEED_NAMES.get(key, key): value for key, value in {**given, **zero}.items() if value is not None}
+    settings = EngineSettings(**{f.name: known[f.name] for f in fields(EngineSettings) if f.name in known})
+    return Sharding(cast(Stage, int(known.get("stage", 2))), settings)
+
+
+def _mapping(given: Any) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    return dict(vars(given)) if hasattr(given, "__dict__") else {}
+
+
+_DEEPSPEED_NAMES = {
+    "stage3_param_persistence_threshold": "persistence_threshold",
+    "stage3_prefetch_bucket_size": "prefetch_bucket_size",
+    "stage3_max_live_parameters": "max_live_parameters",
+}
 
 
 def _named(name: str) -> Sharding:
@@ -101,7 +114,7 @@ class StatesOf:
         return engine_bytes(self.model, stage, ranks, half=self.half, accumulation=self.accumulation, settings=settings)
 
     def peak(self, way: str, ranks: int) -> float:
-        """The most at a time, activations included; an upper bound."""
+        """The most at a time, with activations."""
         return self.held(way, ranks).peak + (self.activations or 0.0)
 
 
@@ -119,13 +132,12 @@ def states_addendum(states: StatesOf, memory: float | None, ranks: Sequence[int]
         ranks: the columns.
     """
     rows = [row for way in WAYS for row in _rows(states, way, ranks)]
+    activations = "no activations" if states.activations is None else f"{size(states.activations)} of activations"
     below = [
         "engine: parameters, gradients and optimizer at the end of a backward, as DeepSpeed (ddp: torch) holds them; "
         "paper: the ZeRO paper's model",
-        "peak: engine, buckets, "
-        + ("and activations" if states.activations else "no activations (not known here)")
-        + "; an upper bound of what is alive at a time"
-        + ("" if states.activations is None else f" ({size(states.activations)} of activations)"),
+        f"peak: engine, buckets and what stage 3 gathers, {activations}; what a step and its kernels need for a moment is "
+        "not in it",
         _communication(states),
     ]
     if memory is not None:

@@ -61,8 +61,8 @@ def timed(plan: Plan, cost: Cost) -> Plan:
     said = duration(total)
     if shape.fixed_batch_updates != shape.total_updates:
         fixed = cost.seconds(shape.fixed_batch_updates, shape.total_units, ranks, shape.accumulation_in(0))
-        faster = f"{fixed / total:.2f} times" if total else "as"
-        said += f"; {duration(fixed)} at the fixed batch of {shape.batch_size:,}, {faster} as long"
+        said += f"; {duration(fixed)} at the fixed batch of {shape.batch_size:,}"
+        said += f", {fixed / total:.2f} times as long" if total else ""
     step, sent = cost.step, cost.communication(ranks, plan.rows[0].batch.accumulation)
     said += (
         f"\n{step.micro_batch:.3g} s + {step.sample:.3g} s per sample for a micro-batch, {step.update:.3g} s for an "
