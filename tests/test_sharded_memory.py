@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_later_stage_never_holds_more_in_the_papers_model(
 ) -> None:
     model = ModelSize(tuple(sizes), state_bytes=state)
     held = [paper_bytes(model, stage, ranks, half=half) for stage in STAGES]
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(held, held[1:], strict=False))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(held))
     if ranks == 1:
         assert held == pytest.approx([held[0]] * 4)
 
@@ -71,7 +72,9 @@ def test_what_was_measured_for_adam_on_two_ranks(half: bool, bytes_per_parameter
 
 
 @given(st.integers(1, 10**6).map(lambda n: 64 * n), st.sampled_from([1, 2, 8, 64]), st.sampled_from([0, 4, 8, 12]))
-def test_in_half_precision_and_without_buckets_stages_2_and_3_are_the_papers(numbers: int, ranks: int, state: int) -> None:
+def test_in_half_precision_and_without_buckets_stages_2_and_3_are_the_papers(
+    numbers: int, ranks: int, state: int
+) -> None:
     model = ModelSize((numbers,), state_bytes=state)
     for stage in (0, 2, 3):
         held = engine_bytes(model, stage, ranks, half=True, settings=NO_BUCKETS).model_states  # type: ignore[arg-type]
@@ -114,7 +117,9 @@ def test_what_is_offloaded_is_on_the_host() -> None:
 
 def test_frozen_parameters_have_no_gradient_and_no_state() -> None:
     model = ModelSize((0,), frozen=1000)
-    assert [engine_bytes(model, s, 4, half=True, settings=NO_BUCKETS).model_states for s in STAGES] == [2000] * 3 + [500]
+    assert [engine_bytes(model, s, 4, half=True, settings=NO_BUCKETS).model_states for s in STAGES] == [2000] * 3 + [
+        500
+    ]
     assert ddp_bytes(model).peak == 4000
 
 

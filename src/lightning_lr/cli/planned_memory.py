@@ -7,8 +7,8 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,8 @@ def _tried(model: LightningModule, batch: Any, precision: Any, notes: list[str])
         notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
         return None
     try:
-        step(model, FEW)
+        with _unchanged(model):
+            step(model, FEW)
     except Exception as error:  # most often: the step asks for its Trainer
         notes.append(
             f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
@@ -118,22 +119,30 @@ def saved_bytes(
 def _kept(
     model: LightningModule, step: Callable[[int], Tensor], samples: int, compressor: ActivationCompressor | None
 ) -> float:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     ledger = LiveBytes(model)
-    with torch.random.fork_rng(devices=[]):
-        if compressor is None:
-            with ledger.counting():
-                loss = step(samples)
-                kept = float(ledger.live)
-        else:
+    with _unchanged(model):
+        if compressor is not None:
             with compressor.compressing() as tally:
-                loss = step(samples)
-            kept = float(tally.held_bytes)
-    del loss
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+                step(samples)
+            return float(tally.held_bytes)
+        with ledger.counting():
+            loss = step(samples)
+            kept = float(ledger.live)
+        del loss  # it holds the graph
     return kept
+
+
+@contextmanager
+def _unchanged(model: LightningModule) -> Iterator[None]:
+    """Buffers and the random state are as before afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def activation_facts(

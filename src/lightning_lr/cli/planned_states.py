@@ -136,8 +136,8 @@ def states_addendum(states: StatesOf, memory: float | None, ranks: Sequence[int]
     below = [
         "engine: parameters, gradients and optimizer at the end of a backward, as DeepSpeed (ddp: torch) holds them; "
         "paper: the ZeRO paper's model",
-        f"peak: engine, buckets and what stage 3 gathers, {activations}; what a step and its kernels need for a moment is "
-        "not in it",
+        f"peak: engine, buckets and what stage 3 gathers, {activations}; not what a step and its kernels need for a "
+        "moment",
         _communication(states),
     ]
     if memory is not None:
