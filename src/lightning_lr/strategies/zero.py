@@ -166,6 +166,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"{who}: the Trainer has a {type(self.accelerator).__name__}; set accelerator='gpu' (CUDA) or 'cpu'"
             )
+        zero_engine.check_precision(who, str(self.precision_plugin.precision))
         assert self.config is not None
         if zero_settings.uses_nvme(self.config):
             zero_engine.check_nvme(who)
