@@ -34,7 +34,8 @@ OPTIMIZERS = {"sgd": _sgd, "momentum": two_groups, "adamw": _adamw}
 
 def _loader(batch: int, samples: int = SAMPLES, ranks: int = 2) -> DataLoader[Any]:
     """Ranks deal 0, 2, 4 .. and 1, 3, 5 .., so that the global batches are those of one process."""
-    sampler = DistributedSampler(data(samples), shuffle=False) if ranks > 1 else None
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    sampler = DistributedSampler(data(samples), num_replicas=ranks, rank=rank, shuffle=False)
     return DataLoader(data(samples), batch_size=batch, sampler=sampler)
 
 

@@ -166,6 +166,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"{who}: the Trainer has a {type(self.accelerator).__name__}; set accelerator='gpu' (CUDA) or 'cpu'"
             )
+        zero_engine.check_precision(who, str(self.precision_plugin.precision))
         assert self.config is not None
         if zero_settings.uses_nvme(self.config):
             zero_engine.check_nvme(who)
@@ -228,15 +229,17 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         fitting = module.trainer.state.fn == TrainerFn.FITTING
         checkpoint_path = self.broadcast(checkpoint_path)
         found = zero_checkpoint.layout_of(who, checkpoint_path)
-        run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups if fitting else None)
-        zero_checkpoint.check_fits(who, checkpoint_path, found, run, fitting)
+        engine, strict = self.deepspeed_engine, module.strict_loading
+        if not fitting:
+            return zero_universal.load_weights(who, engine, checkpoint_path, strict)
+        run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups)
+        zero_checkpoint.check_fits(who, checkpoint_path, found, run)
         if found.universal:
-            loaded = zero_universal.load_universal(who, self.deepspeed_engine, checkpoint_path, fitting)
+            loaded = zero_universal.load_universal(who, engine, checkpoint_path, strict)
         else:
             loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
-        if fitting:
-            zero_engine.clip_as_configured(self.deepspeed_engine)
-            loaded["optimizer_states"] = [self.optimizer_state(self.optimizers[0])]  # for callbacks that look at it
+        zero_engine.clip_as_configured(engine)
+        loaded["optimizer_states"] = [self.optimizer_state(self.optimizers[0])]  # for callbacks that look at it
         return loaded
 
     # ------------------------------------------------------------------ inside

@@ -121,27 +121,25 @@ def layout_of(who: str, path: str | Path) -> Layout:
     return Layout(stage, int(states["dp_world_size"]), names)
 
 
-def check_fits(who: str, path: str | Path, found: Layout, run: Layout, fitting: bool) -> None:
-    """Refuse a checkpoint that DeepSpeed could not load into this run.
+def check_fits(who: str, path: str | Path, found: Layout, run: Layout) -> None:
+    """Refuse a checkpoint that this run cannot go on from.
 
     Args:
         who: names the strategy.
         path: of the checkpoint.
         found: its layout.
         run: the layout that this run would write.
-        fitting: whether the optimizer's state is needed.
 
     Raises:
         MisconfigurationException: says how both were made and what to do.
     """
-    whole = not fitting and found.stage in (1, 2) and run.stage in (1, 2)  # every process has all the weights
-    if not (found.universal or whole) and (found.stage, found.world_size) != (run.stage, run.world_size):
+    if not found.universal and (found.stage, found.world_size) != (run.stage, run.world_size):
         raise MisconfigurationException(
             f"{who}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it fit "
             f"every stage and number of processes by lightning_lr.strategies.to_universal({str(path)!r}, OUT) and go "
             "on from OUT, or run as it was written"
         )
-    if not fitting or found.groups is None or run.groups is None or found.groups == run.groups:
+    if found.groups is None or run.groups is None or found.groups == run.groups:
         return
     sizes = [" + ".join(str(len(group)) for group in layout.groups or ()) for layout in (found, run)]
     raise MisconfigurationException(

@@ -55,6 +55,22 @@ def prepare_cpu(who: str) -> None:
     __compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def check_precision(who: str, precision: str) -> None:
+    """Refuse fp16 where DeepSpeed does.
+
+    Raises:
+        MisconfigurationException: names the precisions that are left.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    if precision.startswith("16-") and not get_accelerator().is_fp16_supported():
+        device = "CPU" if get_accelerator().device_name() == "cpu" else "device"
+        raise MisconfigurationException(
+            f"{who}: got precision={precision!r}, which DeepSpeed does not run on this {device}; use 'bf16-mixed' or "
+            "'32-true'"
+        )
+
+
 def check_nvme(who: str) -> None:
     """Refuse offloading to NVMe where its operator cannot be built.
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,7 @@ def consolidate(checkpoint: str | Path, out: str | Path) -> None:
     found = layout_of("consolidate", checkpoint)
     folder = Path(checkpoint) / TAG
     states = _read_universal(folder) if found.universal else _whole_states(folder)[0]
-    file = model_file(folder)
-    assert file is not None
-    saved = read_lazily(file)
+    saved = _saved(checkpoint)
     plain = {key: value for key, value in saved.items() if key not in NOT_LIGHTNINGS and key != RECORD}
     plain["state_dict"] = {name: states[name][FP32] for name in saved["module"] if name in states}
     for alias, name in (saved.get("shared_params") or {}).items():
@@ -99,34 +98,64 @@ def consolidate(checkpoint: str | Path, out: str | Path) -> None:
 
 
 # ---------------------------------------------------------------------- loading into an engine
-def load_universal(who: str, engine: Any, checkpoint: str | Path, fitting: bool) -> dict[str, Any]:
-    """Load a universal checkpoint into an engine of any stage; returns what Lightning saved in it.
+def load_weights(who: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
+    """Load the weights of any ZeRO checkpoint into an engine that does not train; returns what Lightning saved in it.
 
     Args:
         who: names the strategy.
-        engine: the engine; without fitting, its module's weights alone are loaded.
-        checkpoint: the folder that :func:`to_universal` wrote.
-        fitting: whether the optimizer is loaded.
+        engine: the engine, of any stage and number of processes.
+        checkpoint: of any stage and number of processes, or universal.
+        strict: whether every parameter has to be there.
 
     Raises:
         MisconfigurationException: for a parameter that the checkpoint does not have.
     """
-    folder = Path(checkpoint) / TAG
-    file = model_file(folder)
-    assert file is not None
-    saved = read_lazily(file)
-    _load_weights(who, engine.module, folder, sharded=hasattr(next(engine.module.parameters(), None), "ds_id"))
-    if fitting:
-        sharded = engine.optimizer
-        load = _load_stage_3 if hasattr(sharded, "fp32_partitioned_groups_flat") else _load_stage_1_2
-        load(sharded, _Parameters(folder / "zero", engine.param_names))
-        shared = torch.load(folder / "zero" / "optimizer_state.pt", weights_only=False)
-        for key in ("loss_scaler", "dynamic_loss_scale"):
-            if key in shared:
-                setattr(sharded, key, shared[key])
-        set_values(sharded.optimizer, saved[RECORD]["hyperparameters"])
-        engine.global_steps, engine.skipped_steps = saved["global_steps"], saved["skipped_steps"]
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    saved, folder = _saved(checkpoint), Path(checkpoint) / TAG
+    if (folder / "zero").is_dir():
+        _put_weights(who, engine.module, checkpoint, partial(_read_weight, folder / "zero"), strict)
+    elif layout_of(who, checkpoint).stage == 3:
+        whole = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+        _put_weights(who, engine.module, checkpoint, whole.get, strict)
+    else:
+        _put_weights(who, engine.module, checkpoint, saved["module"].get, strict)
     return {key: value for key, value in saved.items() if key not in NOT_LIGHTNINGS}
+
+
+def load_universal(who: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
+    """Load a universal checkpoint into a training engine of any stage; returns what Lightning saved in it.
+
+    Args:
+        who: names the strategy.
+        engine: the engine.
+        checkpoint: the folder that :func:`to_universal` wrote.
+        strict: whether every parameter has to be there, beside those that are trained.
+
+    Raises:
+        MisconfigurationException: for a parameter that the checkpoint does not have.
+    """
+    loaded, saved, zero = (
+        load_weights(who, engine, checkpoint, strict),
+        _saved(checkpoint),
+        Path(checkpoint, TAG, "zero"),
+    )
+    sharded = engine.optimizer
+    load = _load_stage_3 if hasattr(sharded, "fp32_partitioned_groups_flat") else _load_stage_1_2
+    load(sharded, _Parameters(zero, engine.param_names))
+    shared = torch.load(zero / "optimizer_state.pt", weights_only=False)
+    for key in ("loss_scaler", "dynamic_loss_scale"):
+        if key in shared:
+            setattr(sharded, key, shared[key])
+    set_values(sharded.optimizer, saved[RECORD]["hyperparameters"])
+    engine.global_steps, engine.skipped_steps = saved["global_steps"], saved["skipped_steps"]
+    return loaded
+
+
+def _saved(checkpoint: str | Path) -> dict[str, Any]:
+    file = model_file(Path(checkpoint) / TAG)
+    assert file is not None
+    return read_lazily(file)
 
 
 class _Parameters:
@@ -196,27 +225,32 @@ def _fill(optimizer: Any, flat: Tensor, pieces: list[tuple[int, int, int, State]
         optimizer.state[flat][key] = vector
 
 
-def _load_weights(who: str, module: nn.Module, folder: Path, sharded: bool) -> None:
-    """Every parameter and buffer of the module, also what no optimizer has."""
+def _put_weights(
+    who: str, module: nn.Module, checkpoint: str | Path, find: Callable[[str], Tensor | None], strict: bool
+) -> None:
+    """Every parameter and buffer of the module, also what no optimizer has; in stage 3 each is whole for its moment."""
     import deepspeed
 
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        file = folder / "zero" / name / f"{FP32}.pt"
-        if not file.is_file():
-            if isinstance(tensor, nn.Parameter):
+        value = find(name)
+        if value is None:
+            if strict and isinstance(tensor, nn.Parameter):
                 raise MisconfigurationException(
-                    f"{who}: the universal checkpoint {folder.parent} has no parameter {name}; load it into the model "
-                    "that wrote it"
+                    f"{who}: the checkpoint {checkpoint} has no parameter {name}; load it into the model that wrote it"
                 )
             continue  # a buffer that is not persistent
-        value = torch.load(file, weights_only=False)["param"]
-        if sharded and hasattr(tensor, "ds_id"):
+        if hasattr(tensor, "ds_id"):
             with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0), torch.no_grad():
                 if torch.distributed.get_rank() == 0:
                     tensor.copy_(value)
         else:
             with torch.no_grad():
                 tensor.copy_(value)
+
+
+def _read_weight(zero: Path, name: str) -> Tensor | None:
+    file = zero / name / f"{FP32}.pt"
+    return _value(file) if file.is_file() else None
 
 
 # ---------------------------------------------------------------------- making whole
@@ -230,9 +264,7 @@ def _whole_states(folder: Path) -> tuple[dict[str, State], dict[str, Any]]:
     """The whole state of every parameter (and the value of every buffer), and what the first rank's optimizer says."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    file = model_file(folder)
-    assert file is not None
-    saved = read_lazily(file)
+    saved = _saved(folder.parent)
     ranks = [read_lazily(name)["optimizer_state_dict"] for name in _optimizer_files(folder)]
     weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=TAG)
     states: dict[str, State] = {name: {FP32: weight.clone()} for name, weight in weights.items()}
@@ -290,9 +322,13 @@ def _read_universal(folder: Path) -> dict[str, State]:
 def _read_parameter(folder: Path) -> State:
     state: State = {}
     for file in sorted(folder.glob("*.pt")):
-        value = torch.load(file, weights_only=False)
-        state[file.stem] = value if file.stem == "step" else value["param"]
+        state[file.stem] = _value(file)
     return state
+
+
+def _value(file: Path) -> Any:
+    value = torch.load(file, weights_only=False)
+    return value["param"] if isinstance(value, dict) else value
 
 
 def _plain_optimizer(record: Mapping[str, Any], states: Mapping[str, State]) -> dict[str, Any]:
