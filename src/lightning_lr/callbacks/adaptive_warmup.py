@@ -33,7 +33,6 @@ from lightning_lr.warmup.machine import Reduce
 FIGHTING = {
     "schedule": "would bend the climb",
     "linear_scaling": "would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
-    "hypergradient": "would change the learning rate that the loss is measured at",
 }
 """Multipliers that leave the warm-up no meaning, and why."""
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
+from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.hypergradient import HYPER_LR, AlignmentEstimator, FactorLearner, RuleName, Scope, read
 from lightning_lr.hypergradient.directions import family
@@ -41,6 +42,9 @@ class HypergradientDescent(MethodCallback):
     since a step that is best for the next loss is not best for the last, and a well-tuned Adam may become worse. Where
     the training loss has all but vanished, what is left of the gradient (weight decay) points one way and the learning
     rate may run off: put it beside a schedule that decays, ``LearningRateSchedule(Cosine())``.
+
+    Beside an ``AdaptiveWarmup`` it waits for the switch, since the climb measures the loss at rates that must be its
+    own. The factor stays 1 until then, and its bounds are those around the rate that the warm-up chose.
 
     A gradient that is not finite changes no factor. Where no AMP scaler skips such an update, it is skipped here, and
     ten in a row end the training. With SGD with momentum, Adam and AdamW nothing is stored; plain SGD and Nesterov
@@ -89,9 +93,11 @@ class HypergradientDescent(MethodCallback):
         self._not_finite = 0
         self._at_bound: list[float | None] = []
         self._hooks: list[Any] = []
+        self._warmup: AdaptiveWarmup | None = None
 
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
+        self._warmup = next((m for m in members_of(trainer) if isinstance(m, AdaptiveWarmup)), None)
         if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
             raise MisconfigurationException(
                 f"HypergradientDescent: {type(trainer.strategy).__name__} keeps gradients and optimizer state where "
@@ -132,6 +138,8 @@ class HypergradientDescent(MethodCallback):
         assert self._estimator is not None
         assert self._learner is not None
         writer = self._run.writer
+        if self._waits:
+            return self._learner.factors(len(writer.optimizer.param_groups))
         scale = internals.left_in_gradients(trainer, writer.optimizer)
         sums = self._estimator.sums(scale)
         internals.take_from_rank_zero(trainer, sums)
@@ -139,6 +147,8 @@ class HypergradientDescent(MethodCallback):
         initial = [group.get("initial_lr", lr) for group, lr in zip(groups, writer.scheduled(), strict=True)]
         alignments, values = read(sums, [*writer.without(self.name), *initial])
         base, initial = values[: len(groups)], values[len(groups) :]
+        if self._warmup is not None:  # the rate that it found is the one to compare with; the optimizer's says nothing
+            initial = base
         if not all(math.isfinite(alignment.gradient) for alignment in alignments):
             self._skip(trainer, clock)
             return self._learner.factors(len(groups))
@@ -168,7 +178,8 @@ class HypergradientDescent(MethodCallback):
         factors = "one factor per group" if self.scope == "group" else "one factor for all groups"
         low, high = self.bounds
         reach = f"{low:g} to {high:g} times the scheduled lr"
-        return {"hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {reach}"}
+        waits = "" if self._warmup is None else ", from the end of the adaptive warm-up on"
+        return {"hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {reach}{waits}"}
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         reach = ", ".join(
@@ -198,7 +209,14 @@ class HypergradientDescent(MethodCallback):
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._estimator is not None
-        self._estimator.after_step()
+        if not self._waits:
+            self._estimator.after_step()
+
+    @property
+    def _waits(self) -> bool:
+        """An adaptive warm-up is still climbing."""
+        machine = None if self._warmup is None else self._warmup.machine
+        return machine is not None and machine.phase == "warm-up"
 
     def _names(self) -> list[str]:
         assert self._run is not None
