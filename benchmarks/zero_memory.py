@@ -5,7 +5,7 @@ live torch tensors, each once, in bytes per parameter of the model: at the end o
 backward and after the step, all of the third update. (The process's resident memory says nothing here: it is mostly
 what the allocator keeps.) On a GPU the same tensors would be alive; pinned and offloaded ones would be the host's.
 
-    python -m benchmarks.zero_memory              # every case, about 8 s each; writes benchmarks/results/zero_memory.*
+    python -m benchmarks.zero_memory              # cases not yet in benchmarks/results/zero_memory.json, 8 s each
     python -m benchmarks.zero_memory --only bf16  # cases with this in their name, printed only
 """
 
@@ -19,6 +19,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,15 @@ def predicted(case: Case) -> Held:
     )
 
 
-def record_of(case: Case) -> dict[str, Any]:
-    """A case, measured and predicted, in bytes per parameter; the rank that holds most counts."""
+def record_of(case: Case, measured: dict[str, float] | None = None) -> dict[str, Any]:
+    """A case, measured (if it is not yet) and predicted, in bytes per parameter; the rank that holds most counts."""
     numbers = sum(p.numel() for p in case.network().parameters())
     held = predicted(case)
-    measured = measure(case)
-    worst = {when: max(rank[when] for rank in measured) for when in measured[0]}
+    if measured is None:
+        ranks = measure(case)
+        measured = {when: round(max(rank[when] for rank in ranks), 3) for when in ranks[0]}
     said = {"after backward": (held.after_backward + held.host) / numbers, "peak": (held.peak + held.host) / numbers}
-    return {"case": case.name, "config": asdict(case), "measured": worst, "predicted": said}
+    return {"case": case.name, "config": asdict(case), "measured": measured, "predicted": said}
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
@@ -246,19 +248,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases with all of these in their name")
     chosen = parser.parse_args(arguments).only
+    file = RESULTS / "zero_memory.json"
+    there = json.loads(file.read_text())["cases"] if file.exists() and not chosen else []
     records = []
     for case in cases():
         if all(word in case.name for word in chosen):
-            records.append(record_of(case))
-            measured, said = records[-1]["measured"]["after backward"], records[-1]["predicted"]["after backward"]
-            print(f"{case.name:55s} predicted {said:6.2f}  measured {measured:6.2f}", flush=True)
+            measured = next((record["measured"] for record in there if record["config"] == asdict(case)), None)
+            records.append(record_of(case, measured))
+            found, said = (records[-1][key]["after backward"] for key in ("measured", "predicted"))
+            print(f"{case.name:70s} predicted {said:6.2f}  measured {found:6.2f}", flush=True)
+            if not chosen and measured is None:
+                _write(file, [*records, *(r for r in there if r["case"] not in {made["case"] for made in records})])
     if not chosen:
-        import deepspeed
-
-        facts = {**environment(), "deepspeed": deepspeed.__version__}
-        (RESULTS / "zero_memory.json").write_text(json.dumps({"environment": facts, "cases": records}, indent=1) + "\n")
+        _write(file, records)
         title = "# Bytes per parameter and rank under ZeRO: predicted and measured\n\n"
-        (RESULTS / "zero_memory.md").write_text(title + INTRODUCTION + "\n" + table(records))
+        file.with_suffix(".md").write_text(f"{title}{INTRODUCTION}\n{table(records)}")
+
+
+def _write(file: Path, records: Sequence[dict[str, Any]]) -> None:
+    facts = {**environment(), "deepspeed": version("deepspeed")}
+    file.write_text(json.dumps({"environment": facts, "cases": list(records)}, indent=1) + "\n")
 
 
 INTRODUCTION = f"""`python -m benchmarks.zero_memory`: DeepSpeed's engine on the CPU with gloo, {Case(0).depth} linear
