@@ -260,7 +260,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not chosen and measured is None:
                 _write(file, [*records, *(r for r in there if r["case"] not in {made["case"] for made in records})])
     if not chosen:
-        _write(file, records)
         title = "# Bytes per parameter and rank under ZeRO: predicted and measured\n\n"
         file.with_suffix(".md").write_text(f"{title}{INTRODUCTION}\n{table(records)}")
 
