@@ -6,8 +6,7 @@ What Lightning would work out with a Trainer is worked out here from the Trainer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,28 +23,13 @@ from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.errors import ConfigurationError, described
+from lightning_lr.cli.plan_options import PlanOptions
+from lightning_lr.cli.planned_cost import with_costs
+from lightning_lr.cli.planned_epoch import epoch_of, limited
 from lightning_lr.cli.planned_memory import activation_facts, compression_facts
-from lightning_lr.cli.planning import Plan, Schedulers, epoch_of, limited, make_plan
+from lightning_lr.cli.planned_states import Sharding
+from lightning_lr.cli.planning import Plan, Schedulers, make_plan
 from lightning_lr.progress import EpochShape, RunShape
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What the command line says beside the configuration.
-
-    Args:
-        config: the configuration file, the last where there are several.
-        out: where the picture goes; ``None`` for no picture.
-        dataset_size: training samples; ``None`` asks the data that is there.
-        batch_size: the loader's batch size (samples per device and backward); ``None`` asks the data module.
-        world_size: devices; ``None`` reads them from the configuration.
-    """
-
-    config: str | None = None
-    out: Path | None = None
-    dataset_size: int | None = None
-    batch_size: int | None = None
-    world_size: int | None = None
 
 
 class TrainerSettings:
@@ -61,6 +45,8 @@ class TrainerSettings:
         self.arguments = arguments
         self.checkpointing: CheckpointPolicy | None = None
         """The policy of the configured strategy, if it is one of ours that checkpoints."""
+        self.sharding = Sharding()
+        """The ZeRO stage of the configured strategy."""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -99,7 +85,9 @@ def plan_run(
         _simulated(schedulers, notes),
         notes,
     )
-    return replace(plan, facts={**plan.facts, **facts})
+    plan = replace(plan, facts={**plan.facts, **facts})
+    optimizer = optimizers[0] if optimizers else None
+    return with_costs(plan, settings, model, optimizer, options, lambda: next(iter(_train_loader(model, data))))
 
 
 def _activations(
