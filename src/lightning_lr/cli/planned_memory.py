@@ -1,4 +1,5 @@
-"""What ``plan`` says about activations: the segments of a checkpointed strategy and the bytes that are left.
+"""What ``plan`` says about activations: the segments of a checkpointed strategy, what compression saves, and the bytes
+that are left.
 
 Nothing of the run is needed but the module and a batch of its data: two forwards of a few samples are measured on this
 machine's CPU and extrapolated to the batch of the run.
@@ -7,7 +8,7 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,12 +17,16 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.cli.errors import described
+from lightning_lr.activations.compression import ActivationCompressor, CompressionSettings, Size, described
+from lightning_lr.cli.errors import described as described_error
 from lightning_lr.memory import extrapolate_checkpointing
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
 
 FEW, MANY = 4, 8
 """Samples of the two forwards."""
+
+PACKED_FEW, PACKED_MANY = 32, 64
+"""The same under compression, which leaves tensors of fewer numbers than a group has as they are."""
 
 
 def configured_policy(strategy: Any) -> CheckpointPolicy | None:
@@ -47,10 +52,58 @@ def activation_facts(
     Raises:
         PlanError: where the policy refuses this network or this batch.
     """
+    step = _step(model, batch, precision, notes)
+    if step is None:
+        return {}
+    samples = _samples(batch)
+    assert samples is not None
+    if policy.memory_budget == "auto":
+        notes.append("memory_budget='auto' is decided by the memory that is free in training; shown is no budget")
+    plan = extrapolate_checkpointing(model, step, samples, policy, (FEW, MANY))
+    return {"activations": f"{plan.describe()}, per device and micro-batch of {samples} ({plan.recomputed:.0%} of the "
+            "blocks' forward is repeated)"}  # fmt: skip
+
+
+def compression_facts(
+    settings: CompressionSettings, model: LightningModule, batch: Any, precision: Any, notes: list[str]
+) -> dict[str, str]:
+    """What compression makes of a micro-batch like this one, by codec; nothing, and a note, as above."""
+    step = _step(model, batch, precision, notes)
+    if step is None:
+        return {}
+    samples = _samples(batch)
+    assert samples is not None
+    whole = samples <= PACKED_MANY
+    few, many = (
+        _packed(settings.compressor(model, 0), step, batch, n)
+        for n in ((samples, samples) if whole else (PACKED_FEW, PACKED_MANY))
+    )
+    beyond = 0.0 if whole else (samples - PACKED_FEW) / (PACKED_MANY - PACKED_FEW)
+
+    def at(codec: str, which: int) -> int:
+        a, b = (sizes.get(codec, Size(0, 0))[which] for sizes in (few, many))
+        return max(0, round(a + (b - a) * beyond))
+
+    sizes = {codec: Size(at(codec, 0), at(codec, 1)) for codec in many}
+    until = "" if isinstance(settings.bits, int) else ", until sensitivities are measured"
+    return {"saved activations": f"{described(sizes)}; per device and micro-batch of {samples}{until}"}
+
+
+def _packed(
+    compressor: ActivationCompressor, step: Callable[[int], Tensor], batch: Any, samples: int
+) -> dict[str, Size]:
+    """Bytes by codec that one forward of so many samples saves."""
+    with torch.random.fork_rng(devices=[]), compressor.compressing(_tensors(batch)) as tally:
+        step(samples)
+    return tally.by("codec")
+
+
+def _step(model: LightningModule, batch: Any, precision: Any, notes: list[str]) -> Callable[[int], Tensor] | None:
+    """Forward and loss of the first so many samples; None, and a note, where there is no such step."""
     samples = _samples(batch)
     if samples is None or samples < MANY:
         notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
-        return {}
+        return None
     mixed = "mixed" in str(precision)
 
     def step(few: int) -> Tensor:
@@ -66,14 +119,10 @@ def activation_facts(
     except Exception as error:  # most often: the step asks for its Trainer
         notes.append(
             f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
-            f"({described(error)})"
+            f"({described_error(error)})"
         )
-        return {}
-    if policy.memory_budget == "auto":
-        notes.append("memory_budget='auto' is decided by the memory that is free in training; shown is no budget")
-    plan = extrapolate_checkpointing(model, step, samples, policy, (FEW, MANY))
-    return {"activations": f"{plan.describe()}, per device and micro-batch of {samples} ({plan.recomputed:.0%} of the "
-            "blocks' forward is repeated)"}  # fmt: skip
+        return None
+    return step
 
 
 def _samples(batch: Any) -> int | None:

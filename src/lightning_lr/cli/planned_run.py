@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.errors import ConfigurationError, described
-from lightning_lr.cli.planned_memory import activation_facts
+from lightning_lr.cli.planned_memory import activation_facts, compression_facts
 from lightning_lr.cli.planning import Plan, Schedulers, epoch_of, limited, make_plan
 from lightning_lr.progress import EpochShape, RunShape
 
@@ -90,7 +91,7 @@ def plan_run(
     optimizers, schedulers = _optimizers(model, notes)
     for method in methods if optimizers else ():
         method.check_optimizers(optimizers, [scheduler for scheduler, _, _ in schedulers])
-    facts = {} if settings.checkpointing is None else _activations(settings, model, data, notes)
+    facts = _activations(settings, methods, model, data, notes)
     plan = make_plan(
         shape,
         methods,
@@ -102,14 +103,25 @@ def plan_run(
 
 
 def _activations(
-    settings: TrainerSettings, model: LightningModule, data: LightningDataModule | None, notes: list[str]
+    settings: TrainerSettings,
+    methods: Sequence[MethodCallback],
+    model: LightningModule,
+    data: LightningDataModule | None,
+    notes: list[str],
 ) -> dict[str, str]:
-    assert settings.checkpointing is not None
+    compression = next((method.settings for method in methods if isinstance(method, ActivationCompression)), None)
+    if settings.checkpointing is None and compression is None:
+        return {}
     try:
         batch = next(iter(_train_loader(model, data)))
     except ConfigurationError:
         notes.append("activations are not planned: they need a batch of the training data, which is not here")
         return {}
+    if settings.checkpointing is None:
+        assert compression is not None
+        return compression_facts(compression, model, batch, settings["precision"], notes)
+    if compression is not None:
+        notes.append("activations are checkpointed and compressed; the bytes shown are without compression")
     return activation_facts(settings.checkpointing, model, batch, settings["precision"], notes)
 
 

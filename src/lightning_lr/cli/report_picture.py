@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from lightning_lr.cli.compression_picture import draw_compression, has_compression
 from lightning_lr.cli.figure import (
     COLORS,
     MAX_LINES,
@@ -91,7 +92,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
         for values, word in ((highs, "highest"), (lows, "lowest")):
             ax.plot(at, values, color=COLORS[0])
             text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
-            labels.append(EndLabel(_now(record), float(values[-1]), text, COLORS[0]))
+            labels.append(EndLabel(record.now, float(values[-1]), text, COLORS[0]))
     else:
         for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
@@ -101,7 +102,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
             else:
                 ax.plot(at, values, color=color)
             name = f"{group}  " if len(lines) > 1 else ""
-            labels.append(EndLabel(_now(record), values[-1], f"{name}{values[-1]:.2g}", color))
+            labels.append(EndLabel(record.now, values[-1], f"{name}{values[-1]:.2g}", color))
     every = [value for _, values in lines.values() for value in values]
     if spans_decades(every):
         ax.set_yscale("log")
@@ -121,7 +122,7 @@ def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    label_ends(ax, [EndLabel(_now(record), values[-1], f"{values[-1]:g}", COLORS[2])])
+    label_ends(ax, [EndLabel(record.now, values[-1], f"{values[-1]:g}", COLORS[2])])
 
 
 NOISE_SCALES = ("noise_scale", "gradient_noise_scale")
@@ -138,7 +139,7 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
         at, values = record.points(name)
         ax.plot(at, values, color=color)
         last = record.metrics[name].finite[-1][1]
-        labels.append(EndLabel(_now(record), last, f"{name.replace('_', ' ')}  {last:.3g}", color))
+        labels.append(EndLabel(record.now, last, f"{name.replace('_', ' ')}  {last:.3g}", color))
     if spans_decades([value for name in _noise_scales(record) for _, value in record.metrics[name].finite]):
         ax.set_yscale("log")
     label_ends(ax, labels)
@@ -177,7 +178,7 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
             values = _running_mean(values, _window(values))
         ax.plot(at, values, color=color)
         last = next(value for value in reversed(values) if math.isfinite(value))
-        labels.append(EndLabel(_now(record), last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
+        labels.append(EndLabel(record.now, last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
     label_ends(ax, labels)
 
 
@@ -187,6 +188,7 @@ PANELS: list[Panel[RunRecord]] = [
     Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
+    Panel("compressed\nactivations", has_compression, draw_compression, height=1.8),
     Panel(
         "hypergradient\nfactor",
         lambda record: bool(_hypergradient(record, "factor")),
@@ -230,14 +232,9 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
             name.replace("_", " "): [Phase(p.name, p.start * scale, p.end * scale) for p in phases]
             for name, phases in record.phases.items()
         },
-        now=None if progress_of(record).finished else _now(record),
+        now=None if progress_of(record).finished else record.now,
     )
     save_figure(frame, PANELS, record, out)
-
-
-def _now(record: RunRecord) -> float:
-    """Where the run is on the axis."""
-    return record.positions([record.seen_updates - 1])[0]
 
 
 # ---------------------------------------------------------------------- the model's metrics
@@ -279,7 +276,7 @@ def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
             (x,) = record.positions([top[0]])
             ax.plot([x], [top[1]], "o", color=color, markersize=8, markerfacecolor="none", clip_on=False)
             text += f"\nbest {top[1]:.4g}"
-        ends.append(EndLabel(_now(record), last, text, color))
+        ends.append(EndLabel(record.now, last, text, color))
     label_ends(ax, ends)
 
 

@@ -98,7 +98,7 @@ class RunRecord:
     @property
     def starts(self) -> dict[str, dict[str, Any]]:
         """What each callback wrote down when training last started, by the journal's name; what a later decision
-        changed of it is as it was decided."""
+        changed of it, or a later measurement added to its facts, is as it was last."""
         starts: dict[str, dict[str, Any]] = {}
         for name, records in self.journals.items():
             for record in records:
@@ -106,6 +106,8 @@ class RunRecord:
                     starts[name] = dict(record)
                 elif name in starts:
                     starts[name].update({key: record[key] for key in CHANGED_LATER if key in record})
+                    if "facts" in record:
+                        starts[name]["facts"] = {**starts[name].get("facts", {}), **record["facts"]}
         return starts
 
     @property
@@ -145,6 +147,11 @@ class RunRecord:
         logged = self.metrics["updates"].values[-1:] if "updates" in self.metrics else []
         noted = [record["update"] for records in self.journals.values() for record in records]
         return int(max([0, *steps, *logged, *noted]))
+
+    @property
+    def now(self) -> float:
+        """Where the run is on the axis."""
+        return self.positions([self.seen_updates - 1])[0]
 
     @property
     def learning_rates(self) -> dict[str, str]:

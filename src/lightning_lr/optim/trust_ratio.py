@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.optim.host_norms import norms_on_host
 from lightning_lr.shards import Segment, Whole, flat_of, local, partition_of, sum_over_shards
 
 Adapt = Literal["ndim>1", "all", "none"] | Callable[[Tensor], bool]
@@ -246,13 +247,13 @@ class TrustRatioOptimizer(Optimizer):
         """Whether fused kernels take these tensors: they run over memory, so all must lie in it in the same order."""
         if weight.dtype not in self.fused_dtypes.get(weight.device.type, ()):
             return False
+        in_order = weight.is_contiguous()
         for other in others:
             if other.dtype != weight.dtype or other.device != weight.device:
                 return False
-        if weight.is_contiguous():
-            return all(other.is_contiguous() for other in others)
+            in_order = in_order and other.is_contiguous()
         layout = torch.channels_last
-        return weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others))
+        return in_order or (weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others)))
 
     def _refuse_flattened(self, parameter: Tensor) -> None:
         who = type(self).__name__
@@ -299,8 +300,7 @@ def trust_ratios(
     """
     weights = [piece.weight for piece in pieces]
     if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:
-        pair = torch._foreach_norm([weights[0], others[0]], 2, dtype=_sums_in(others))
-        weight, other = pair[0].item(), pair[1].item()
+        weight, other = norms_on_host(weights[0], others[0])
         return [formula(weight, other) if weight > 0 and other > 0 else 1.0]
     both = norms([*weights, *others], [*pieces, *pieces])
     ratio: Tensor = formula(*both.chunk(2))
