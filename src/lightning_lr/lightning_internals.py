@@ -19,10 +19,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torchmetrics import Metric
@@ -204,6 +205,38 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def gradient_scale(trainer: Trainer) -> float:
+    """What gradients are multiplied by when the backward makes them, be it by an AMP scaler or by an engine."""
+    scale = getattr(trainer.strategy, "current_loss_scale", None)
+    return loss_scale(trainer) if scale is None else float(scale)
+
+
+def reduced_on_arrival(trainer: Trainer, module: LightningModule) -> str | None:
+    """Why no gradient of a single micro-batch on a single device can be seen; ``None`` where it can."""
+    strategy = trainer.strategy
+    who = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "gradient_norm"):
+        return f"{who} tells neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
+    if isinstance(strategy, FSDPStrategy) or any(isinstance(p, DTensor) for p in module.parameters()):
+        return (
+            f"{who} averages gradients over the devices before they come to the parameters; use DDP or "
+            "lightning_lr.ZeROStrategy"
+        )
+    return None
+
+
+def with_gradient_norm(trainer: Trainer, act: Callable[[float | None], None]) -> Callable[[], None] | None:
+    """Call ``act`` after each update with the norm of its whole gradient before clipping, which the engine has taken.
+
+    Returns a function that undoes this, or ``None`` where there is no engine: the parameters have their gradients.
+    """
+    strategy = trainer.strategy
+    if not hasattr(strategy, "gradient_norm"):
+        return None
+    undo: Callable[[], None] = strategy.after_update(lambda: act(strategy.gradient_norm))  # type: ignore[attr-defined]
+    return undo
+
+
 def maximum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The maximum over the ranks, in place; Lightning's own reduction would make them wait for each other first."""
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
@@ -284,6 +317,33 @@ def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) ->
     return _shadow(module, "configure_gradient_clipping", clipped)
 
 
+def before_optimizer_step(trainer: Trainer, module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` when the optimizer's groups hold what it will apply; returns a function that undoes this.
+
+    A strategy whose engine clips in its own step says by ``before_update`` when that is done; elsewhere see
+    :func:`after_gradient_clipping`.
+    """
+    clipped = getattr(trainer.strategy, "before_update", None)
+    if clipped is None:
+        return after_gradient_clipping(module, act)
+    undo: Callable[[], None] = clipped(act)
+    return undo
+
+
+def unseen_gradients(trainer: Trainer) -> str | None:
+    """Why what the optimizer will apply cannot be seen before it does; ``None`` where it can."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy) or (
+        isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "before_update")
+    ):
+        return (
+            f"{type(strategy).__name__} keeps gradients and optimizer state where they cannot be compared; use DDP, "
+            "lightning_lr.ZeROStrategy, or ModelParallelStrategy with fully_shard"
+        )
+    reason: str | None = getattr(strategy, "in_parts", None)
+    return None if reason is None else f"under these settings of {type(strategy).__name__}, {reason}"
+
+
 def after_optimizer_step(trainer: Trainer, act: Callable[[], None]) -> Callable[[], None]:
     """Call ``act`` after each update that was made, not where a scaler skipped it; returns a function that undoes this.
 
@@ -309,7 +369,10 @@ def left_in_gradients(trainer: Trainer, optimizer: Optimizer) -> float:
 def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
     """Give every rank the bits that rank 0 has, so that what is decided by them cannot differ."""
     if trainer.world_size > 1 and torch.distributed.is_initialized():
-        torch.distributed.broadcast(tensor, src=0)
+        sent = tensor.to(trainer.strategy.root_device)  # what is offloaded to the host cannot be sent from there
+        torch.distributed.broadcast(sent, src=0)
+        if sent is not tensor:
+            tensor.copy_(sent)
 
 
 # ---------------------------------------------------------------------- optimizers

@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -66,8 +65,9 @@ class HypergradientDescent(MethodCallback):
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
 
     Raises:
-        MisconfigurationException: at setup, with LBFGS, embeddings with sparse gradients, DeepSpeed or Lightning's
-            ``FSDPStrategy`` (``ModelParallelStrategy`` with ``fully_shard`` works).
+        MisconfigurationException: at setup, with LBFGS, embeddings with sparse gradients, Lightning's ``FSDPStrategy``
+            or ``DeepSpeedStrategy`` (``ModelParallelStrategy`` with ``fully_shard`` and ``ZeROStrategy`` work), and
+            where the engine of ZeRO makes its updates in parts (NVMe, for one).
 
     Source: Baydin, Cornish, Martinez Rubio, Schmidt & Wood 2018, arXiv 1703.04782. The normalisation: Chu et al. 2025,
     arXiv 2502.11229.
@@ -104,11 +104,9 @@ class HypergradientDescent(MethodCallback):
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self._warmup = next((m for m in members_of(trainer) if isinstance(m, AdaptiveWarmup)), None)
-        if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
-            raise MisconfigurationException(
-                f"HypergradientDescent: {type(trainer.strategy).__name__} keeps gradients and optimizer state where "
-                "they cannot be compared; use DDP, or ModelParallelStrategy with fully_shard"
-            )
+        unseen = internals.unseen_gradients(trainer)
+        if unseen is not None:
+            raise MisconfigurationException(f"HypergradientDescent: {unseen}")
         for name, layer in module.named_modules():
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
                 raise MisconfigurationException(

@@ -73,7 +73,7 @@ class Run:
         self._refining = [member for member in members if member.refines]
         self._unrefined = False
         if self._refining:
-            self._undo.append(internals.after_gradient_clipping(module, partial(self._refine_update, trainer)))
+            self._undo.append(internals.before_optimizer_step(trainer, module, partial(self._refine_update, trainer)))
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod

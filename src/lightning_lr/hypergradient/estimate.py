@@ -19,7 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_lr.hypergradient import directions
 from lightning_lr.hypergradient.directions import flat
 from lightning_lr.hypergradient.packing import Chunk, pack, side_by_side
-from lightning_lr.shards import local, sum_over_shards
+from lightning_lr.shards import flat_of, local, partition_of, sum_over_shards
 
 CHUNK = 1 << 20
 """Elements that are worked on at a time: 4 MB of scratch memory, and few launches."""
@@ -123,14 +123,15 @@ class AlignmentEstimator:
         table = torch.stack([value.to(found[0]) for value in found]).view(-1, 3)
         holders = [chunk.parameters[0] for chunk in chunks]
         if any(isinstance(holder, DTensor) for holder in holders):
-            table = sum_over_shards(table.T.reshape(-1), [*holders, *holders, *holders]).view(3, -1).T
+            table = sum_over_shards(table, holders)
         if scale != 1.0:
             table = table / table.new_tensor([scale, scale**2, 1.0])
         owners = [chunk.group for chunk in chunks]
-        if owners == list(range(groups)):
-            return table
-        parts = torch.split(table, [owners.count(index) for index in range(groups)])
-        return torch.stack([part.sum(0) for part in parts])
+        if owners != list(range(groups)):
+            parts = torch.split(table, [owners.count(index) for index in range(groups)])
+            table = torch.stack([part.sum(0) for part in parts])
+        partition = partition_of(holders)
+        return table if partition is None else sum_over_shards(table, [partition] * groups)
 
     def measure(self, scale: float = 1.0) -> list[Alignment]:
         """:meth:`sums`, read from the device."""
@@ -178,8 +179,9 @@ class AlignmentEstimator:
     # ------------------------------------------------------------------ resuming
     def state_dict(self) -> dict[str, Any]:
         """Numbers and, where copies are kept, tensors. Of sharded parameters none are: one update goes unmeasured."""
-        sharded = {place for _, ps in self._placed() for place, p in ps if isinstance(p, DTensor)}
-        copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place not in sharded}
+        placed = [place_and_p for _, parameters in self._placed() for place_and_p in parameters]
+        whole = {place for place, p in placed if not isinstance(p, DTensor) and flat_of(p) is None}
+        copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place in whole}
         return {"lr": self.lr, "idle": sorted(self._idle), "copies": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

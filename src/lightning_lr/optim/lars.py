@@ -66,7 +66,8 @@ class LARS(TrustRatioOptimizer):
 
     Raises:
         ValueError: for a negative hyperparameter, Nesterov's momentum without momentum, or an unknown ``adapt``.
-        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+        RuntimeError: at a step, for sparse gradients, or parameters flattened by FSDP1, or by DeepSpeed without
+            ``ZeROStrategy``.
 
     Example::
 
@@ -125,6 +126,22 @@ class LARS(TrustRatioOptimizer):
                 _step(adapted, ratios, group)
             fixed = [piece for piece in some if not piece.adapted]
             _step(fixed, [None] * len(fixed), group)
+
+    # ------------------------------------------------------------------ over shards
+    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+        return [piece.grad for piece in pieces]
+
+    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+        return _ratio(group, weight, other)
+
+    def move(
+        self,
+        group: Group,
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None:
+        _step(pieces, ratios, group)
 
 
 def _ratio(group: Group, weight: Any, grad: Any) -> Any:

@@ -29,6 +29,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_settings, zero_universal
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
+from lightning_lr.strategies.zero_segments import ShardedUpdate
 
 
 class ZeROPrecision(DeepSpeedPrecision):
@@ -67,7 +68,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     engine's shards (stages 1 and 2: one flat vector per group; stage 3: none outside the step).
 
     Optimizers that act on each element by itself (SGD, Adam, AdamW, ...) are right on shards, which is why DeepSpeed's
-    list of tested ones is not asked. One that looks at whole tensors is not, unless it knows of shards.
+    list of tested ones is not asked. One that looks at whole tensors is not, unless it knows of shards, as
+    ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update, with all groups.
 
     Args:
         stage: 1 shards the optimizer's state, 2 the gradients too, 3 the parameters too.
@@ -116,6 +118,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         self._groups: tuple[tuple[str, ...], ...] = ()
         """Names of the parameters in each group of the optimizer that the engine trains."""
         self._after_update: list[Callable[[], None]] = []
+        self._update: ShardedUpdate | None = None
         self._undo: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------------ what Lightning asks
@@ -138,10 +141,29 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
         """Call ``act`` after each update that was made; returns a function that undoes this.
 
-        The engine steps the client optimizer several times per update, so that the optimizer's own hooks do not tell.
+        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's own hooks do not tell.
         """
         self._after_update.append(act)
         return lambda: self._after_update.remove(act) if act in self._after_update else None
+
+    def before_update(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Call ``act`` before each step, the gradients in ``trainer.optimizers`` as it will use them; returns an undo.
+
+        Averaged, unscaled and clipped; a learning rate that is written then is the one of this step. Not called for an
+        update that the engine skips.
+        """
+        assert self._update is not None
+        return self._update.before_update(act)
+
+    @property
+    def in_parts(self) -> str | None:
+        """Why no method can see a whole update under the settings in use; ``None`` where it can."""
+        return None if self._update is None else self._update.in_parts
+
+    @property
+    def current_loss_scale(self) -> float:
+        """What the engine multiplies the loss by; 1 but in fp16."""
+        return zero_engine.loss_scale(self.deepspeed_engine)
 
     @property
     def gradient_norm(self) -> float | None:
@@ -195,6 +217,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         for undo in reversed(self._undo):
             undo()
         self._undo, self._after_update, self._groups = [], [], ()
+        if self._update is not None:
+            self._update.detach()
         engine = self.model
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
@@ -281,7 +305,13 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
             undo()
         zero_engine.check_optimizer(who, optimizers[0], self.stage)
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
+        self._update = ShardedUpdate(optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
+        self._update.attach(self.model)
+        if self.in_parts is not None and getattr(optimizers[0], "needs_whole_updates", False):
+            raise MisconfigurationException(
+                f"{who}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
+            )
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]
         self.lr_scheduler_configs = schedulers
