@@ -83,13 +83,14 @@ def test_deepspeed_on_another_accelerator_is_refused(monkeypatch: pytest.MonkeyP
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("by", ["name", "class path"])
+@pytest.mark.parametrize("by", ["name", "class path", "class path, stage 2"])
 def test_yaml_takes_the_strategy(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["lightning-lr"])
     strategy: Any = "zero_3_offload"
-    if by == "class path":
+    if by != "name":
         policy = {"segments": "every_block", "modules": ["body"]}
         arguments = {"stage": 3, "offload_optimizer": True, "checkpointing": policy, "reduce_bucket_size": 1000}
+        arguments["stage"] = 2 if by.endswith("2") else 3
         strategy = {"class_path": "lightning_lr.ZeROStrategy", "init_args": arguments}
     config = {"trainer": {"strategy": strategy, "accelerator": "cpu", "devices": 2, "default_root_dir": str(tmp_path)}}
     file = tmp_path / "config.yaml"
@@ -100,10 +101,10 @@ def test_yaml_takes_the_strategy(by: str, tmp_path: Path, monkeypatch: pytest.Mo
     )  # fmt: skip
     got = cli.trainer.strategy
     assert isinstance(got, ZeROStrategy)
-    assert got.stage == 3
+    assert got.stage == (2 if by.endswith("2") else 3)
     assert got.config is not None
     assert got.config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
-    if by == "class path":
+    if by != "name":
         assert got.policy == CheckpointPolicy("every_block", modules=["body"])
         assert got.config["zero_optimization"]["reduce_bucket_size"] == 1000
 

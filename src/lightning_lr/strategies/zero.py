@@ -7,8 +7,9 @@ engine alone knows (shards, clipping, the loss scale) stays with it. Runs on CPU
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         **deepspeed: Any,
     ) -> None:
         who = type(self).__name__
-        zero_settings.check_arguments(who, stage, offload_parameters, deepspeed)
+        zero_settings.check_arguments(who, stage, offload_parameters, _differing(deepspeed))
         zero_engine.require_deepspeed(who)
         zero_engine.choose_accelerator()
         self._given: dict[str, Any] = {}
@@ -333,3 +334,9 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         settings.update({name: self.config[name] for name in kept if name in self.config})
         remove_module_hooks(model)
         self.model = zero_engine.initialize(model, None, settings, self.root_device, self.local_rank)
+
+
+def _differing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults of Lightning's strategy: its command line hands over all of them."""
+    defaults = {name: parameter.default for name, parameter in signature(DeepSpeedStrategy.__init__).parameters.items()}
+    return {name: value for name, value in arguments.items() if name not in defaults or value != defaults[name]}
