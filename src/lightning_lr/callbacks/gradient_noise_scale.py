@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class GradientNoiseScale(MethodCallback):
         self.every = every
         self.estimator = GradientNoiseEstimator(smoothing)
         self._measured = False
-        self._hooks: list[Any] = []
-        self._micro_sum: Tensor | None = None
+        self._hooks: dict[Tensor, Any] = {}
+        self._squares: dict[Tensor, Tensor] = {}
         self._micro_batches = 0
         self._samples = 0
         self._factor = 1.0
@@ -69,9 +70,6 @@ class GradientNoiseScale(MethodCallback):
                 "GradientNoiseScale: with one device and no accumulation there is one gradient per update and nothing "
                 "to compare it with; set accumulate_grad_batches to 2 or more (with a smaller micro-batch)"
             )
-        for parameter in pl_module.parameters():
-            if parameter.requires_grad:
-                self._hooks.append(parameter.register_hook(self._add_squared_norm))  # type: ignore[no-untyped-call]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -80,20 +78,29 @@ class GradientNoiseScale(MethodCallback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self._measured:
+            if self._micro_batches == 0:  # layers may have been frozen until now
+                for parameter in pl_module.parameters():
+                    if parameter.requires_grad and parameter not in self._hooks:
+                        add = partial(self._add_squared_norm, parameter)
+                        self._hooks[parameter] = parameter.register_hook(add)  # type: ignore[no-untyped-call]
             # Lightning has divided the loss by the number of micro-batches
             self._factor = float(int(trainer.accumulate_grad_batches))
             self._micro_batches += 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if not self._measured or self._micro_sum is None or self._run is None:
+        if not self._measured or not self._squares or self._run is None:
             return
         samples = self._run.clock.batch_size
         micro = samples / (self._micro_batches * trainer.world_size)
         if self._micro_batches * trainer.world_size > 1:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            big = torch.stack(torch._foreach_norm(gradients)).square().sum()
-            small = self._micro_sum * (self._factor / internals.loss_scale(trainer)) ** 2 / self._micro_batches
+            moving = [p for p in self._squares if p.grad is not None]  # that of a frozen layer may have been dropped
+            big = torch.stack(torch._foreach_norm([p.grad for p in moving])).square().sum()
+            small = (
+                torch.stack([self._squares[p] for p in moving]).sum()
+                * (self._factor / internals.loss_scale(trainer)) ** 2
+                / self._micro_batches
+            )
             small = trainer.strategy.reduce(small, reduce_op="mean")
             small_norm, big_norm = torch.stack([small, big.to(small)]).tolist()
             self.estimator.update(small_norm, big_norm, round(micro), samples)
@@ -107,17 +114,18 @@ class GradientNoiseScale(MethodCallback):
         self.estimator.load_state_dict(state_dict["estimator"])
 
     # ------------------------------------------------------------------ inside
-    def _add_squared_norm(self, gradient: Tensor) -> None:
+    def _add_squared_norm(self, parameter: Tensor, gradient: Tensor) -> None:
         if self._measured:
             squared = gradient.detach().float().square().sum()
-            self._micro_sum = squared if self._micro_sum is None else self._micro_sum + squared
+            before = self._squares.get(parameter)
+            self._squares[parameter] = squared if before is None else before + squared
 
     def _forget(self) -> None:
-        self._micro_sum, self._micro_batches = None, 0
+        self._squares, self._micro_batches = {}, 0
 
     def _leave(self, trainer: Trainer) -> None:
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
-        self._hooks = []
+        self._hooks = {}
         self._forget()
         super()._leave(trainer)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
@@ -137,12 +136,6 @@ class GradualUnfreezing(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        rival = next((c for c in trainer.callbacks if isinstance(c, BaseFinetuning)), None)  # type: ignore[attr-defined]
-        if rival is not None:
-            raise MisconfigurationException(
-                f"GradualUnfreezing: {type(rival).__name__} is attached too, and both decide which layers are frozen; "
-                "keep one of the two"
-            )
         self._module, self._order = pl_module, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
