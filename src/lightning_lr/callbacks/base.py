@@ -38,6 +38,11 @@ class MethodCallback(Callback):
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
 
     def __init__(self, count_samples: CountSamples | None = None) -> None:
+        if count_samples is not None and not callable(count_samples):
+            raise TypeError(
+                f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
+                "its number of samples, or None"
+            )
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_real
 from lightning_lr.curves import CosineRestarts
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -61,7 +62,7 @@ class NormalizedWeightDecay(MethodCallback):
 
     def __init__(self, norm: float = 0.025, count_samples: CountSamples | None = None) -> None:
         super().__init__(count_samples)
-        if not (math.isfinite(norm) and norm >= 0):
+        if not (is_real(norm) and norm >= 0):
             raise ValueError(f"NormalizedWeightDecay: got norm={norm!r}; give a finite number that is not negative")
         self.norm = float(norm)
         self._restarts: CosineRestarts | None = None
