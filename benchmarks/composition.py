@@ -54,8 +54,8 @@ def matrix() -> str:
         f"right in another, {counts[WRONG]} are wrong, {len(c.pairs()) - len(found)} untested.",
         "",
         f"{RIGHT} trains right: at every update the learning rate is the product of the two closed forms, and the "
-        "batch, the groups, the weight decay and what else the two do is what it is alone; the optimizer and the module "
-        f"are given back in the end. {REFUSED} refused before training, with the reason below. ({RIGHT}) depends on the "
+        "batch, the groups, the weight decay and what else the two do is what it is alone; optimizer and module are "
+        f"given back in the end. {REFUSED} refused before training, with the reason below. ({RIGHT}) depends on the "
         "settings, see below. Two optimizers, and two of Lightning's callbacks, are no pair of ours.",
         "",
     ]
