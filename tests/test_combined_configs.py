@@ -1,6 +1,6 @@
 """The recipes of `configs/` that combine several methods parse, plan and train, on small images for theirs.
 
-One for a model that is too big for the device (ZeRO, checkpointing, layer-wise rates) joins with the strategies of ZeRO.
+One for a model too big for the device (ZeRO, checkpointing, layer-wise rates) joins with the strategies of ZeRO.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class GradientNoiseScale(MethodCallback):
         micro = samples / (self._micro_batches * trainer.world_size)
         if self._micro_batches * trainer.world_size > 1:
             moving = [p for p in self._squares if p.grad is not None]  # that of a frozen layer may have been dropped
-            big = torch.stack(torch._foreach_norm([p.grad for p in moving])).square().sum()
+            big = torch.stack(torch._foreach_norm([p.grad for p in moving if p.grad is not None])).square().sum()
             small = (
                 torch.stack([self._squares[p] for p in moving]).sum()
                 * (self._factor / internals.loss_scale(trainer)) ** 2
