@@ -552,7 +552,7 @@ RAMP_AFTER_WARM_UP = Part(
 OTHERWISE = [
     (WARM_UP_ALONE, part("BatchSizeRamp")),
     (WARM_UP_ALONE, part("StochasticWeightAveraging")),
-    (WARM_UP_TO_CONSTANT, RAMP_AFTER_WARM_UP),
+    (RAMP_AFTER_WARM_UP, WARM_UP_TO_CONSTANT),
 ]
 """Other settings of pairs that are refused in the usual ones; these train right."""
 

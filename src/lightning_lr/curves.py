@@ -342,7 +342,7 @@ class Step(_WarmedUp):
         if not (milestones and all(map(is_real, milestones)) and _increases(self.warmup, *milestones, 1.0)):
             raise ValueError(
                 f"Step: milestones={given!r} is not a list of shares of the run that strictly increase within "
-                f"({self.warmup!r}, 1), after the warmup; give epochs / max_epochs, or use Constant for no drop"
+                f"({self.warmup!r}, 1), after the warm-up; give epochs / max_epochs, or use Constant for no drop"
             )
         object.__setattr__(self, "milestones", tuple(map(float, milestones)))
 
