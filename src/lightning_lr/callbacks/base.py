@@ -9,6 +9,7 @@ Trainer calls it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -111,6 +112,10 @@ class MethodCallback(Callback):
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
         """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
         return 1.0
+
+    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+        """What the forward of ``module``, a copy that is tried out before training, has to run inside of."""
+        return nullcontext()
 
     def on_warmup_end(self, trainer: Trainer) -> None:
         """An ``AdaptiveWarmup`` has switched to its decay, after the update that was just made."""

@@ -128,6 +128,12 @@ class BatchSizeRamp(MethodCallback):
             self._check_adaptive(trainer)
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._ramped.stream is not None and internals.engine_holds_gradients(trainer):
+            raise MisconfigurationException(
+                "BatchSizeRamp: iterable data need the gradients of a window brought to the mean over its samples, and "
+                f"{type(trainer.strategy).__name__} keeps them in buffers of its engine; use a map-style data set, or "
+                "DDP"
+            )
         if self._ramped.stream is not None:
             inside = self.clock_state is not None and self.clock_state["window_samples"] > 0
             self._ramped.stream.resume(trainer, inside)

@@ -65,7 +65,8 @@ class LAMB(TrustRatioOptimizer):
 
     Raises:
         ValueError: for a negative hyperparameter, a beta outside [0, 1), or an unknown ``adapt``.
-        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+        RuntimeError: at a step, for sparse gradients, or parameters flattened by FSDP1, or by DeepSpeed without
+            ``ZeROStrategy``.
 
     Example::
 
@@ -114,12 +115,8 @@ class LAMB(TrustRatioOptimizer):
         return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
 
     def update(self, group: Group, pieces: list[Piece]) -> None:
-        for piece in pieces:
-            if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
-                step = piece.state["step"].to(piece.weight.device)
-                piece.state["step"] = self.state[piece.parameter]["step"] = step
+        self.begin(group, pieces)
         for some in alike(pieces):
-            torch._foreach_add_([piece.state["step"] for piece in some], 1)
             _adamw([piece for piece in some if not piece.adapted], group)
             adapted = [piece for piece in some if piece.adapted]
             # tensors taken in turn share one piece of memory, which stays in the cache and need not be found anew
@@ -128,13 +125,43 @@ class LAMB(TrustRatioOptimizer):
             for together in in_turn(adapted):
                 self._ratios.append(_adapted(together, group, room))
 
+    def begin(self, group: Group, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
+                step = piece.state["step"].to(piece.weight.device)
+                piece.state["step"] = self.state[piece.parameter]["step"] = step
+        for some in alike(pieces):
+            steps = [piece.state["step"] for piece in some]
+            if some[0].segment is not None:  # the segments of a flat vector share its step
+                steps = list({id(step): step for step in steps}.values())
+            torch._foreach_add_(steps, 1)
+
+    # ------------------------------------------------------------------ over shards
+    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+        return _steps(pieces, group, None)
+
+    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+        return weight / other
+
+    def move(
+        self,
+        group: Group,
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None:
+        if compared is None:
+            _adamw(pieces, group)
+            return
+        lr = learning_rate(group, pieces[0])
+        scales: list[Any] = [ratio * lr for ratio in ratios if ratio is not None]
+        torch._foreach_mul_(compared, scales)
+        torch._foreach_add_([piece.weight for piece in pieces], compared)
+
 
 def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor | list[float]:
     """The update of tensors with a trust ratio; returns their ratios."""
-    fused = [piece for piece in pieces if piece.fuses]
-    scratch = iter(_fused_steps(fused, group, room) if fused else [])
-    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
-    steps = [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
+    steps = _steps(pieces, group, room)
     ratios = trust_ratios(pieces, steps, operator.truediv)
     if isinstance(ratios, Tensor):
         torch._foreach_mul_(steps, (ratios * learning_rate(group, pieces[0])).unbind())
@@ -142,6 +169,14 @@ def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor |
     else:
         pieces[0].weight.add_(steps[0], alpha=float(group["lr"]) * ratios[0])
     return ratios
+
+
+def _steps(pieces: list[Piece], group: Group, room: Tensor | None) -> list[Tensor]:
+    """``-u`` of each piece, the moments updated."""
+    fused = [piece for piece in pieces if piece.fuses]
+    scratch = iter(_fused_steps(fused, group, room) if fused else [])
+    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
+    return [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
 
 
 def _fused_steps(pieces: Sequence[Piece], group: Group, room: Tensor | None) -> list[Tensor]:

@@ -33,7 +33,9 @@ JOURNAL = "checkpointing"
 class CheckpointsActivations(_Base):
     """What a strategy does to checkpoint: mixed in before a strategy of Lightning."""
 
-    policy: CheckpointPolicy
+    policy: CheckpointPolicy | None
+    repeats_hooks = False
+    """Whether a block's own forward hooks run again with it: they fetch its parameters, where those are in shards."""
     checkpointing: Checkpointing | None = None
     """At work while ``fit`` runs; its ``plan`` is there once the first training steps have been watched."""
     _notes: _PlanNotes
@@ -49,10 +51,12 @@ class CheckpointsActivations(_Base):
                 "use automatic optimization"
             )
         super().setup(trainer)
-        if fitting:
+        if fitting and self.policy is not None:
             with self._refusing():
                 self._notes = _PlanNotes(trainer)
-                self.checkpointing = Checkpointing(module, self.policy, self.root_device, self.broadcast, self._notes)
+                self.checkpointing = Checkpointing(
+                    module, self.policy, self.root_device, self.broadcast, self._notes, self.repeats_hooks
+                )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.checkpointing is None:
