@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
@@ -299,6 +299,43 @@ def bracket_scheduler_steps(
             step(*args, **kwargs)
 
     return _shadow(module, "lr_scheduler_step", bracketed)
+
+
+def bracket_lr_writers(
+    trainer: Trainer, bracket: Callable[[], AbstractContextManager[None]]
+) -> list[Callable[[], None]]:
+    """Let Lightning's callbacks that write learning rates do so inside ``bracket()``; returns what undoes this.
+
+    ``StochasticWeightAveraging`` makes its scheduler and ``BaseFinetuning`` adds and changes groups at the start of an
+    epoch, from what they read in the groups. The hook is shadowed on these instances.
+    """
+    return [
+        _shadow(callback, "on_train_epoch_start", _inside(bracket, callback.on_train_epoch_start))
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging | BaseFinetuning)
+    ]
+
+
+def _inside(bracket: Callable[[], AbstractContextManager[None]], hook: Callable[..., None]) -> Callable[..., None]:
+    def bracketed(*args: Any, **kwargs: Any) -> None:
+        with bracket():
+            hook(*args, **kwargs)
+
+    return bracketed
+
+
+def epochs_of_updates(trainer: Trainer) -> int | None:
+    """Epochs that the run trains for; ``None`` where the Trainer has no limit.
+
+    For a model with batch norm ``StochasticWeightAveraging`` adds one to ``max_epochs`` in which nothing is updated.
+    """
+    if trainer.max_epochs in (None, -1):
+        return None
+    assert trainer.max_epochs is not None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging) and callback._model_contains_batch_norm:
+            return min(trainer.max_epochs, callback._max_epochs)
+    return trainer.max_epochs
 
 
 def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:

@@ -25,6 +25,7 @@ from lightning_lr.activations.compression import (
 from lightning_lr.activations.compression.batches import first_samples, tensors_in
 from lightning_lr.activations.compression.settings import CompressionSettings
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.checks import is_list
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -70,6 +71,8 @@ class ActivationCompression(MethodCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not (is_list(skip) and all(isinstance(name, str) for name in skip)):
+            raise ValueError(f"ActivationCompression: got skip={skip!r}; give a list of module names, or an empty one")
         self.settings = CompressionSettings(
             bits, average_bits, group_size, probe_every, tuple(skip), probe_samples, seed
         )

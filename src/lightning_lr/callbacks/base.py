@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -38,6 +39,11 @@ class MethodCallback(Callback):
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
 
     def __init__(self, count_samples: CountSamples | None = None) -> None:
+        if count_samples is not None and not callable(count_samples):
+            raise TypeError(
+                f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
+                "its number of samples, or None"
+            )
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
@@ -130,6 +136,7 @@ class MethodCallback(Callback):
                     f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
+        refuse_company(self, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -119,10 +118,6 @@ class BatchSizeRamp(MethodCallback):
             raise MisconfigurationException(
                 f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
                 "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
-            )
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                f"{who}: GradientAccumulationScheduler is attached too, and both decide about accumulation; keep one"
             )
         if trainer.strategy.handles_gradient_accumulation:
             raise MisconfigurationException(

@@ -148,6 +148,7 @@ class HypergradientDescent(MethodCallback):
         sums = self._estimator.sums(scale)
         internals.take_from_rank_zero(trainer, sums)
         groups = writer.optimizer.param_groups
+        writer.write()  # a group that was added during the run is the writer's now
         initial = [group.get("initial_lr", lr) for group, lr in zip(groups, writer.scheduled(), strict=True)]
         alignments, values = read(sums, [*writer.without(self.name), *initial])
         base, initial = values[: len(groups)], values[len(groups) :]

@@ -62,6 +62,7 @@ class LayerwiseLRDecay(MethodCallback):
     ) -> None:
         super().__init__(count_samples)
         methods.check_factors("LayerwiseLRDecay", decay, head_factor)
+        methods.check_names("LayerwiseLRDecay", layers=layers, no_weight_decay=no_weight_decay)
         self.decay = float(decay)
         self.layers = layers
         self.head_factor = float(head_factor)

@@ -69,6 +69,7 @@ class Run:
         self._undo = [
             internals.after_optimizer_step(trainer, self._after_optimizer_step),
             internals.bracket_scheduler_steps(module, self.writer.scheduled_values),
+            *internals.bracket_lr_writers(trainer, self.writer.scheduled_values),
         ]
         self._refining = [member for member in members if member.refines]
         self._unrefined = False
@@ -220,7 +221,7 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
         return RunShape(
             epoch or internals.epoch_shape(trainer),
             accumulation=_accumulation(trainer),
-            max_epochs=None if trial or trainer.max_epochs in (None, -1) else trainer.max_epochs,
+            max_epochs=None if trial else internals.epochs_of_updates(trainer),
             max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
         )
     except ValueError as error:

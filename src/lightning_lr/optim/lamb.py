@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.checks import is_list, is_real
 from lightning_lr.optim.trust_ratio import (
     Adapt,
     Piece,
     TrustRatioOptimizer,
     alike,
+    check_flags,
     check_learning_rate,
     check_not_negative,
     in_turn,
@@ -88,14 +90,17 @@ class LAMB(TrustRatioOptimizer):
     ) -> None:
         check_learning_rate("LAMB", lr)
         check_not_negative("LAMB", eps=eps, weight_decay=weight_decay)
+        check_flags("LAMB", foreach, maximize=maximize, capturable=capturable)
+        if not is_list(betas) or len(betas) != 2:
+            raise ValueError(f"LAMB: got betas={betas!r}; give two numbers in [0, 1), for example (0.9, 0.999)")
         for index, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
+            if not (is_real(beta) and 0.0 <= beta < 1.0):
                 raise ValueError(f"LAMB: got betas[{index}]={beta!r}; give a number in [0, 1)")
         defaults = {
             "lr": lr,
             "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
+            "eps": float(eps),
+            "weight_decay": float(weight_decay),
             "adapt": adapt,
             "foreach": foreach,
             "maximize": maximize,

@@ -24,6 +24,7 @@ from lightning_lr.optim.trust_ratio import (
     Piece,
     TrustRatioOptimizer,
     alike,
+    check_flags,
     check_learning_rate,
     check_not_negative,
     learning_rate,
@@ -97,14 +98,15 @@ class LARS(TrustRatioOptimizer):
         check_not_negative(
             "LARS", momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, eps=eps
         )
+        check_flags("LARS", foreach, nesterov=nesterov, maximize=maximize)
         if nesterov and momentum <= 0:
             raise ValueError(f"LARS: got nesterov=True with momentum={momentum!r}; it needs a momentum above 0")
         defaults = {
             "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-            "eps": eps,
+            "momentum": float(momentum),
+            "weight_decay": float(weight_decay),
+            "trust_coefficient": float(trust_coefficient),
+            "eps": float(eps),
             "nesterov": nesterov,
             "adapt": adapt,
             "foreach": foreach,

@@ -8,7 +8,6 @@ as plain numbers into torch's fused kernels, one tensor after the other, while i
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.checks import is_rate
 from lightning_lr.optim.host_norms import norms_on_host
 from lightning_lr.shards import Segment, Whole, flat_of, local, partition_of, sum_over_shards
 
@@ -113,7 +113,7 @@ class TrustRatioOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         adapt = group["adapt"]
-        if not callable(adapt) and adapt not in _RULES:
+        if not callable(adapt) and not (isinstance(adapt, str) and adapt in _RULES):
             self.param_groups.pop()
             raise ValueError(
                 f"{type(self).__name__}: got adapt={adapt!r}; allowed are {', '.join(map(repr, _RULES))} or a function "
@@ -348,11 +348,20 @@ def check_learning_rate(who: str, lr: float | Tensor) -> None:
     """Refuse a learning rate that no optimizer of torch's would take."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"{who}: got an lr tensor with {lr.numel()} elements; give one with a single element")
-    check_not_negative(who, lr=float(lr))
+    check_not_negative(who, lr=float(lr) if isinstance(lr, Tensor) else lr)
+
+
+def check_flags(who: str, foreach: bool | None = None, **flags: bool) -> None:
+    """Refuse what is neither True nor False, by name; ``foreach`` may be None."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{who}: got {name}={value!r}; give True or False")
+    if foreach is not None and not isinstance(foreach, bool):
+        raise ValueError(f"{who}: got foreach={foreach!r}; give True, False, or None for what is fastest")
 
 
 def check_not_negative(who: str, **arguments: float) -> None:
     """Refuse what is negative or not a number, by name."""
     for name, value in arguments.items():
-        if not (value >= 0.0 and math.isfinite(value)):
-            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative")
+        if not is_rate(value):
+            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative, within float32")

@@ -111,6 +111,12 @@ class _PlanNotes:
         self._first = False
 
 
+def _policy(strategy: object, policy: CheckpointPolicy | None) -> CheckpointPolicy:
+    if policy is not None and not isinstance(policy, CheckpointPolicy):
+        raise TypeError(f"{type(strategy).__name__}: got policy={policy!r}; give a CheckpointPolicy, or None")
+    return policy or CheckpointPolicy()
+
+
 class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
     """One device, whose activations are kept for backward or computed again as a policy says.
 
@@ -132,8 +138,8 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
     strategy_name = "checkpointed"
 
     def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        self.policy = _policy(self, policy)
         super().__init__(**kwargs)
-        self.policy = policy or CheckpointPolicy()
 
     # Lightning sets these two, as on every strategy that has them, when it has read the Trainer's arguments. They are
     # how this strategy learns its device (test_device_is_the_trainers guards it).
@@ -181,5 +187,5 @@ class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
     strategy_name = "ddp_checkpointed"
 
     def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        self.policy = _policy(self, policy)
         super().__init__(**kwargs)
-        self.policy = policy or CheckpointPolicy()
