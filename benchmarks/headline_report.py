@@ -1,0 +1,2 @@
+TUNED = ("AdamW, tuned", "SGD, tuned")
+def write(*a): print("later")
