@@ -269,15 +269,12 @@ def _parameters(model: str) -> int:
 class CountingClassifier(Classifier):
     """The example's classifier with an optimizer of choice; counts the samples that it is trained on, by whomever.
 
-    Args:
-        network: images to logits.
-        optimizer: from parameters and learning rate.
-        lr: its learning rate.
+    The optimizer is no argument of ``__init__``: as a hyperparameter it would be in the checkpoint from which the
+    learning rate finder restores the weights, and torch refuses to load a function.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Callable[[Any, float], Optimizer], lr: float) -> None:
-        super().__init__(network, lr=lr)
-        self.make_optimizer, self.samples = optimizer, 0
+    make_optimizer: Callable[[Any, float], Optimizer]
+    samples = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.samples += len(batch[1])
@@ -334,7 +331,7 @@ def evaluated(module: Classifier, images: Any, optimizer: Optimizer, data: Image
         optimizer.eval()
         if any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()):
             module.train()
-            for first in range(0, 50 * 128, 128):
+            for first in range(0, min(50 * 128, len(data.train_set)), 128):
                 module(data.train_set.__getitems__(list(range(first, first + 128)))[0])
     module.eval()
     right = 0
@@ -353,7 +350,8 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     data = Images(config.batch_size, data_dir, train_size=config.train_size, val_size=config.val_size)
     data.setup()
     seed_everything(config.seed, verbose=False)
-    module = CountingClassifier(NETWORKS[config.model](), arm.optimizer, config.lr)
+    module = CountingClassifier(NETWORKS[config.model](), lr=config.lr)
+    module.make_optimizer = arm.optimizer
     methods, curve, watch = arm.callbacks(), Curve(data, config.seed != TUNING_SEED), WatchLoss()
     climbs = any(isinstance(method, AdaptiveWarmup) for method in methods)  # it acts on a divergence itself
     quiet: dict[str, Any] = {
