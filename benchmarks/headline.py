@@ -170,7 +170,7 @@ class Protocol:
 DEFAULT = Protocol(
     name="headline",
     models=("CNN", "ViT"),
-    grid={"AdamW, tuned": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "SGD, tuned": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)},
+    grid={"AdamW, tuned": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "SGD, tuned": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)},
     train_size=4096,
     val_size=5000,
     epochs=8,
