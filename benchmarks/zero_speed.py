@@ -9,7 +9,7 @@ the median over pairs of ours over Lightning's with a 95 % interval (bootstrap o
 processes and of wall time; the same for Lightning's against itself, which is the noise of the method; and the largest
 difference between the weights that both end with.
 
-Lightning's strategy refuses everything but CUDA. Here it is lifted over its three checks of the device and is Lightning's
+Lightning's strategy refuses everything but CUDA. Here it is lifted over its three checks of the device and is unchanged
 in all else; accumulation is 1, where both mean the same.
 """
 
@@ -279,9 +279,9 @@ def table(result: dict[str, Any]) -> str:
     facts = result["settings"]
     return (
         "# Step time of ZeROStrategy against Lightning's DeepSpeedStrategy\n\n"
-        f"`python -m benchmarks.zero_speed`: {WORLD} processes of one thread on gloo, {facts['layers']} layers of width "
-        f"{facts['width']}, {facts['batch']} samples per process, AdamW in fp32, {facts['pairs']} pairs of blocks of "
-        f"{facts['block']} updates; {result['environment']['device']}, {result['cores']} cores, load of the machine "
+        f"`python -m benchmarks.zero_speed`: {WORLD} processes of one thread on gloo, {facts['layers']} layers of "
+        f"width {facts['width']}, {facts['batch']} samples per process, AdamW in fp32, {facts['pairs']} pairs of "
+        f"blocks of {facts['block']} updates; {result['environment']['device']}, {result['cores']} cores, load of the machine "
         f"{result['load']:.0f}. CPU time is that of both processes; times are Lightning's, medians.\n\n"
         + markdown_table(headings, [cells(row) for row in result["rows"]])
     )
