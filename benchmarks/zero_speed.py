@@ -281,8 +281,8 @@ def table(result: dict[str, Any]) -> str:
         "# Step time of ZeROStrategy against Lightning's DeepSpeedStrategy\n\n"
         f"`python -m benchmarks.zero_speed`: {WORLD} processes of one thread on gloo, {facts['layers']} layers of "
         f"width {facts['width']}, {facts['batch']} samples per process, AdamW in fp32, {facts['pairs']} pairs of "
-        f"blocks of {facts['block']} updates; {result['environment']['device']}, {result['cores']} cores, load of the machine "
-        f"{result['load']:.0f}. CPU time is that of both processes; times are Lightning's, medians.\n\n"
+        f"blocks of {facts['block']} updates; {result['environment']['device']}, {result['cores']} cores, load of the "
+        f"machine {result['load']:.0f}. CPU time is that of both processes; times are Lightning's, medians.\n\n"
         + markdown_table(headings, [cells(row) for row in result["rows"]])
     )
 
