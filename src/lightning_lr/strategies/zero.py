@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_settings, zero_universal
+from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_loading, zero_settings
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero_segments import ShardedUpdate
 
@@ -257,11 +257,11 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         found = zero_checkpoint.layout_of(who, checkpoint_path)
         engine, strict = self.deepspeed_engine, module.strict_loading
         if not fitting:
-            return zero_universal.load_weights(who, engine, checkpoint_path, strict)
+            return zero_loading.load_weights(who, engine, checkpoint_path, strict)
         run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups)
         zero_checkpoint.check_fits(who, checkpoint_path, found, run)
         if found.universal:
-            loaded = zero_universal.load_universal(who, engine, checkpoint_path, strict)
+            loaded = zero_loading.load_universal(who, engine, checkpoint_path, strict)
         else:
             loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
         zero_engine.clip_as_configured(engine)

@@ -3,7 +3,7 @@
 DeepSpeed writes a folder, ``X.ckpt/checkpoint``, with a file per process. It fits runs of the same stage and number of
 processes only, which DeepSpeed notices late, in part by a bare assertion. Here its metadata is read first (mapped, not
 loaded), beside a record of our own: the parameter groups by name, with their scheduled hyperparameters. To change stage
-or number of processes see ``zero_universal``.
+or number of processes see ``zero_universal``. A universal one has a folder per parameter.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ TAG = "checkpoint"
 """The folder inside a checkpoint that Lightning has DeepSpeed write to."""
 
 Group = dict[str, Any]
+State = dict[str, Any]
+"""Of one parameter: its weight under ``fp32``, and the optimizer's state under the optimizer's own names."""
+
+FP32 = "fp32"
+NOT_LIGHTNINGS = {
+    *("module", "buffer_names", "param_shapes", "shared_params", "frozen_param_shapes", "frozen_param_fragments"),
+    *("optimizer", "lr_scheduler", "data_sampler", "random_ltd", "global_steps", "global_samples", "skipped_steps"),
+    *("dp_world_size", "mp_world_size", "ds_config", "ds_version"),
+}
+"""What DeepSpeed adds to a checkpoint of Lightning's."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,24 @@ def read_lazily(file: Path) -> dict[str, Any]:
     """A file of DeepSpeed's; tensors are mapped and cost nothing until they are used. It may run code: trust it."""
     states: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
     return states
+
+
+def saved_in(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds but the optimizer's state: what Lightning saved, and :data:`NOT_LIGHTNINGS`."""
+    file = model_file(Path(path) / TAG)
+    assert file is not None
+    return read_lazily(file)
+
+
+def read_parameter(folder: Path) -> State:
+    """The whole state of a parameter from its folder in a universal checkpoint."""
+    return {file.stem: read_value(file) for file in sorted(folder.glob("*.pt"))}
+
+
+def read_value(file: Path) -> Any:
+    """A part of :func:`read_parameter`."""
+    value = torch.load(file, weights_only=False)
+    return value["param"] if isinstance(value, dict) else value
 
 
 def layout_of(who: str, path: str | Path) -> Layout:
