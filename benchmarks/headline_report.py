@@ -158,16 +158,19 @@ def _markdown(picture: str, table: Sequence[Row], searched: Sequence[Record], re
         arm: sorted({r["config"]["lr"] for r in searched if r["config"]["arm"] == arm}) for arm in dict.fromkeys(TUNED)
     }
     tried = "; ".join(f"{arm.split(',')[0]}: {', '.join(f'{lr:g}' for lr in rates)}" for arm, rates in grids.items())
+    seeds = ", ".join(map(str, sorted({record["config"]["seed"] for record in records})))
+    images, val_images = config["train_size"], config["val_size"]
     text = f"""# The learning rate is unknown: what does the tuned baseline's accuracy cost?
 
-Made by `python -m benchmarks.headline`. Fashion-MNIST, {config["train_size"]} training images, {config["epochs"]} epochs
-at batch {config["batch_size"]}, seeds {", ".join(map(str, sorted({r["config"]["seed"] for r in records})))}; a small CNN and a small ViT.
+Made by `python -m benchmarks.headline`. Fashion-MNIST, {images} training images, {config["epochs"]} epochs at batch
+{config["batch_size"]}, seeds {seeds}; a small CNN and a small ViT.
 What each arm is, and what is counted, is in the module's docstring.
 Search: {tried};
-one seed, judged on {config["val_size"]} validation images; its price is the runs at the rates that lost, since the winner's run is kept. The target is the better tuned baseline's mean test accuracy at the end, less
-{100 * MARGIN:g} points. *Samples until then* is the mean over the runs that reached it, at the first end of an epoch
-with that accuracy; ± is a 95 % interval of the mean by Student's distribution (the 10 000 test images alone carry about
-0.4 points of noise). CPU seconds were taken on a machine that was shared with other work: compare them roughly.
+one seed, judged on {val_images} validation images; its price is the runs at the rates that lost, since the winner's run
+is kept. The target is the better tuned baseline's mean test accuracy at the end, less {100 * MARGIN:g} points. *Samples
+until then* is the mean over the runs that reached it, at the first end of an epoch with that accuracy; ± is a 95 %
+interval of the mean by Student's distribution (the 10 000 test images alone carry about 0.4 points of noise). CPU
+seconds were taken on a machine that was shared with other work: compare them roughly.
 
 ![accuracy against samples, search included](./{picture})
 """
