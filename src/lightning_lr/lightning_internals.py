@@ -369,6 +369,11 @@ def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextM
     return _shadow(trainer.precision_plugin, "train_step_context", enclosed)
 
 
+def training_step_is_enclosed(trainer: Trainer) -> bool:
+    """Whether :func:`around_training_step` is at work, so that what a step saves for the backward may be changed."""
+    return "train_step_context" in trainer.precision_plugin.__dict__
+
+
 def loss_apart_from_training(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """The loss of a training step that nobody notices: with its graph, without DDP, and as if it had not happened.
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import changed
+from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -197,6 +198,8 @@ class MethodCallback(Callback):
             run.write_next_update()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._run is not None and self._run.is_first(self):
+            explain_failed_write(trainer, exception)
         self._leave(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -57,7 +57,8 @@ class CheckpointsActivations(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.checkpointing is None:
             return super().training_step(*args, **kwargs)
-        self._notes.begin()
+        if self._notes.begin():
+            self._watch_apart(*args)
         with self._refusing(), self.checkpointing.step():
             return super().training_step(*args, **kwargs)
 
@@ -66,6 +67,22 @@ class CheckpointsActivations(_Base):
             self.checkpointing.undo()
             self.checkpointing = None
         super().teardown()
+
+    def _watch_apart(self, *args: Any) -> None:
+        """A run that goes on under `ActivationCompression` has to follow its plan at once.
+
+        A watched step keeps other activations than one by the plan. Without rounding the gradients are the same, with
+        it they would not be those of the uninterrupted run; so the step is watched in a forward that nobody notices.
+        """
+        module, trainer = self.lightning_module, self._notes.trainer
+        assert module is not None
+        assert self.checkpointing is not None
+        enclosed = trainer.global_step > 0 and internals.training_step_is_enclosed(trainer)
+        if not enclosed or internals.takes_the_iterator(module):
+            return
+        for _ in range(self.checkpointing.steps_to_watch):
+            with self._refusing(), self.checkpointing.step():
+                internals.loss_apart_from_training(trainer, module, args[0])
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -80,15 +97,17 @@ class _PlanNotes:
 
     def __init__(self, trainer: Trainer) -> None:
         folder = internals.journal_folder(trainer)
-        self._trainer = trainer
+        self.trainer = trainer
         self._journal = None if folder is None else Journal(folder / f"{JOURNAL}.jsonl")
         self._begun: int | None = None
         self._first = True
 
-    def begin(self) -> None:
-        """A training step begins; the first one tells where training starts or goes on."""
-        if self._begun is None:
-            self._begun = self._trainer.global_step
+    def begin(self) -> bool:
+        """A training step begins; the first one tells where training starts or goes on. Whether this is the first."""
+        if self._begun is not None:
+            return False
+        self._begun = self.trainer.global_step
+        return True
 
     def __call__(self, plan: CheckpointPlan) -> None:
         if self._journal is None:
@@ -103,7 +122,7 @@ class _PlanNotes:
             facts["blocks"] = [asdict(block) for block in plan.chain.blocks]
             self._journal.append(self._begun, "start", **facts)
         else:
-            self._journal.append(self._trainer.global_step, "plan", **facts)
+            self._journal.append(self.trainer.global_step, "plan", **facts)
         self._first = False
 
 
