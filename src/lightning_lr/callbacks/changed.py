@@ -97,7 +97,8 @@ def facts_of(shape: RunShape) -> dict[str, int | None]:
     return {
         "devices": epoch.world_size,
         "micro-batch": epoch.micro_batch_size,
-        "accumulation": None if callable(shape.accumulation) else shape.accumulation,
+        # where it is a ramp's or changes with the epoch, no number stands for the run
+        **({"accumulation": shape.accumulation} if type(shape.accumulation) is int else {}),
         "samples of an epoch per device": epoch.device_samples,
         "max_epochs": shape.max_epochs,
         "max_steps": shape.max_updates,
