@@ -157,6 +157,7 @@ class MethodCallback(Callback):
         members = members_of(trainer)
         if members[0] is not self:
             return
+        internals.begin_epoch_after_resume(trainer)
         for member in members:
             changed.check_settings(member, inside_epoch=internals.next_position(trainer)[1] > 0)
         for member in members:

@@ -57,8 +57,7 @@ class CheckpointsActivations(_Base):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.checkpointing is None:
             return super().training_step(*args, **kwargs)
-        if self._notes.begin():
-            self._watch_apart(*args)
+        self._notes.begin()
         with self._refusing(), self.checkpointing.step():
             return super().training_step(*args, **kwargs)
 
@@ -68,21 +67,19 @@ class CheckpointsActivations(_Base):
             self.checkpointing = None
         super().teardown()
 
-    def _watch_apart(self, *args: Any) -> None:
-        """A run that goes on under `ActivationCompression` has to follow its plan at once.
+    def watch_apart(self, batch: Any) -> None:
+        """Watch a forward that nobody notices, so that the plan is followed from the next training step on.
 
-        A watched step keeps other activations than one by the plan. Without rounding the gradients are the same, with
-        it they would not be those of the uninterrupted run; so the step is watched in a forward that nobody notices.
+        For a run that goes on under ``ActivationCompression``: a watched step keeps other activations than one by the
+        plan. Without rounding the gradients are the same, with it they would not be the uninterrupted run's.
         """
         module, trainer = self.lightning_module, self._notes.trainer
         assert module is not None
         assert self.checkpointing is not None
-        enclosed = trainer.global_step > 0 and internals.training_step_is_enclosed(trainer)
-        if not enclosed or internals.takes_the_iterator(module):
-            return
+        self._notes.begin()
         for _ in range(self.checkpointing.steps_to_watch):
             with self._refusing(), self.checkpointing.step():
-                internals.loss_apart_from_training(trainer, module, args[0])
+                internals.loss_apart_from_training(trainer, module, batch)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -102,12 +99,10 @@ class _PlanNotes:
         self._begun: int | None = None
         self._first = True
 
-    def begin(self) -> bool:
-        """A training step begins; the first one tells where training starts or goes on. Whether this is the first."""
-        if self._begun is not None:
-            return False
-        self._begun = self.trainer.global_step
-        return True
+    def begin(self) -> None:
+        """A training step begins; the first one tells where training starts or goes on."""
+        if self._begun is None:
+            self._begun = self.trainer.global_step
 
     def __call__(self, plan: CheckpointPlan) -> None:
         if self._journal is None:
