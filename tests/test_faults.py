@@ -27,15 +27,18 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from toy import ResumableLoader, Toy, data, fit, two_groups, weights
 
 from benchmarks.faults import decisions, differences, metrics, newest_checkpoint
-from benchmarks.faults_runs import ERRORS, FINAL, LOGS, child
+from benchmarks.faults_runs import ERRORS, FINAL, LOGS, Net, StatefulLoader, child, resnet, sgd
+from benchmarks.faults_runs import data as samples
 from lightning_lr import (
     ActivationCompression,
     AdaptiveWarmup,
     BatchSizeRamp,
+    CheckpointedStrategy,
+    CheckpointPolicy,
     Cosine,
     GhostBatchNorm,
     GradientNoiseScale,
@@ -207,6 +210,74 @@ def test_a_rank_that_dies_ends_the_other_and_leaves_a_checkpoint(tmp_path: Path)
     assert "RuntimeError" in (tmp_path / ERRORS).read_text()
 
 
+# ---------------------------------------------------------------------- places that are easily lost
+def test_a_resume_at_the_end_of_an_epoch_leaves_the_counters_as_they_would_be(tmp_path: Path) -> None:
+    """Lightning 2.6.6 begins the next epoch without counting it; the second resume then was a batch off."""
+
+    def run(folder: Path, ckpt: Path | None = None) -> tuple[LightningModule, list[str]]:
+        save = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        begun: list[str] = []
+
+        class Epochs(Callback):
+            def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+                begun.append(f"epoch {trainer.current_epoch} after {trainer.global_step}")
+
+        callbacks = [LearningRateSchedule(Cosine()), Epochs(), save]
+        loader, path = ResumableLoader(data(), 8), None if ckpt is None else str(ckpt)
+        return fit(callbacks, loader=loader, max_epochs=4, enable_checkpointing=True, ckpt_path=path)[0], begun
+
+    whole, begun = run(tmp_path / "whole")
+    again, begun_again = run(tmp_path / "again", tmp_path / "whole" / "step=12.ckpt")
+    assert begun_again == begun[2:]
+    assert torch.equal(weights(again), weights(whole))
+    for step in (13, 18, 20):
+        loops = [
+            torch.load(tmp_path / folder / f"step={step}.ckpt", weights_only=True)["loops"]["fit_loop"]
+            for folder in ("whole", "again")
+        ]
+        for part in ("epoch_progress", "epoch_loop.state_dict", "epoch_loop.batch_progress"):
+            assert loops[0][part] == loops[1][part], (step, part)
+    third, begun_third = run(tmp_path / "third", tmp_path / "again" / "step=13.ckpt")
+    assert begun_third == begun[3:]
+    assert torch.equal(weights(third), weights(whole))
+
+
+def test_a_ramp_keeps_the_order_that_a_distributed_sampler_began_with(tmp_path: Path) -> None:
+    """Lightning seeds it by ``seed_everything``, which a run that goes on may have called with another number."""
+
+    def run(seed: int, *more: Callback, **arguments: Any) -> LightningModule:
+        sampler = DistributedSampler(data(), num_replicas=1, rank=0, shuffle=True, seed=seed)
+        loader = DataLoader(data(), batch_size=4, sampler=sampler)
+        done = fit([BatchSizeRamp(StepRamp([1], factor=2)), *more], loader=loader, **arguments)[0]
+        assert sampler.seed == seed, "given back"
+        return done
+
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(1, save, enable_checkpointing=True)
+    assert torch.equal(weights(run(2, ckpt_path=str(tmp_path / "step=5.ckpt"))), weights(whole))
+    assert not torch.equal(weights(run(2)), weights(whole)), "the comparison can fail"
+
+
+@pytest.mark.parametrize("update", [3, 4, 5])
+def test_compression_goes_on_under_checkpointing_as_if_never_stopped(update: int, tmp_path: Path) -> None:
+    """Also where it measures (every 4 updates) before the strategy has made a step to plan by."""
+
+    def run(*more: Callback, **arguments: Any) -> LightningModule:
+        torch.manual_seed(1)
+        module = Net(resnet(), num_classes=4)
+        module.make_optimizer = sgd
+        callbacks: list[Callback] = [ActivationCompression("auto", group_size=32, probe_every=4), *more]
+        strategy = CheckpointedStrategy(CheckpointPolicy(segments="every_block"))
+        loader = StatefulLoader(samples(48), 8, 0, 1)
+        return fit(callbacks, module=module, loader=loader, strategy=strategy, max_epochs=2, **arguments)[0]
+
+    whole = run(
+        ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1), enable_checkpointing=True
+    )
+    resumed = run(ckpt_path=str(tmp_path / f"step={update}.ckpt"))
+    assert torch.equal(weights(resumed), weights(whole))
+
+
 # ---------------------------------------------------------------------- the disk
 class _NoMoreRoom(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -305,6 +376,19 @@ def _with_nan(at: int) -> TensorDataset:
     return TensorDataset(x, y)
 
 
+class _NanOnce(TensorDataset):
+    """A sample that is not a number the first time that it is read."""
+
+    read = False
+
+    def __getitem__(self, index: Any) -> Any:
+        x, y = super().__getitem__(index)
+        if index == 20 and not self.read:
+            self.read = True
+            return torch.full_like(x, math.nan), y
+        return x, y
+
+
 def _adamw(module: LightningModule) -> torch.optim.Optimizer:
     return torch.optim.AdamW(module.parameters(), lr=0.01)
 
@@ -313,7 +397,7 @@ NAN_CASES: dict[str, tuple[Callable[[], list[Callback]], str | None]] = {
     # what is left: finite weights (None), or what the error says
     "warm-up, rollback": (
         lambda: [AdaptiveWarmup(1e-3, 0.1, patience=1, check_every=2, on_divergence="rollback")],
-        "no learning rate mends|not finite",
+        None,
     ),
     "warm-up, switch": (lambda: [AdaptiveWarmup(1e-3, 0.1, patience=1, check_every=2)], "no longer finite"),
     "warm-up, raise": (
@@ -327,7 +411,9 @@ NAN_CASES: dict[str, tuple[Callable[[], list[Callback]], str | None]] = {
 @pytest.mark.parametrize("case", NAN_CASES)
 def test_nan_in_a_batch_ends_in_finite_weights_or_a_clear_error(case: str) -> None:
     make, says = NAN_CASES[case]
-    module, loader = Toy(_adamw), DataLoader(_with_nan(20), batch_size=8)
+    # a rollback is there for the climb: what is not a number in every epoch also comes after it, where nobody watches
+    samples = _NanOnce(*data().tensors) if "rollback" in case else _with_nan(20)
+    module, loader = Toy(_adamw), DataLoader(samples, batch_size=8)
     if says is None:
         fit(make(), module=module, loader=loader, max_epochs=4)
         assert torch.isfinite(weights(module)).all()
@@ -379,7 +465,7 @@ def test_a_loader_worker_that_dies_leaves_nothing_of_ours() -> None:
         LayerwiseLRDecay(0.5, layers=["body", "head"]),
         ActivationCompression(8, group_size=16),
     ]
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
+    with pytest.raises((RuntimeError, ConnectionError), match="DataLoader worker|reset by peer"):  # whichever is first
         fit(callbacks, module=module, loader=loader)
     assert loader.batch_sampler is given
     shadowed = ("lr_scheduler_step", "configure_gradient_clipping", "configure_optimizers", "on_before_optimizer_step")
