@@ -465,14 +465,14 @@ def test_a_loader_worker_that_dies_leaves_nothing_of_ours() -> None:
         LayerwiseLRDecay(0.5, layers=["body", "head"]),
         ActivationCompression(8, group_size=16),
     ]
-    with pytest.raises((RuntimeError, ConnectionError), match="DataLoader worker|reset by peer"):  # whichever is first
+    with pytest.raises((RuntimeError, ConnectionError), match=r"DataLoader worker|reset by peer"):  # whichever is first
         fit(callbacks, module=module, loader=loader)
     assert loader.batch_sampler is given
     shadowed = ("lr_scheduler_step", "configure_gradient_clipping", "configure_optimizers", "on_before_optimizer_step")
     assert not [name for name in shadowed if name in vars(module)]
     assert not [parameter for parameter in module.parameters() if parameter._backward_hooks]
     module.load_state_dict(Toy(two_groups).state_dict())
-    again, _ = fit(callbacks, module=module, loader=DataLoader(data(), batch_size=8))
+    again, _ = fit(callbacks, module=module)
     fresh: list[Callback] = [
         BatchSizeRamp(StepRamp([1], factor=2)),
         HypergradientDescent(rule="normalized"),
