@@ -204,7 +204,8 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     """
     loop = trainer.fit_loop
     epochs = loop.epoch_progress.current
-    if getattr(loop, "restarted_mid_epoch", False) and epochs.ready == epochs.processed:
+    processed: int = getattr(epochs, "processed", -1)
+    if getattr(loop, "restarted_mid_epoch", False) and epochs.ready == processed:
         loop.reset_restart_stage()
 
 

@@ -122,6 +122,11 @@ class ActivationCompression(MethodCallback):
         return {} if tally is None else {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:  # not an earlier fit's
+            self._state, self._probed_at = None, -1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._goes_on = trainer.global_step > 0

@@ -21,7 +21,7 @@ def explain_failed_write(trainer: Trainer, error: BaseException) -> None:
     """Warn with the folders that this run writes to, and what is free there, where ``error`` says: no room."""
     if not isinstance(error, OSError) or error.errno not in NO_ROOM:
         return
-    folders = [str(callback.dirpath) for callback in trainer.checkpoint_callbacks if getattr(callback, "dirpath", None)]
+    folders = [str(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]
     if trainer.loggers and trainer.loggers[0].save_dir:
         folders.append(str(trainer.loggers[0].save_dir))
     shown = ", ".join(_with_room(folder) for folder in dict.fromkeys([*folders, tempfile.gettempdir()]))
