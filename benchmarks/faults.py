@@ -293,7 +293,9 @@ def _compared(attempt: Attempt, folder: Path, reference: Reference) -> dict[str,
 # ---------------------------------------------------------------------- the command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="how many in all, those of earlier calls included")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="how many that leave a checkpoint, earlier ones included"
+    )
     parser.add_argument("--only", default="", help="words of one configuration's name")
     parser.add_argument("--report", action="store_true", help="kill nothing, write the table of what there is")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the files")
@@ -314,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
                 references[name, world] = reference
                 record = {"config": config, **row_of_kills(name, world, seed, reference)}
                 store.save(file, record)
-            made += len(record["kills"])
+            made += report.resumed(record)
             print(f"{made}/{options.kills} kills  {report.in_words(record)}", flush=True)
         seed += 1
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.results.glob("*.json"))]

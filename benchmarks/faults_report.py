@@ -27,6 +27,11 @@ def identical(record: Record) -> int:
     return sum(not kill["wrong"] for kill in record["kills"]) if whole(record) else 0
 
 
+def resumed(record: Record) -> int:
+    """Kills of a row that had left a checkpoint; after the others the run begins anew."""
+    return sum(kill["checkpoint"] is not None for kill in record["kills"])
+
+
 def in_words(record: Record) -> str:
     """A row of kills in a line."""
     config = record["config"]
@@ -57,7 +62,8 @@ def write(records: Sequence[Record], path: Path) -> int:
     ended = sum(all(code not in (0, -9) for i, code in enumerate(k["codes"]) if i not in k["ranks"]) for k in alone)
     text = (
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
-        f"{total} bit-identical resumes of {len(kills)} kills. A resume is bit-identical if all it logged, and all\n"
+        f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} of them from a checkpoint and\n"
+        "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
         "that is in our journals, is the uninterrupted run's, and so are weights, buffers, optimizer and callbacks.\n\n"
         + markdown_table(headings, body)
         + f"\nOf two processes only one was killed {len(alone)} times: the other one ended with an error {ended} times,"

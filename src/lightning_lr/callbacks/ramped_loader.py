@@ -109,12 +109,12 @@ class RampedLoader:
             internals.restart_iterator(trainer)
 
     def start_epoch(self, trainer: Trainer) -> None:
-        """An epoch starts. The iterator of epoch 0 exists already, that of every other is made after this."""
+        """An epoch starts. The iterator of the first, also after a resume, exists; others are made after this."""
         if self.stream is not None:
             return
         epoch = trainer.current_epoch
         assert self._sampler is not None
-        if epoch > 0:
+        if epoch > 0 and self._placed_at != (epoch, 0):
             self._sampler.set_windows(self.windows(epoch))
             self._sampler.set_epoch(epoch)
         internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
