@@ -62,7 +62,7 @@ def write(records: Sequence[Record], path: Path) -> int:
     ended = sum(all(code not in (0, -9) for i, code in enumerate(k["codes"]) if i not in k["ranks"]) for k in alone)
     text = (
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
-        f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} of them from a checkpoint and\n"
+        f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} from a checkpoint and\n"
         "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
         "that is in our journals, is the uninterrupted run's, and so are weights, buffers, optimizer and callbacks.\n\n"
         + markdown_table(headings, body)
