@@ -2,7 +2,8 @@
 
     python -m benchmarks.compression memory | speed | accuracy [--data-dir FOLDER] [--dry-run] [--full] [--jobs 2]
 
-``memory`` and ``speed`` print a table each and write it to ``benchmarks/results/compression_<part>.md``. ``accuracy``
+``memory`` and ``speed`` print a table each and write it to ``benchmarks/results/compression_<part>.md``; ``speed`` ends
+after some minutes, with what it has. ``accuracy``
 trains a residual network and a vision transformer with activations in full precision and at 8, 4, auto-4 and 2 bits,
 from the same seeds; one JSON per run in ``benchmarks/results/compression/``, so that it can be stopped and continued.
 What is printed is the test accuracy and its difference from full precision, paired by seed, with 90 % intervals.
@@ -12,6 +13,7 @@ GACT, Liu et al. 2022, arXiv 2206.11357.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -42,22 +44,26 @@ from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import ResNet, ViT
 from lightning_lr import ActivationCompression, Cosine, LearningRateSchedule
-from lightning_lr.activations.compression import kernels
+from lightning_lr.activations.compression import Size, Tally, kernels
 
 FOLDER = RESULTS / "compression"
 MODELS: dict[str, tuple[Callable[[], torch.nn.Module], float]] = {
     "resnet": (lambda: ResNet(8), 0.1),
     "vit": (lambda: ViT(depth=3), 0.05),
 }
-SECONDS_PER_RUN = 45.0
+SECONDS_PER_RUN = 25.0
 
 
 # ---------------------------------------------------------------------- memory
+SHOWN = 6
+"""Lines of a model in the table of shares."""
+
+
 def memory() -> str:
-    """The table of saved bytes and peaks."""
+    """The tables of saved bytes and peaks, and of what the bytes that are held at 4 bit consist of."""
     headings = ["model", "bits", "fp32 saved", "kept", "all saved", "rounded", "bf16 saved", "kept", "all saved",
                 "rounded", "peak fp32", "peak"]  # fmt: skip
-    body = []
+    body, shares = [], []
     for problem in problems():
         plain_peak = peak_bytes(problem, None)
         print(problem.name, flush=True)
@@ -66,13 +72,31 @@ def memory() -> str:
             row = [problem.name, arm]
             for amp in (False, True):
                 tally = saved(problem, compressor, amp)
-                rounded = {kind for kind in tally.raw_by_kind if kind.endswith("bit")}
-                raw, held = (sum(part[k] for k in rounded) for part in (tally.raw_by_kind, tally.held_by_kind))
+                rounded = [size for codec, size in tally.by("codec").items() if codec.endswith("bit")]
+                raw, held = (sum(size[i] for size in rounded) for i in (0, 1))
                 row += [_mb(tally.raw_bytes), _mb(tally.held_bytes), f"{tally.ratio:.2f}x", f"{raw / held:.2f}x"]
+                if arm == "4" and not amp:
+                    shares += _shares(problem.name, tally)
             peak = peak_bytes(problem, arm)
             row += [_mb(plain_peak), f"{_mb(peak)} ({plain_peak / peak:.2f}x less)"]
             body.append(row)
-    return markdown_table(headings, body)
+    parts = ["model", "operation", "codec", "fp32 saved", "kept", "share of what is kept"]
+    return (
+        f"{markdown_table(headings, body)}\nWhat is kept at 4 bit consists of, the largest parts:\n\n"
+        f"{markdown_table(parts, shares)}"
+    )
+
+
+def _shares(model: str, tally: Tally) -> list[list[str]]:
+    by_use: dict[tuple[str, str], Size] = {}
+    for part, size in tally.parts.items():
+        before = by_use.get((part.operation, part.codec), Size(0, 0))
+        by_use[part.operation, part.codec] = Size(before.raw + size.raw, before.held + size.held)
+    largest = sorted(by_use.items(), key=lambda item: -item[1].held)[:SHOWN]
+    return [
+        [model, operation, codec, _mb(size.raw), _mb(size.held), f"{size.held / tally.held_bytes:.1%}"]
+        for (operation, codec), size in largest
+    ]
 
 
 def _mb(count: int) -> str:
@@ -80,31 +104,47 @@ def _mb(count: int) -> str:
 
 
 # ---------------------------------------------------------------------- speed
-def speed(numbers: int = 2**22, repeats: int = 15) -> str:
-    """The table of packing speeds: bytes of fp32 per second of CPU time on one thread, best of ``repeats``."""
+SPEED_SECONDS = 100.0
+"""No row is begun after so long: compiling for one width takes from seconds to minutes, as the machine has time."""
+
+
+def speed(numbers: int = 2**22, seconds: float = 4.0) -> str:
+    """The table of packing speeds: bytes of fp32 per second of CPU time on one thread, the best of what ``seconds`` of
+    CPU time allow."""
     torch.set_num_threads(1)
+    begin = time.monotonic()
     x = torch.randn(numbers)
     target = torch.empty_like(x)
 
     def rate(action: Callable[[], Any]) -> float:
         action()
-        spent = []
-        for _ in range(repeats):
-            begin = time.process_time()
+        spent: list[float] = []
+        while sum(spent) < seconds:
+            start = time.process_time()
             action()
-            spent.append(time.process_time() - begin)
+            spent.append(time.process_time() - start)
         return x.nbytes / 1e9 / min(spent)
 
-    body = [["copy", "", f"{rate(lambda: target.copy_(x)):.2f}", "", ""]]
-    for kind in ("compiled", "eager"):
+    headings = ["how", "bits", "pack GB/s", "unpack GB/s", "both GB/s"]
+    body = [["copy", "", "", "", f"{rate(lambda: target.copy_(x)):.2f}"]]
+    print(*body[-1], flush=True)
+    left_out = []
+    for bits, kind in ((bits, kind) for bits in (4, 8, 2) for kind in ("compiled", "eager")):
+        if time.monotonic() - begin > SPEED_SECONDS:
+            left_out.append(f"{kind} {bits} bit")
+            continue
         chosen = kernels.Kernels(kind)
-        for bits in (8, 4, 2):
-            packed = chosen.pack(x, bits, 256, (1, 2))
-            pack = rate(lambda: chosen.pack(x, bits, 256, (1, 2)))  # noqa: B023
-            unpack = rate(lambda: chosen.unpack(packed))  # noqa: B023
-            both = 1 / (1 / pack + 1 / unpack)
-            body.append([kind, str(bits), f"{pack:.2f}", f"{unpack:.2f}", f"{both:.2f}"])
-    return markdown_table(["how", "bits", "pack GB/s", "unpack GB/s", "both GB/s"], body)
+        packed = chosen.pack(x, bits, 256, (1, 2))
+        pack = rate(lambda: chosen.pack(x, bits, 256, (1, 2)))  # noqa: B023
+        unpack = rate(lambda: chosen.unpack(packed))  # noqa: B023
+        both = 1 / (1 / pack + 1 / unpack)
+        body.append([kind, str(bits), f"{pack:.2f}", f"{unpack:.2f}", f"{both:.2f}"])
+        print(*body[-1], flush=True)
+    load = f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    record = {"rows": [dict(zip(headings, row, strict=True)) for row in body], "load": load}
+    ResultStore(FOLDER).save("speed", {"config": {}, "result": record, "environment": environment()})
+    late = f" Not measured in time: {', '.join(left_out)}." if left_out else ""
+    return f"{markdown_table(headings, body)}\nLoad of the machine while it was measured: {load}.{late}\n"
 
 
 # ---------------------------------------------------------------------- accuracy
@@ -116,19 +156,29 @@ class Run:
     arm: str
     seed: int
     train_size: int
+    batch_size: int
     epochs: int
 
     @property
     def name(self) -> str:
         """A file name that no other run has."""
-        return f"{self.model}_{self.arm}_images{self.train_size}_epochs{self.epochs}_seed{self.seed}"
+        size = f"images{self.train_size}_batch{self.batch_size}_epochs{self.epochs}"
+        return f"{self.model}_{self.arm}_{size}_seed{self.seed}"
 
 
 def grid(full: bool) -> list[Run]:
     """All runs, seed by seed, so that a grid that is stopped has whole pairs."""
-    seeds, size, epochs = (range(5), 55_000, 10) if full else (range(3), 8_192, 4)
+    seeds, size, batch, epochs = (range(5), 55_000, 128, 10) if full else (range(3), 5_120, 64, 4)
     arms = ("fp32", *ARMS)
-    return [Run(model, arm, seed, size, epochs) for seed in seeds for model in MODELS for arm in arms]
+    return [Run(model, arm, seed, size, batch, epochs) for seed in seeds for model in MODELS for arm in arms]
+
+
+def compile_kernels() -> None:
+    """Compile what packs, so that no run's time has it."""
+    kernels.COMPILE_AFTER = 0
+    compiled = kernels.Kernels("compiled")
+    for bits in (8, 4, 2):
+        compiled.unpack(compiled.pack(torch.randn(256 * 2 * kernels.LEAST_ROWS), bits, 256, (1, 2)))
 
 
 @dataclass(frozen=True)
@@ -140,12 +190,12 @@ class Work:
 
     def __call__(self, run: Run) -> None:
         quiet_process()
-        kernels.COMPILE_AFTER = 0
+        compile_kernels()
         seed_everything(run.seed, verbose=False)
         make, lr = MODELS[run.model]
         module = Classifier(make(), lr=lr)
         data = FashionMNISTDataModule(
-            batch_size=128, data_dir=self.data_dir, train_size=run.train_size, seed=run.seed, val_size=2_000
+            batch_size=run.batch_size, data_dir=self.data_dir, train_size=run.train_size, seed=run.seed, val_size=2_000
         )
         callbacks: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.1))]
         record = Ratio()
@@ -197,7 +247,7 @@ def accuracy_table(runs: Sequence[Run], store: ResultStore) -> str:
             mean = t_interval(list(accuracy.values()), 0.9).text(100)
             body.append([model, arm, str(len(mine)), mean, lost, f"{ratio:.2f}x", f"{seconds:.0f}"])
     headings = ["model", "bits", "seeds", "test accuracy %", "against fp32", "saved bytes less", "CPU seconds"]
-    return markdown_table(headings, body)
+    return f"{len(done)} of {len(runs)} runs made.\n\n{markdown_table(headings, body)}"
 
 
 def accuracy(arguments: Sequence[str]) -> str:
@@ -206,9 +256,9 @@ def accuracy(arguments: Sequence[str]) -> str:
     runs = grid(options.full)
     store = ResultStore(options.results)
     missing = [run for run in runs if store.load(run.name, asdict(run)) is None]
-    seconds = SECONDS_PER_RUN * len(missing) * (17 if options.full else 1)
+    seconds = SECONDS_PER_RUN * len(missing) * (20 if options.full else 1)
     print(f"{len(missing)} of {len(runs)} runs to make, about {clock(seconds)} of CPU time")
-    if not options.dry_run:
+    if not (options.dry_run or options.report):
         run_all(Work(options.results, options.data_dir), missing, options.jobs, lambda run: run.name, "accuracy")
     return accuracy_table(runs, store)
 

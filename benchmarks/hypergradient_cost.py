@@ -14,6 +14,7 @@ tensor.
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import time
@@ -31,7 +32,7 @@ from benchmarks.overhead import median_with_interval
 from examples.models import ResNet
 from lightning_lr.hypergradient import AlignmentEstimator, FactorLearner
 
-ROUNDS, REPEATS = 40, 200
+ROUNDS, REPEATS = 15, 5
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.01),
     "SGD, momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
@@ -150,7 +151,9 @@ def measure(name: str, depth: int) -> dict[str, Any]:
         bare_times.append(seconds["bare"])
         for arm in arms:
             ratios[arm].append(seconds[arm] / seconds["bare"])
-    added = {arm: _added(arms[arm][2]) for arm in arms if arm != "bare"}
+    spent = _added({arm: method for arm, (_, _, method) in arms.items() if method is not None}, order)
+    added = {arm: statistics.median(seconds) for arm, seconds in spent.items()}
+    slower = [a / b for a, b in zip(spent.get("PerTensor", []), spent["Ours"], strict=False)]
     bare = statistics.median(bare_times)
     parameters = sum(p.numel() for p in arms["bare"][0].parameters())
     ours = arms["Ours"][2]
@@ -163,23 +166,28 @@ def measure(name: str, depth: int) -> dict[str, Any]:
         "bare_ms": 1e3 * bare,
         "whole step": {arm: median_with_interval(ratios[arm]) for arm in arms if arm != "bare"},
         "added_ms": {arm: 1e3 * seconds for arm, seconds in added.items()},
+        "tensor by tensor over ours": median_with_interval(slower) if slower else None,
         "ratio": {arm: 1 + seconds / bare for arm, seconds in added.items()},
         "copies": ours.memory() / parameters,
     }
 
 
-def _added(method: Method) -> float:
-    """CPU seconds that the method adds to a step, timed apart from the step: the median of rounds, in which gradients
-    and state are what the last step left."""
-    assert method is not None
-    rounds = []
-    for _ in range(9):
-        begin = time.process_time()
-        for _ in range(REPEATS // 10):
-            method.before_step()
-            method.after_step()
-        rounds.append((time.process_time() - begin) / (REPEATS // 10))
-    return statistics.median(rounds)
+def _added(methods: dict[str, Ours | PerTensor], order: random.Random) -> dict[str, list[float]]:
+    """CPU seconds that each method adds to a step, timed apart from the step, in turn: one number per round, in which
+    gradients and state are what the last step left."""
+    rounds: dict[str, list[float]] = {arm: [] for arm in methods}
+    for _ in range(4 * ROUNDS):
+        for arm in order.sample(list(methods), len(methods)):
+            begin = time.process_time()
+            for _ in range(REPEATS):
+                methods[arm].before_step()
+                methods[arm].after_step()
+            rounds[arm].append((time.process_time() - begin) / REPEATS)
+    return rounds
+
+
+def _times(found: dict[str, float]) -> str:
+    return f"{found['median']:.1f} [{found['low']:.1f}, {found['high']:.1f}] x"
 
 
 def main(out: Path) -> None:
@@ -194,14 +202,16 @@ def main(out: Path) -> None:
     body = []
     for row in rows:
         ours, other = row["added_ms"]["Ours"], row["added_ms"].get("PerTensor")
-        whole = row["whole step"]["Ours"]
+        whole, slower = row["whole step"]["Ours"], row["tensor by tensor over ours"]
         body.append(
             [
                 f"ResNet-{row['depth']} ({row['tensors']} tensors)",
                 row["optimizer"],
                 f"{row['bare_ms']:.1f}",
                 f"{ours:.2f}",
-                "" if other is None else f"{other:.2f} ({other / ours:.1f} x)",
+                ""
+                if slower is None
+                else f"{other:.2f}: {slower['median']:.1f} [{slower['low']:.1f}, {slower['high']:.1f}] x",
                 f"{row['ratio']['Ours']:.4f}",
                 f"{whole['median']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}]",
                 f"{row['copies']:.0f}",
@@ -211,8 +221,8 @@ def main(out: Path) -> None:
                 "whole steps, ratio [95 %]", "copies of the model kept"]  # fmt: skip
     text = markdown_table(headings, body)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text(f"# Cost of a hypergradient\n\n{text}", encoding="utf-8")
-    out.with_suffix(".json").write_text(
-        json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+    load = f"{environment()['device']}, one thread, load of the machine {os.getloadavg()[0]:.0f}."
+    out.with_suffix(".md").write_text(f"# Cost of a hypergradient\n\n{load}\n\n{text}", encoding="utf-8")
+    record = {"environment": environment(), "load": os.getloadavg(), "rounds": ROUNDS, "rows": rows}
+    out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(text)

@@ -284,6 +284,7 @@ def _panel(ax: Axes, evidence: Evidence, model: str, optimizer: str, what: str) 
                 color=color,
                 markerfacecolor="white",
                 markersize=4,
+                zorder=3,
             )
     ax.set_xscale("log")
     ax.set_xlabel("initial learning rate")

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import time
@@ -229,8 +228,7 @@ def main() -> None:
     }
     print(table(results))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    device_name = str(record["device"]) if on_gpu else f"CPU {platform.machine()}"
-    path = FOLDER / f"{device_name.replace(' ', '_')}_{torch.get_num_threads()}_threads.json"
+    path = FOLDER / f"{str(record['device']).replace(' ', '_')}_{torch.get_num_threads()}_threads.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path)
 

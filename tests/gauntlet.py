@@ -343,11 +343,11 @@ ROWS = [
     ),
     Row(
         "hypergradient-and-schedule",
-        lambda: [HypergradientDescent(1e-4, bounds=(0.1, 10)), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
-        lambda: [HypergradientDescent(1e-4, bounds=(1, 1)), LearningRateSchedule(Constant())],
+        lambda: [HypergradientDescent(1e-4, "additive", bounds=(0.1, 10)), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [HypergradientDescent(1e-4, "additive", bounds=(1, 1)), LearningRateSchedule(Constant())],
         None,
         [
-            {"class_path": "HypergradientDescent", "init_args": {"hyper_lr": 1e-4, "bounds": [0.1, 10]}},
+            {"class_path": "HypergradientDescent", "init_args": {"hyper_lr": 1e-4, "rule": "additive", "bounds": [0.1, 10]}},
             {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
         ],
         configure=_adamw_mild,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MeanMetric
 from toy import ResumableLoader, Toy, data, fit, quiet, weights
 
-from lightning_lr import ActivationCompression, CheckpointedStrategy, CheckpointPolicy
+from lightning_lr import ActivationCompression, BatchSizeRamp, CheckpointedStrategy, CheckpointPolicy, StepRamp
+from lightning_lr.cli.run_record import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -235,6 +237,69 @@ def test_auto_probes_when_due_and_writes_it_down(tmp_path: Path) -> None:
 def test_a_fixed_width_never_probes() -> None:
     module, _ = train(ActivationCompression(4, group_size=32, probe_every=1))
     assert module.steps == 12
+
+
+def test_saved_bytes_are_written_down_by_codec_and_module_after_each_allocation(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    train(auto(average_bits=4.0, skip=["head"]), logger=logger, log_every_n_steps=1)
+    lines = (Path(logger.log_dir) / "lightning_lr" / "compression.jsonl").read_text().splitlines()
+    saved = [line for line in map(json.loads, lines) if line["event"] == "saved"]
+    assert [line["update"] for line in saved] == [0, 4, 8]
+    for line in saved:
+        for part in (line["codecs"], line["modules"]):
+            assert [sum(sizes) for sizes in zip(*part.values(), strict=True)] == [
+                line["plain_bytes"],
+                line["held_bytes"],
+            ]
+        assert line["modules"]["body.4"] == [16 * 32 * 4, 16 * (32 * 4 // 8 + 4)]  # its input, a group of 32 a sample
+        raw, held = line["modules"]["training_step"]
+        assert raw == held  # the loss
+    facts = read_run(Path(logger.log_dir)).facts
+    assert f"{saved[-1]['held_bytes']:,} bytes in place of {saved[-1]['plain_bytes']:,}" in facts["saved activations"]
+    assert "4 on average" in facts["activations"]
+
+
+# ---------------------------------------------------------------------- beside a batch that grows
+class Roomy(Net):
+    """Runs out of memory where the forward saves more than ``room`` bytes that are not rounded."""
+
+    room = 3_000
+    tried: ClassVar[list[int]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        saved = []
+
+        def seen(module: Any, inputs: Any, output: Tensor) -> None:
+            with torch.no_grad():
+                kept = output.grad_fn._saved_result  # what the backward will read: tanh's result, rounded or not
+            saved.append(kept.nbytes if torch.equal(kept, output) else 0)
+
+        hook = self.body[5].register_forward_hook(seen)
+        loss = super().training_step(batch, batch_idx)
+        hook.remove()
+        if not torch.is_grad_enabled() or not self.training:
+            return loss
+        self.tried.append(len(batch[0]))
+        if saved[0] > self.room:
+            raise torch.OutOfMemoryError("of any device")
+        return loss
+
+
+@pytest.mark.parametrize(("skip", "tried"), [((), [64, 64]), (("body.5",), [64, 32, 16, 16])])
+def test_the_largest_micro_batch_is_tried_under_compression(skip: Sequence[str], tried: list[int]) -> None:
+    def ramped(largest: Any) -> tuple[Net, Any]:
+        Roomy.tried.clear()
+        compression = ActivationCompression(4, group_size=32, skip=skip)
+        ramp = BatchSizeRamp(StepRamp([1, 2], factor=2.0), max_batch_size=64, max_micro_batch_size=largest)
+        module, _ = train(compression, module=Roomy(), callbacks=[ramp])
+        return module, compression
+
+    found, compression = ramped("auto")
+    assert Roomy.tried[: len(tried)] == tried
+    assert max(Roomy.tried[len(tried) :]) == tried[-1]
+    given, other = ramped(tried[-1])
+    assert torch.equal(weights(found), weights(given)), "trying leaves no trace, in the noise of rounding neither"
+    assert compression.state_dict()["compression"] == other.state_dict()["compression"]
 
 
 # ---------------------------------------------------------------------- two processes

@@ -221,7 +221,7 @@ def test_logits_and_statistics_of_norms_are_kept() -> None:
     x = normal(1024, 32).requires_grad_()
     tally = saved_of(model, lambda: F.cross_entropy(model(x), torch.zeros(1024, dtype=torch.long)))
     assert tally.rounded == {4: 2 * x.numel()}  # the inputs of both norms; log-probabilities and statistics are not
-    assert tally.raw_by_kind["kept"] > x.nbytes
+    assert tally.by("codec")["kept"].raw > x.nbytes
 
 
 def test_batch_buffers_and_small_tensors_are_kept() -> None:
@@ -238,8 +238,8 @@ def test_max_pooling_places_and_dropout_masks_are_exact_and_small() -> None:
     x = normal(8, 1, 28, 28)
     places = 8 * 4 * 14 * 14
     tally = saved_of(model, lambda: model(x))
-    assert tally.raw_by_kind["exact"] == places * (8 + 4 + 4)
-    assert tally.held_by_kind["exact"] == places * 2 + 2 * (places // 8 + 4)
+    assert tally.by("codec")["exact"].raw == places * (8 + 4 + 4)
+    assert tally.by("codec")["exact"].held == places * 2 + 2 * (places // 8 + 4)
     torch.manual_seed(1)
     plain = gradient(model(x).sum(), model)
     torch.manual_seed(1)

@@ -35,14 +35,15 @@ from toy import quiet
 
 import lightning_lr as lr
 from lightning_lr.cli import COMMANDS, main
-from lightning_lr.cli.plan import PlanCLI, _parse
+from lightning_lr.cli.plan import PlanCLI
+from lightning_lr.cli.plan_options import parse_options
 from lightning_lr.cli.planned_run import PlanOptions, plan_run
 from lightning_lr.cli.trainer_cli import LearningRateCLI
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "lightning_lr"
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house")]
+CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house", "clusters")]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FOLDERS = "benchmarks|configs|docs|examples|scripts|src|tests"
 
@@ -235,7 +236,7 @@ def test_commands_exist(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert {word for word in options if word.startswith("--")} <= {"--out"}
             assert [word for word in options if not word.startswith("--")]
         elif command == "plan":
-            Parsed(["fit", *_parse(options)[1]])
+            Parsed(["fit", *parse_options(options)[1]])
         else:
             Parsed(words)
 
@@ -382,7 +383,7 @@ def imports_of(room: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "scaling", "weight_decay", "memory", *SHARED])
+@pytest.mark.parametrize("room", [*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", *SHARED])
 def test_methods_import_neither_lightning_nor_each_other(room: str) -> None:
     allowed = {f"lightning_lr.{name}" for name in (*SHARED, room, *(["activations"] if room == "memory" else []))}
     imported = imports_of(room)

@@ -475,3 +475,29 @@ def test_shards_have_the_sums_of_the_whole(tmp_path: Path) -> None:
             assert sharded == pytest.approx(whole, rel=1e-9)  # fp64, sums in another order
             assert sharded[-1] != sharded[0]
     assert ranks[0]["shards"] == ranks[1]["shards"], "the ranks agree to the bit"
+
+
+@pytest.mark.parametrize("name", ["plain", "momentum", "nesterov"])
+@pytest.mark.parametrize("chunk", [1 << 20, 11])
+def test_a_loss_scale_that_is_left_in_the_gradients_changes_nothing(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate_module, "CHUNK", chunk)
+    momentum = 0.0 if name == "plain" else 0.9
+    found = []
+    for scale in (1.0, 1024.0):
+        module = network()
+        optimizer = SGD(module.parameters(), 0.01, momentum, weight_decay=0.5, nesterov=name == "nesterov")
+        estimator = AlignmentEstimator(optimizer)
+        for batch in batches(3):
+            backward_on(module, batch)()
+            for p in module.parameters():
+                p.grad.mul_(scale)  # type: ignore[union-attr]
+            found.append(estimator.measure(scale)[0])
+            estimator.before_step([0.01], scale)
+            for p in module.parameters():
+                p.grad.div_(scale)  # type: ignore[union-attr]
+            optimizer.step()
+            estimator.after_step()
+    for plain, scaled in zip(found[:3], found[3:], strict=True):
+        assert tuple(scaled) == pytest.approx(tuple(plain), rel=1e-12)  # a power of two, in fp64

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 from lightning_lr import HypergradientDescent
+from lightning_lr.callbacks import hypergradient_descent
 from lightning_lr.cli.run_record import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -58,7 +59,7 @@ def test_the_clipped_gradient_moves_the_learning_rate_of_its_own_update(own: boo
     module = ClipsItself(sgd) if own else Toy(sgd)
     probe = Probe()
     fit(
-        [HypergradientDescent(10.0, bounds=(1e-6, 1e6)), probe],
+        [HypergradientDescent(10.0, "additive", bounds=(1e-6, 1e6)), probe],
         module=module,
         **({} if own else {"gradient_clip_val": 0.05}),
     )
@@ -324,3 +325,18 @@ def test_the_host_waits_once_per_update() -> None:
         optimizer.step()
     assert len(reads) > 0
     assert not any(reads), "sums stay on the device; reading them is the one time"
+
+
+@pytest.mark.parametrize("lr", [1e-7, 1e-3])
+def test_a_factor_that_stays_at_its_bound_is_warned_of_once(
+    lr: float, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(hypergradient_descent, "BOUND_LIMIT", 3)
+    bounds = (1e-3, 2.0) if lr == 1e-7 else (1e-3, 1e6)
+    fit(
+        [HypergradientDescent(rule="normalized", bounds=bounds)],
+        module=Toy(lambda module: SGD(module.parameters(), lr=lr)),
+    )
+    told = [str(w.message) for w in recwarn if "has been at its bound of 2 for 3 updates" in str(w.message)]
+    assert len(told) == (1 if lr == 1e-7 else 0)
+    assert all("bounds=(0.001, 2000.0)" in message and "2e-07" in message for message in told)

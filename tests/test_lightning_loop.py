@@ -582,7 +582,7 @@ def test_decisions_are_written_and_a_resume_truncates_them(tmp_path: Path) -> No
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
     run(callbacks=[save], enable_checkpointing=True)
     files = sorted(path.name for path in (tmp_path / "run" / "lightning_lr").iterdir())
-    assert files == ["linear_scaling.jsonl", "schedule.jsonl"]
+    assert files == ["linear_scaling.jsonl", "schedule.jsonl", "seconds.jsonl"]
     [start] = read_journal(tmp_path / "run" / "lightning_lr" / "schedule.jsonl")
     assert (start["update"], start["event"], start["callback"]) == (0, "start", "LearningRateSchedule")
     assert (start["total"], start["total_updates"], start["counts"]) == (144, 18, "samples")
@@ -595,6 +595,12 @@ def test_decisions_are_written_and_a_resume_truncates_them(tmp_path: Path) -> No
         run(ckpt_path=str(tmp_path / "step=7.ckpt"))
         starts = read_journal(tmp_path / "run" / "lightning_lr" / "schedule.jsonl")
         assert [record["update"] for record in starts] == [0, 7]
+        seconds = read_journal(tmp_path / "run" / "lightning_lr" / "seconds.jsonl")
+        updates = [record["update"] for record in seconds]
+        assert updates == sorted(set(updates))
+        assert updates[-1] == 18
+        assert [record["seconds"] for record in seconds] == sorted(record["seconds"] for record in seconds)
+        assert {record["since"] for record in seconds} == {0}
         assert starts[1]["samples_seen"] == 56
 
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lr.optim import LAMB, LARS, TrustRatioOptimizer, trust_ratio
+from lightning_lr.optim.host_norms import norms_on_host
 
 Make = Callable[[list[nn.Parameter]], TrustRatioOptimizer]
 SHAPES = [(8, 3, 3, 3), (8,), (16, 8), (16,), (4, 16), (1, 5), ()]
@@ -217,6 +218,20 @@ def test_half_precision_follows_full_precision(make: Any, dtype: torch.dtype) ->
 
 
 # ---------------------------------------------------------------------- trust ratios
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_norms_on_the_host_keep_their_digits_over_a_million_numbers(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.rand(100, 100, 10, 10, generator=generator).to(dtype, memory_format=layout) for _ in range(2)]
+    exact = [tensor.double().norm().item() for tensor in pair]
+    # a dot product in one running fp32 sum would lose 1e-4; torch's own norm, which takes other layouts, loses 1e-6
+    assert norms_on_host(*pair) == pytest.approx(
+        exact, rel={torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-4)
+    )
+
+
 def test_trust_ratios_are_those_of_the_last_step() -> None:
     params = parameters()
     optimizer = LARS(params, lr=1.0, weight_decay=1e-3)

@@ -23,8 +23,9 @@ from lightning_lr import Cosine, CosineRestarts, LearningRateScaling, LearningRa
 from lightning_lr.cli import main, plan_picture, planning
 from lightning_lr.cli.figure import Panel
 from lightning_lr.cli.plan import PlanCLI
+from lightning_lr.cli.planned_epoch import epoch_of, limited
 from lightning_lr.cli.planned_run import PlanOptions, plan_run
-from lightning_lr.cli.planning import Plan, epoch_of, limited, make_plan
+from lightning_lr.cli.planning import Plan, make_plan
 from lightning_lr.cli.run_record import read_csv
 from lightning_lr.progress import EpochShape, RunShape
 

@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.fil
 
 
 class Samples(LightningDataModule):
-    def __init__(self, batch_size: int = 40) -> None:
+    def __init__(self, batch_size: int = 40, samples: int = 80) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.samples = batch_size, samples
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(data(80), batch_size=self.batch_size)
+        return DataLoader(data(self.samples), batch_size=self.batch_size)
 
     val_dataloader = train_dataloader
 
@@ -96,3 +96,28 @@ def test_budget_that_no_plan_reaches_is_refused_by_plan_too(tmp_path: Path, caps
     path = write(tmp_path, {"class_path": "lightning_lr.CheckpointedStrategy", "init_args": init_args})
     assert main(["plan", "--config", path]) == 2
     assert "the least possible for this batch is" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(40, 80), (160, 320)])
+def test_planned_bytes_of_compression_are_those_of_the_run(batch_size: int, samples: int, tmp_path: Path) -> None:
+    path = write(tmp_path, "auto", batch_size=batch_size)
+    content = yaml.safe_load(Path(path).read_text())
+    content["trainer"]["callbacks"] = [{"class_path": "ActivationCompression", "init_args": {"group_size": 32}}]
+    content["data"]["init_args"]["samples"] = samples
+    Path(path).write_text(yaml.safe_dump(content))
+    fact = planned(path).facts["saved activations"]
+    assert f"per device and micro-batch of {batch_size}" in fact
+    assert main(["fit", "--config", path]) == 0
+    (journal,) = tmp_path.glob("logs/**/compression.jsonl")
+    (run,) = [line for line in map(json.loads, journal.read_text().splitlines()) if line["event"] == "saved"]
+    assert fact.split(";")[0] == run["facts"]["saved activations"].split(";")[0], "measured whole, or extrapolated"
+
+
+def test_checkpointed_and_compressed_at_once_is_noted(tmp_path: Path) -> None:
+    path = write(tmp_path, "checkpointed")
+    content = yaml.safe_load(Path(path).read_text())
+    content["trainer"]["callbacks"] = [{"class_path": "ActivationCompression"}]
+    Path(path).write_text(yaml.safe_dump(content))
+    plan = planned(path)
+    assert "saved activations" not in plan.facts
+    assert any("without compression" in note for note in plan.notes)

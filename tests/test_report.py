@@ -275,8 +275,9 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
     record = read_run(run_dir)
     assert batch_varies(record)  # the accumulation grew
     without = [panel.label for panel in report_picture.PANELS if not panel.has(record)]
-    assert without == [  # no ramp, nothing measured, no hypergradient, no warm-up
+    assert without == [  # no ramp, nothing measured, nothing compressed, no hypergradient, no warm-up
         "noise scale",
+        "compressed\nactivations",
         "hypergradient\nfactor",
         "cosine of gradient\nand last update",
         "loss of the\nadaptive warm-up",
@@ -297,6 +298,25 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
     report_picture.save_report_picture(record, "Report", tmp_path / "report.png")
     assert drawn == [record]
     assert (tmp_path / "report.png").read_bytes()[16:20] == (1200).to_bytes(4, "big")
+
+
+def test_bits_and_ratio_of_compression_are_drawn_over_the_run(tmp_path: Path) -> None:
+    header = "step,samples_seen,compression/bits,compression/ratio"
+    record = read_run(write(tmp_path, header, "0,8,4.0,7.4", "1,16,3.5,8.1", "2,24,,"))
+    (panel,) = (panel for panel in report_picture.PANELS if panel.has(record))
+    ax = Figure().add_subplot()
+    panel.draw(ax, record)
+    assert [list(line.get_ydata())[:2] for line in ax.lines[:2]] == [[4.0, 3.5], [7.4, 8.1]]
+    report_picture.save_report_picture(record, "Report", tmp_path / "r.png")
+    only_bits = read_run(write(tmp_path / "bits", "step,samples_seen,compression/bits", "0,8,4.0"))
+    assert not panel.has(only_bits)
+
+
+def test_a_measurement_made_later_is_among_the_facts(tmp_path: Path) -> None:
+    write(tmp_path, "step,train_loss", "0,1.0")
+    later = {"update": 1, "event": "saved", "facts": {"saved activations": "5 bytes"}}
+    journal(tmp_path, start(facts={"activations": "at 4 bits"}), later)
+    assert read_run(tmp_path).facts == {"activations": "at 4 bits", "saved activations": "5 bytes"}
 
 
 def test_scores_are_drawn_over_updates_too_when_the_batch_changes(run_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from examples.data.digits import DigitsDataModule
 from examples.data.fashion_mnist import FashionMNISTDataModule
+from examples.data.python_source import PythonSourceDataModule
 from examples.data.rotten_tomatoes import RottenTomatoesDataModule
 
-__all__ = ["DigitsDataModule", "FashionMNISTDataModule", "RottenTomatoesDataModule"]
+__all__ = ["DigitsDataModule", "FashionMNISTDataModule", "PythonSourceDataModule", "RottenTomatoesDataModule"]

@@ -27,7 +27,7 @@ from lightning_lr.curves import (
     WarmupStableDecay,
 )
 from lightning_lr.layers import layerwise_param_groups
-from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
+from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
 
 __all__ = [
     "ActivationCompression",
@@ -57,6 +57,7 @@ __all__ = [
     "Step",
     "StepRamp",
     "WarmupStableDecay",
+    "ZeROStrategy",
     "layerwise_param_groups",
     "optim",
     "scaled_batch_size",

@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, ClassVar
+
+from lightning_lr.checks import is_real
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -337,7 +339,7 @@ class Step(_WarmedUp):
         given = self.milestones
         # A tuple, because a YAML list would leave the frozen dataclass without a hash.
         milestones = tuple(given) if isinstance(given, Iterable) else ()
-        if not (milestones and all(map(_is_finite_real, milestones)) and _increases(self.warmup, *milestones, 1.0)):
+        if not (milestones and all(map(is_real, milestones)) and _increases(self.warmup, *milestones, 1.0)):
             raise ValueError(
                 f"Step: milestones={given!r} is not a list of shares of the run that strictly increase within "
                 f"({self.warmup!r}, 1), after the warm-up; give epochs / max_epochs, or use Constant for no drop"
@@ -450,17 +452,13 @@ def _clamped(curve: Curve, progress: float, width: float) -> float:
     return min(1.0, max(0.0, progress))
 
 
-def _is_finite_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _increases(*values: float) -> bool:
     return all(low < high for low, high in pairwise(values))
 
 
 def _check(curve: Curve, argument: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
     value = getattr(curve, argument)
-    if not _is_finite_real(value) or not is_allowed(value):
+    if not is_real(value) or not is_allowed(value):
         raise ValueError(f"{type(curve).__name__}: {argument}={value!r} is not allowed; give {allowed}")
     object.__setattr__(curve, argument, float(value))
 

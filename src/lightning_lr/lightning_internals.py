@@ -10,16 +10,20 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from torchmetrics import Metric
@@ -215,6 +219,38 @@ def loss_scale(trainer: Trainer) -> float:
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 
+def gradient_scale(trainer: Trainer) -> float:
+    """What gradients are multiplied by when the backward makes them, be it by an AMP scaler or by an engine."""
+    scale = getattr(trainer.strategy, "current_loss_scale", None)
+    return loss_scale(trainer) if scale is None else float(scale)
+
+
+def reduced_on_arrival(trainer: Trainer, module: LightningModule) -> str | None:
+    """Why no gradient of a single micro-batch on a single device can be seen; ``None`` where it can."""
+    strategy = trainer.strategy
+    who = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "gradient_norm"):
+        return f"{who} tells neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
+    if isinstance(strategy, FSDPStrategy) or any(isinstance(p, DTensor) for p in module.parameters()):
+        return (
+            f"{who} averages gradients over the devices before they come to the parameters; use DDP or "
+            "lightning_lr.ZeROStrategy"
+        )
+    return None
+
+
+def with_gradient_norm(trainer: Trainer, act: Callable[[float | None], None]) -> Callable[[], None] | None:
+    """Call ``act`` after each update with the norm of its whole gradient before clipping, which the engine has taken.
+
+    Returns a function that undoes this, or ``None`` where there is no engine: the parameters have their gradients.
+    """
+    strategy = trainer.strategy
+    if not hasattr(strategy, "gradient_norm"):
+        return None
+    undo: Callable[[], None] = strategy.after_update(lambda: act(strategy.gradient_norm))  # type: ignore[attr-defined]
+    return undo
+
+
 def maximum_over_ranks(value: torch.Tensor) -> torch.Tensor:
     """The maximum over the ranks, in place; Lightning's own reduction would make them wait for each other first."""
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
@@ -279,6 +315,43 @@ def bracket_scheduler_steps(
     return _shadow(module, "lr_scheduler_step", bracketed)
 
 
+def bracket_lr_writers(
+    trainer: Trainer, bracket: Callable[[], AbstractContextManager[None]]
+) -> list[Callable[[], None]]:
+    """Let Lightning's callbacks that write learning rates do so inside ``bracket()``; returns what undoes this.
+
+    ``StochasticWeightAveraging`` makes its scheduler and ``BaseFinetuning`` adds and changes groups at the start of an
+    epoch, from what they read in the groups. The hook is shadowed on these instances.
+    """
+    return [
+        _shadow(callback, "on_train_epoch_start", _inside(bracket, callback.on_train_epoch_start))
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging | BaseFinetuning)
+    ]
+
+
+def _inside(bracket: Callable[[], AbstractContextManager[None]], hook: Callable[..., None]) -> Callable[..., None]:
+    def bracketed(*args: Any, **kwargs: Any) -> None:
+        with bracket():
+            hook(*args, **kwargs)
+
+    return bracketed
+
+
+def epochs_of_updates(trainer: Trainer) -> int | None:
+    """Epochs that the run trains for; ``None`` where the Trainer has no limit.
+
+    For a model with batch norm ``StochasticWeightAveraging`` adds one to ``max_epochs`` in which nothing is updated.
+    """
+    if trainer.max_epochs in (None, -1):
+        return None
+    assert trainer.max_epochs is not None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging) and callback._model_contains_batch_norm:
+            return min(trainer.max_epochs, callback._max_epochs)
+    return trainer.max_epochs
+
+
 def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
     """Call ``act`` when the gradients are what the optimizer will apply; returns a function that undoes this.
 
@@ -295,6 +368,45 @@ def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) ->
     return _shadow(module, "configure_gradient_clipping", clipped)
 
 
+def before_optimizer_step(trainer: Trainer, module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` when the optimizer's groups hold what it will apply; returns a function that undoes this.
+
+    A strategy whose engine clips in its own step says by ``before_update`` when that is done; elsewhere see
+    :func:`after_gradient_clipping`.
+    """
+    clipped = getattr(trainer.strategy, "before_update", None)
+    if clipped is None:
+        return after_gradient_clipping(module, act)
+    undo: Callable[[], None] = clipped(act)
+    return undo
+
+
+def unseen_gradients(trainer: Trainer) -> str | None:
+    """Why what the optimizer will apply cannot be seen before it does; ``None`` where it can."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy) or (
+        isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "before_update")
+    ):
+        return (
+            f"{type(strategy).__name__} keeps gradients and optimizer state where they cannot be compared; use DDP, "
+            "lightning_lr.ZeROStrategy, or ModelParallelStrategy with fully_shard"
+        )
+    reason: str | None = getattr(strategy, "in_parts", None)
+    return None if reason is None else f"under these settings of {type(strategy).__name__}, {reason}"
+
+
+def after_optimizer_step(trainer: Trainer, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` after each update that was made, not where a scaler skipped it; returns a function that undoes this.
+
+    A strategy whose engine steps the optimizer in parts says by ``after_update`` when the whole update is made.
+    """
+    whole = getattr(trainer.strategy, "after_update", None)
+    if whole is not None:
+        undo: Callable[[], None] = whole(act)
+        return undo
+    return trainer.optimizers[0].register_step_post_hook(lambda optimizer, args, kwargs: act()).remove
+
+
 def has_loss_scaler(trainer: Trainer) -> bool:
     """Whether an AMP scaler multiplies the loss, and skips an update whose gradients are not finite."""
     return getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -308,7 +420,10 @@ def left_in_gradients(trainer: Trainer, optimizer: Optimizer) -> float:
 def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
     """Give every rank the bits that rank 0 has, so that what is decided by them cannot differ."""
     if trainer.world_size > 1 and torch.distributed.is_initialized():
-        torch.distributed.broadcast(tensor, src=0)
+        sent = tensor.to(trainer.strategy.root_device)  # what is offloaded to the host cannot be sent from there
+        torch.distributed.broadcast(sent, src=0)
+        if sent is not tensor:
+            tensor.copy_(sent)
 
 
 # ---------------------------------------------------------------------- optimizers
@@ -321,6 +436,12 @@ def around_configure_optimizers(
     """
     configure = module.configure_optimizers
     return _shadow(module, "configure_optimizers", lambda: around(configure))
+
+
+def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:
+    """What ``configure_optimizers`` returns, checked and completed as for every strategy."""
+    optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
+    return optimizers, schedulers
 
 
 Scheduled = tuple[Any, str, int]
@@ -364,6 +485,30 @@ def _shadow(module: Any, name: str, replacement: Callable[..., Any]) -> Callable
                 module.__dict__[name] = before
 
     return undo
+
+
+def let_accumulation_change(trainer: Trainer) -> Callable[[], None]:
+    """Let ``GradientAccumulationScheduler`` work under a DeepSpeed strategy; returns a function that undoes this.
+
+    It refuses every ``DeepSpeedStrategy`` by its class, in ``on_train_start``, which does nothing but check. Its check
+    is made all the same, with the Trainer's accumulation and no strategy.
+    """
+    undo = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            check = callback.on_train_start
+
+            def checked(trainer: Trainer, module: LightningModule, check: Callable[..., None] = check) -> None:
+                without = SimpleNamespace(strategy=None, accumulate_grad_batches=trainer.accumulate_grad_batches)
+                check(without, module)
+
+            undo.append(_shadow(callback, "on_train_start", checked))
+
+    def undo_all() -> None:
+        for act in undo:
+            act()
+
+    return undo_all
 
 
 def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:
@@ -438,6 +583,17 @@ def is_compiled(module: LightningModule) -> str | None:
         if type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None:
             return name or "the module"
     return None
+
+
+def engine_holds_gradients(trainer: Trainer) -> bool:
+    """Whether gradients, master weights and optimizer state are in DeepSpeed's buffers, not in the module's tensors."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy)
+
+
+def weights_finite(trainer: Trainer, otherwise: Callable[[], bool]) -> bool:
+    """Whether the weights are finite, on every rank; ``otherwise`` looks at a module that holds them whole."""
+    own = getattr(trainer.strategy, "weights_finite", otherwise)
+    return bool(trainer.strategy.reduce_boolean_decision(own()))
 
 
 def holds_whole_parameters(trainer: Trainer) -> bool:

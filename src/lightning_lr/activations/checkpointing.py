@@ -23,7 +23,8 @@ from lightning_lr.activations.chain import Chain, Part, peak_bytes, recomputed_s
 from lightning_lr.activations.measuring import Recorder, synchronizer, total_bytes, with_seconds
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
-from lightning_lr.activations.segment import Holder, Segment, tensors_in
+from lightning_lr.activations.segment import Holder, Segment
+from lightning_lr.activations.structures import tensors_in
 from lightning_lr.activations.wrapping import BlockForward
 
 TIMED_STEPS = 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from lightning_lr.checks import is_count, is_list
 
 WHO = "CheckpointPolicy"
 
@@ -44,19 +45,17 @@ class CheckpointPolicy:
     preserve_batch_norm: bool = True
 
     def __post_init__(self) -> None:
-        whole = _is_whole(self.segments)
-        if not (whole and int(self.segments) >= 1) and self.segments not in ("sqrt", "every_block"):
+        if not is_count(self.segments) and self.segments not in ("sqrt", "every_block"):
             raise ValueError(
                 f"{WHO}: got segments={self.segments!r}; allowed are 'sqrt', 'every_block' or a number from 1"
             )
         budget = self.memory_budget
-        if budget not in (None, "auto") and not (_is_whole(budget) and int(budget) > 0):
+        if budget not in (None, "auto") and not is_count(budget):
             raise ValueError(
                 f"{WHO}: got memory_budget={budget!r}; allowed are None, 'auto' or a number of bytes from 1"
             )
-        if self.modules is not None and (isinstance(self.modules, str) or not self.modules):
+        named = is_list(self.modules) and all(isinstance(name, str) for name in self.modules or ())
+        if self.modules is not None and not (named and self.modules):
             raise ValueError(f"{WHO}: got modules={self.modules!r}; give a list of module names, or None to find them")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        if not isinstance(self.preserve_batch_norm, bool):
+            raise ValueError(f"{WHO}: got preserve_batch_norm={self.preserve_batch_norm!r}; give True or False")

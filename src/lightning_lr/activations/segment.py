@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from threading import local
 from typing import Any
 
@@ -27,6 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_lr.activations.circumstances import Circumstances, statistics_written_once
+from lightning_lr.activations.structures import Mark, map_tensors, tensors_in
 
 Forward = Callable[..., Any]
 Path = tuple[int, int]
@@ -144,98 +147,6 @@ class _FromOutside:
         self.path = path
 
 
-def map_tensors(structure: Any, change: Callable[[Any], Any], kinds: tuple[type, ...] = (Tensor,)) -> Any:
-    """The structure of tuples, lists and dicts with every tensor in it changed; other objects stay as they are."""
-    if isinstance(structure, kinds):
-        return change(structure)
-    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
-        return type(structure)(*(map_tensors(part, change, kinds) for part in structure))
-    if isinstance(structure, (list, tuple)) and type(structure) in (list, tuple):
-        return type(structure)(map_tensors(part, change, kinds) for part in structure)
-    if type(structure) is dict:
-        return {key: map_tensors(part, change, kinds) for key, part in structure.items()}
-    return structure
-
-
-def tensors_in(structure: Any) -> list[Tensor]:
-    """Every tensor in a structure of tuples, lists and dicts, in order."""
-    found: list[Tensor] = []
-    map_tensors(structure, lambda tensor: found.append(tensor))
-    return found
-
-
-class Mark:
-    """A tensor as it is now: the object and how often it was written, without keeping it alive."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = weakref.ref(tensor)
-        self._version = version_of(tensor)
-
-    def is_still(self, tensor: Tensor) -> bool:
-        return self._tensor() is tensor and version_of(tensor) == self._version
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often the tensor was written in place; inference tensors do not count it."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-class _Circumstances:
-    """What besides its arguments decides what a block computes: random state and autocast."""
-
-    def __init__(self, tensors: list[Tensor], before: _Circumstances | None) -> None:
-        self.device_type, self.devices = "cpu", list[int]()
-        for tensor in tensors:
-            if tensor.device.type not in ("cpu", "meta"):
-                self.device_type = tensor.device.type
-                if tensor.get_device() not in self.devices:
-                    self.devices.append(tensor.get_device())
-        states: list[Tensor] = [torch.get_rng_state()]
-        if self.devices:
-            module = torch.get_device_module(self.device_type)
-            states += [module.get_rng_state(device) for device in self.devices]
-        if before is not None and len(before.states) == len(states):  # no block drew a number: one copy is enough
-            states = [old if torch.equal(old, new) else new for old, new in zip(before.states, states, strict=True)]
-        self.states: list[Tensor] = states
-        self.autocast = [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
-            for kind in dict.fromkeys(("cpu", self.device_type))
-        ]
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        module = torch.get_device_module(self.device_type) if self.devices else None
-        with ExitStack() as stack:
-            stack.enter_context(
-                torch.random.fork_rng(self.devices, device_type=self.device_type if self.devices else "cuda")
-            )
-            torch.set_rng_state(self.states[0])
-            for device, state in zip(self.devices, self.states[1:], strict=True):
-                assert module is not None
-                module.set_rng_state(state, device)
-            for kind, enabled, dtype, cached in self.autocast:
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached))
-            yield
-
-
-@contextmanager
-def statistics_written_once(modules: list[_BatchNorm]) -> Iterator[None]:
-    """Let batch norms write their running statistics to copies: the first computation has updated the real ones."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    real: list[tuple[_BatchNorm, str, Tensor]] = []
-    try:
-        for module in modules:
-            for name in names if module.training else ():
-                buffer = module._buffers.get(name)
-                if buffer is not None:
-                    real.append((module, name, buffer))
-                    module._buffers[name] = buffer.clone()
-        yield
-    finally:
-        for module, name, buffer in real:
-            module._buffers[name] = buffer
-
-
 class _Call:
     """One block's call: what to run, on what, and when it was."""
 
@@ -246,7 +157,7 @@ class _Call:
         norms: list[_BatchNorm],
         arguments: Any,
         kept: Kept | None,
-        circumstances: _Circumstances,
+        circumstances: Circumstances,
     ) -> None:
         self.forward = forward
         self.name = name
@@ -305,7 +216,7 @@ class Segment:
         arguments = map_tensors((args, kwargs), refer)
         kept = Kept(outside) if outside else None
         before = self._calls[-1].circumstances if self._calls else None
-        circumstances = _Circumstances(tensors_in((args, kwargs)), before)
+        circumstances = Circumstances(tensors_in((args, kwargs)), before)
         self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, circumstances))
 
         def pack(tensor: Tensor) -> Holder:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
-
-
-def is_real(value: object) -> bool:
-    """Whether ``value`` is a finite number (a bool is none)."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+from lightning_lr.checks import is_count, is_real
 
 
 def require(is_allowed: bool, who: str, argument: str, value: object, allowed: str) -> None:
@@ -19,8 +13,7 @@ def require(is_allowed: bool, who: str, argument: str, value: object, allowed: s
 
 def require_count(who: str, argument: str, value: object, unit: str) -> None:
     """Raise a ValueError unless ``value`` is an integer of at least 1."""
-    is_count = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-    require(is_count, who, argument, value, f"a whole number of {unit}, at least 1")
+    require(is_count(value), who, argument, value, f"a whole number of {unit}, at least 1")
 
 
 def require_momentum(who: str, value: object, argument: str = "momentum") -> None:

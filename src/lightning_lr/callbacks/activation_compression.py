@@ -13,10 +13,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.activations.compression import ActivationCompressor, Tally, probe, reallocate, size_ratio, summed
+from lightning_lr.activations.compression import (
+    ActivationCompressor,
+    Tally,
+    described,
+    probe,
+    reallocate,
+    size_ratio,
+    summed,
+)
 from lightning_lr.activations.compression.batches import first_samples, tensors_in
 from lightning_lr.activations.compression.settings import CompressionSettings
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.checks import is_list
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -62,6 +71,8 @@ class ActivationCompression(MethodCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not (is_list(skip) and all(isinstance(name, str) for name in skip)):
+            raise ValueError(f"ActivationCompression: got skip={skip!r}; give a list of module names, or an empty one")
         self.settings = CompressionSettings(
             bits, average_bits, group_size, probe_every, tuple(skip), probe_samples, seed
         )
@@ -71,6 +82,8 @@ class ActivationCompression(MethodCallback):
         self._state: dict[str, Any] | None = None
         self._batch: list[Tensor] = []
         self._probed_at = -1
+        self._sizes_noted = False
+        self._update = 0
         self._undo: Any = None
         self._goes_on = False
 
@@ -110,16 +123,23 @@ class ActivationCompression(MethodCallback):
         return 1.0
 
     def facts(self, shape: RunShape) -> dict[str, str]:
+        auto = isinstance(self.bits, str)
         bits = self.average_bits if isinstance(self.bits, str) else self.bits
         predicted = size_ratio(bits, self.group_size, torch.float32), size_ratio(bits, self.group_size, torch.bfloat16)
         return {
-            "activations": f"{self.bits} bit in groups of {self.group_size}; what is rounded takes "
-            f"1/{predicted[0]:.2f} of fp32, 1/{predicted[1]:.2f} of bf16"
+            "activations": f"at {f'8, 4 or 2 bits, {bits:g} on average,' if auto else f'{bits} bits'} in groups of "
+            f"{self.group_size}; what is rounded takes 1/{predicted[0]:.2f} of fp32, 1/{predicted[1]:.2f} of bf16"
         }
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         tally = self.tally
         return {} if tally is None else {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
+
+    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+        assert self._compressor is not None
+        trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
+        trial.allocation = self._compressor.allocation
+        return trial.compressing(tensors_in(batch))
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -131,6 +151,7 @@ class ActivationCompression(MethodCallback):
         super().on_train_start(trainer, pl_module)
         self._goes_on = trainer.global_step > 0
         self._undo = internals.around_training_step(trainer, self._compressing)
+        self._sizes_noted = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
@@ -139,9 +160,11 @@ class ActivationCompression(MethodCallback):
             trainer.strategy.watch_apart(batch)  # a checkpointed strategy: what is kept depends on its plan
         self._goes_on = False
         run = self._run
-        if run is None or self._compressor is None or self.bits != "auto":
+        if run is None or self._compressor is None:
             return
-        update = run.clock.updates
+        self._update = update = run.clock.updates
+        if self.bits != "auto":
+            return
         if update % self.probe_every == 0 and update != self._probed_at:
             self._probed_at = update
             self._probe(trainer, pl_module, batch, update)
@@ -149,6 +172,7 @@ class ActivationCompression(MethodCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._note_sizes()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch = []
 
@@ -181,10 +205,28 @@ class ActivationCompression(MethodCallback):
             torch.distributed.all_gather_object(everybody, sensitivities)
             sensitivities = summed(everybody)
         reallocate(self._compressor, sensitivities, self.average_bits)
+        self._sizes_noted = False
         journal = self._run.journal(self.name) if self._run is not None else None
         if journal is not None:
             facts = {name: {"sensitivity": c, "numbers": count} for name, (c, count) in sensitivities.items()}
             journal.append(update, "allocation", bits=dict(self._compressor.allocation), measured=facts)
+
+    def _note_sizes(self) -> None:
+        """Write down what the first micro-batch saved, and the first one after each allocation."""
+        journal = self._run.journal(self.name) if self._run is not None else None
+        tally = self.tally
+        if self._sizes_noted or journal is None or tally is None or not tally.held_bytes:
+            return
+        self._sizes_noted = True
+        journal.append(
+            self._update,
+            "saved",
+            plain_bytes=tally.raw_bytes,
+            held_bytes=tally.held_bytes,
+            codecs=tally.by("codec"),
+            modules=tally.by("module"),
+            facts={"saved activations": f"{described(tally.by('codec'))}; last counted, of one micro-batch"},
+        )
 
     def _leave(self, trainer: Trainer) -> None:
         if self._undo is not None:

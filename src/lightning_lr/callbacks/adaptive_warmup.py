@@ -122,6 +122,7 @@ class AdaptiveWarmup(MethodCallback):
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+        whole = whole and not internals.engine_holds_gradients(trainer)
         if self.settings.keeps and not whole:
             asked = "restore_best=True" if self.settings.restore_best else "on_divergence='rollback'"
             raise MisconfigurationException(
@@ -297,7 +298,7 @@ class AdaptiveWarmup(MethodCallback):
             assert self._snapshot is not None
             with run.writer.scheduled_values():
                 self._snapshot.restore(module, trainer.optimizers[0])
-        if decision.non_finite and not trainer.strategy.reduce_boolean_decision(all_finite(module)):
+        if decision.non_finite and not internals.weights_finite(trainer, lambda: all_finite(module)):
             self._note(run, machine, decision)
             raise RuntimeError(
                 f"{decision.message}, but weights or buffers are no longer finite, which no learning rate mends; lower "

@@ -9,6 +9,7 @@ Trainer calls it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import changed
+from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
@@ -39,6 +41,11 @@ class MethodCallback(Callback):
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
 
     def __init__(self, count_samples: CountSamples | None = None) -> None:
+        if count_samples is not None and not callable(count_samples):
+            raise TypeError(
+                f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
+                "its number of samples, or None"
+            )
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
@@ -111,6 +118,10 @@ class MethodCallback(Callback):
         """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
         return 1.0
 
+    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+        """What the forward of ``module``, a copy that is tried out before training, has to run inside of."""
+        return nullcontext()
+
     def on_warmup_end(self, trainer: Trainer) -> None:
         """An ``AdaptiveWarmup`` has switched to its decay, after the update that was just made."""
 
@@ -130,6 +141,7 @@ class MethodCallback(Callback):
                     f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
+        refuse_company(self, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -122,10 +121,6 @@ class BatchSizeRamp(MethodCallback):
                 f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
                 "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
             )
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                f"{who}: GradientAccumulationScheduler is attached too, and both decide about accumulation; keep one"
-            )
         if trainer.strategy.handles_gradient_accumulation:
             raise MisconfigurationException(
                 f"{who}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of micro-batches; "
@@ -135,6 +130,12 @@ class BatchSizeRamp(MethodCallback):
             self._check_adaptive(trainer)
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._ramped.stream is not None and internals.engine_holds_gradients(trainer):
+            raise MisconfigurationException(
+                "BatchSizeRamp: iterable data need the gradients of a window brought to the mean over its samples, and "
+                f"{type(trainer.strategy).__name__} keeps them in buffers of its engine; use a map-style data set, or "
+                "DDP"
+            )
         if self._ramped.stream is not None:
             inside = self.clock_state is not None and self.clock_state["window_samples"] > 0
             self._ramped.stream.resume(trainer, inside)

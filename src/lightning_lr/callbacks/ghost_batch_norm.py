@@ -30,7 +30,7 @@ class GhostBatchNorm(Callback):
     def __init__(self, ghost_batch_size: int = 128) -> None:
         if not isinstance(ghost_batch_size, int) or isinstance(ghost_batch_size, bool) or ghost_batch_size < 2:
             raise ValueError(
-                f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; a ghost is a number of samples from 2"
+                f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; give a number of samples from 2"
             )
         self.ghost_batch_size = ghost_batch_size
 

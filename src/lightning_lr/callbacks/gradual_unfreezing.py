@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,8 +15,9 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_count
 from lightning_lr.curves import Phase
-from lightning_lr.layers import FrozenLayers, UnfreezingOrder
+from lightning_lr.layers import FrozenLayers, UnfreezingOrder, check_names
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -65,11 +65,14 @@ class GradualUnfreezing(MethodCallback):
         count_samples: CountSamples | None = None,
     ) -> None:
         super().__init__(count_samples)
-        if not isinstance(epochs_per_layer, int) or isinstance(epochs_per_layer, bool) or epochs_per_layer < 1:
+        if not is_count(epochs_per_layer):
             raise ValueError(
                 f"GradualUnfreezing: got epochs_per_layer={epochs_per_layer!r}; give a whole number of epochs from 1 "
                 "(for a shorter run, give layers as expressions that take several blocks each)"
             )
+        check_names("GradualUnfreezing", layers=layers)
+        if not isinstance(train_batch_norm, bool):
+            raise ValueError(f"GradualUnfreezing: got train_batch_norm={train_batch_norm!r}; give True or False")
         self.epochs_per_layer = epochs_per_layer
         self.layers = layers
         self.train_batch_norm = train_batch_norm
@@ -137,12 +140,6 @@ class GradualUnfreezing(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        rival = next((c for c in trainer.callbacks if isinstance(c, BaseFinetuning)), None)  # type: ignore[attr-defined]
-        if rival is not None:
-            raise MisconfigurationException(
-                f"GradualUnfreezing: {type(rival).__name__} is attached too, and both decide which layers are frozen; "
-                "keep one of the two"
-            )
         self._module, self._order = pl_module, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -62,11 +62,14 @@ class LayerwiseLRDecay(MethodCallback):
     ) -> None:
         super().__init__(count_samples)
         methods.check_factors("LayerwiseLRDecay", decay, head_factor)
+        methods.check_names("LayerwiseLRDecay", layers=layers, no_weight_decay=no_weight_decay)
         self.decay = float(decay)
         self.layers = layers
         self.head_factor = float(head_factor)
         self.no_weight_decay = no_weight_decay
         self._splitter: methods.GroupSplitter | None = None
+        self._made: dict[Optimizer, list[dict[str, Any]]] = {}
+        """The groups as they were made: a sharding engine puts its own tensors in the place of the parameters."""
         self._structure: list[list[Any]] = []
         self._saved_structure: list[list[Any]] | None = None
         self._table = ""
@@ -91,12 +94,12 @@ class LayerwiseLRDecay(MethodCallback):
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
         super().check_optimizers(optimizers, schedulers)
-        groups = optimizers[0].param_groups
         if self._splitter is None:
             raise MisconfigurationException(
                 "LayerwiseLRDecay: the optimizer was not made by the module's configure_optimizers (or the method was "
                 "replaced after setup), so its groups could not be split; use layerwise_param_groups where it is made"
             )
+        groups = self._made[optimizers[0]]
         parameters = [parameter for group in groups for parameter in group["params"]]
         if not any(parameter.requires_grad for parameter in parameters):
             raise MisconfigurationException(
@@ -153,6 +156,7 @@ class LayerwiseLRDecay(MethodCallback):
                 "layers apply on top), or use layerwise_param_groups in the module instead of this callback"
             ) from error
         self._splitter = splitter
+        self._made = {o: [{**g, "params": list(g["params"])} for g in o.param_groups] for o in optimizers}
         return returned
 
     def _summary(self) -> str:
@@ -178,6 +182,7 @@ class LayerwiseLRDecay(MethodCallback):
         self._undo()
         self._undo = lambda: None
         self._splitter = None
+        self._made = {}
         self._structure = []
         self._saved_structure = None
 

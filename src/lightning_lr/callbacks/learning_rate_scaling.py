@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,6 +10,7 @@ from torch.optim import Adam, NAdam, Optimizer, RAdam
 from lightning_lr import scaling
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_count, is_real
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -57,11 +57,11 @@ class LearningRateScaling(MethodCallback):
     ) -> None:
         super().__init__(count_samples)
         for argument, value in (("reference_batch_size", reference_batch_size), ("batch_size", batch_size)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if not (is_count(value) or (value is None and argument == "batch_size")):
                 raise ValueError(f"LearningRateScaling: got {argument}={value!r}; a batch is a whole number from 1")
         if rule not in get_args(scaling.Rule):
             raise ValueError(f"LearningRateScaling: got rule={rule!r}; allowed are {get_args(scaling.Rule)}")
-        if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
+        if not (is_real(warmup_epochs) and warmup_epochs >= 0):
             raise ValueError(f"LearningRateScaling: got warmup_epochs={warmup_epochs!r}; give 0 (none) or more epochs")
         self.reference_batch_size = reference_batch_size
         self.rule = rule

@@ -11,6 +11,7 @@ not wrapped for DDP, and ``SyncBatchNorm`` is local in it.
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.base import members_of
 
 WHO = 'BatchSizeRamp(max_micro_batch_size="auto")'
 
@@ -42,7 +44,8 @@ def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataL
         MisconfigurationException: where a single sample does not fit, the strategy shards the module, or the module
             cannot be copied.
     """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    if not whole or internals.engine_holds_gradients(trainer):
         raise MisconfigurationException(
             f"{WHO}: {type(trainer.strategy).__name__} may shard the module, and a copy of it cannot be tried; give a "
             "number of samples"
@@ -113,7 +116,9 @@ class _Trial:
 
     def _loss(self, batch: Any) -> float:
         with torch.enable_grad():
-            with self._trainer.precision_plugin.train_step_context():
+            with self._trainer.precision_plugin.train_step_context(), ExitStack() as around:
+                for member in members_of(self._trainer):
+                    around.enter_context(member.around_trial(self._module, batch))
                 output = self._module.training_step(*internals.training_step_arguments(self._module, batch))
             loss: Any = output["loss"] if isinstance(output, dict) else output
             if loss is None:  # the module skips this batch

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_real
 from lightning_lr.curves import CosineRestarts
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -61,12 +62,13 @@ class NormalizedWeightDecay(MethodCallback):
 
     def __init__(self, norm: float = 0.025, count_samples: CountSamples | None = None) -> None:
         super().__init__(count_samples)
-        if not (math.isfinite(norm) and norm >= 0):
+        if not (is_real(norm) and norm >= 0):
             raise ValueError(f"NormalizedWeightDecay: got norm={norm!r}; give a finite number that is not negative")
         self.norm = float(norm)
         self._restarts: CosineRestarts | None = None
         self._decay = 0.0
         self._base_lr: list[float] = []
+        self._saved_base_lr: list[float] | None = None
 
     # ------------------------------------------------------------------ what the method says
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
@@ -91,10 +93,15 @@ class NormalizedWeightDecay(MethodCallback):
             )
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        self._base_lr = [
-            float(group.get("initial_lr", lr))
-            for group, lr in zip(writer.optimizer.param_groups, writer.scheduled(), strict=True)
-        ]
+        groups = writer.optimizer.param_groups
+        restored, self._saved_base_lr = self._saved_base_lr, None
+        resumed = self._run is not None and self._run.clock.updates > 0
+        if resumed and restored is not None and len(restored) == len(groups):
+            self._base_lr = restored  # a scheduler may have set initial_lr since (StochasticWeightAveraging does)
+        else:
+            self._base_lr = [
+                float(group.get("initial_lr", lr)) for group, lr in zip(groups, writer.scheduled(), strict=True)
+            ]
         writer.set_group_transform("weight_decay", self.name, partial(self._weight_decay, writer))
 
     def factor(self, clock: SampleClock) -> float:
@@ -134,6 +141,13 @@ class NormalizedWeightDecay(MethodCallback):
                 )
             if isinstance(other, LearningRateSchedule) and isinstance(other.curve, CosineRestarts):
                 self._restarts = other.curve
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "base_lr": list(self._base_lr)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._saved_base_lr = state_dict.get("base_lr") or None  # not in checkpoints of 0.1.0
 
     # ------------------------------------------------------------------ inside
     def _weight_decay(self, writer: HyperparameterWriter, group: int, scheduled: float) -> float:

@@ -132,7 +132,7 @@ class RampedLoader:
 
     def release(self, trainer: Trainer) -> None:
         """Give the loader and the Trainer back as they were."""
-        for undo in self._undo:
+        for undo in reversed(self._undo):  # a finder has had the same loader taken over more than once
             undo()
         self._undo = []
         trainer.accumulate_grad_batches = 1

@@ -23,6 +23,8 @@ from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, RunShape, SampleClock
+from lightning_lr.stopwatch import JOURNAL as SECONDS
+from lightning_lr.stopwatch import Stopwatch
 
 CountSamples = Callable[[Any], int]
 
@@ -65,13 +67,17 @@ class Run:
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         self._journals = internals.journal_folder(trainer)
+        self._stopwatch: Stopwatch | None = None
         self._window_open = True
-        step_hook = trainer.optimizers[0].register_step_post_hook(self._after_optimizer_step)
-        self._undo = [step_hook.remove, internals.bracket_scheduler_steps(module, self.writer.scheduled_values)]
+        self._undo = [
+            internals.after_optimizer_step(trainer, self._after_optimizer_step),
+            internals.bracket_scheduler_steps(module, self.writer.scheduled_values),
+            *internals.bracket_lr_writers(trainer, self.writer.scheduled_values),
+        ]
         self._refining = [member for member in members if member.refines]
         self._unrefined = False
         if self._refining:
-            self._undo.append(internals.after_gradient_clipping(module, partial(self._refine_update, trainer)))
+            self._undo.append(internals.before_optimizer_step(trainer, module, partial(self._refine_update, trainer)))
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod
@@ -79,6 +85,8 @@ class Run:
         """Start a run, at the place where a restored checkpoint left it."""
         run = cls(trainer, module, members)
         run._resume(trainer)
+        journal = run.journal(SECONDS) if trainer.loggers else None
+        run._stopwatch = None if journal is None else Stopwatch(journal, run.clock.updates)
         return run
 
     def detach(self) -> None:
@@ -87,6 +95,8 @@ class Run:
             undo()
         if self._undo:
             self.writer.release()
+            if self._stopwatch is not None:
+                self._stopwatch.note(self.clock.updates)
         self._undo = []
 
     def is_first(self, member: Member) -> bool:
@@ -173,6 +183,8 @@ class Run:
         if quantiles is not None:
             metrics |= {f"trust_ratio/{quantile:g}": ratio for quantile, ratio in quantiles().items()}
         internals.log_metrics(trainer, metrics)
+        if self._stopwatch is not None:
+            self._stopwatch.note(clock.updates)
 
     # ------------------------------------------------------------------ inside
     def _refine_update(self, trainer: Trainer) -> None:
@@ -182,12 +194,9 @@ class Run:
                 self.writer.set_multiplier(member.name, member.refine(trainer, self.clock))
             self.writer.write()
 
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_optimizer_step(self) -> None:
         # not reached when an AMP scaler skips the step
-        self.effective_lr = [
-            lr.clone() if isinstance(lr, torch.Tensor) else lr
-            for lr in (group["lr"] for group in optimizer.param_groups)
-        ]
+        self.effective_lr = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.writer.effective()]
 
     def _resume(self, trainer: Trainer) -> None:
         epoch, micro_batch = internals.next_position(trainer)
@@ -215,7 +224,7 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
         return RunShape(
             epoch or internals.epoch_shape(trainer),
             accumulation=_accumulation(trainer),
-            max_epochs=None if trial or trainer.max_epochs in (None, -1) else trainer.max_epochs,
+            max_epochs=None if trial else internals.epochs_of_updates(trainer),
             max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
         )
     except ValueError as error:

@@ -18,7 +18,7 @@ COMMANDS = {
     "test": "evaluate a model on the test data",
     "predict": "run a model on the prediction data",
     "plan": "show learning rate, batch and phases of a run before it is trained",
-    "report": "show what a run did and why, also while it is still going",
+    "report": "show what a run did and why, also while it is going, or compare several",
 }
 
 __all__ = ["COMMANDS", "main"]
@@ -88,5 +88,6 @@ def _help() -> str:
         "lightning-lr COMMAND --help says more, for example\n"
         "  lightning-lr plan --config C --out plan.png\n"
         "  lightning-lr fit --config C --trainer.max_epochs 3\n"
-        "  lightning-lr report RUN_DIR --out report.png"
+        "  lightning-lr report RUN_DIR --out report.png\n"
+        "  lightning-lr report RUN_DIR RUN_DIR --out comparison.png"
     )

@@ -22,8 +22,9 @@ from lightning_lr.curves import Phase
 
 T = TypeVar("T")
 
-COLORS = ("#0b6bb3", "#d1495b", "#2e8b57", "#e08e1b", "#7b52ab", "#4d4d4d", "#17a2b8", "#b5651d")
-"""One per line of a panel; the first two also stand for training and validation."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#3d3d3d", "#56b4e9", "#7f3b08")
+"""One per line of a panel; the first two also stand for training and validation. Okabe and Ito's, which colour-blind
+readers tell apart (a brown for their yellow, which is pale on white)."""
 
 MAX_LINES = 8
 """Parameter groups that are drawn one by one; of more, the envelope is drawn."""
@@ -226,6 +227,7 @@ def _draw_epochs(ax: Axes, frame: Frame) -> None:
         top.set_xlabel("epochs", labelpad=3)
         top.spines["top"].set_visible(False)
         top.tick_params(length=3, pad=1)
+        top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _times(factor: float) -> Callable[[Any], Any]:

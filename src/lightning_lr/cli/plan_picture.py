@@ -71,7 +71,10 @@ PANELS: list[Panel[Plan]] = [
     Panel("learning rate", lambda plan: not plan.relative, draw_learning_rate, height=3.2),
     Panel("factor on the learning rate", lambda plan: plan.relative, draw_learning_rate, height=3.2),
     Panel(
-        "batch size\n(samples / update)", lambda plan: plan.rows[0].batch_size is not None, draw_batch_size, height=1.3
+        "batch size\n(samples / update)",
+        lambda plan: len({row.batch_size for row in plan.rows} - {None}) > 1,
+        draw_batch_size,
+        height=1.3,
     ),
 ]
 """What is drawn, from top to bottom. A panel is left out where the plan has nothing for it."""

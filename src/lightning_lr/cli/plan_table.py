@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lr.cli.planning import Plan, PlanRow
+from lightning_lr.cli.planned_time import duration
+from lightning_lr.cli.planning import Addendum, Plan, PlanRow
 from lightning_lr.cli.terminal import facts_block
 
 
@@ -30,6 +31,20 @@ class Column:
     heading: Callable[[Plan], str]
     cell: Callable[[PlanRow], str | None]
     right: bool = True
+
+
+def plan_title(plan: Plan, name: str) -> str:
+    """What is planned, in one line: the highest learning rate, the batches, the length.
+
+    Args:
+        plan: the run.
+        name: what it is called.
+    """
+    peak = max(value for values in plan.lr for value in values)
+    sizes = sorted({row.batch_size for row in plan.rows if row.batch_size is not None})
+    batch = f", batch {sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "") if sizes else ""
+    rate = "lr x" if plan.relative else "lr up to"
+    return f"Plan of {name}: {rate} {peak:.4g}{batch}, {plan.shape.total_units:,} {plan.unit}"
 
 
 def _range(first: float, last: float, decimals: int = 0) -> str:
@@ -59,6 +74,7 @@ COLUMNS: list[Column] = [
         lambda plan: "noise scale",
         lambda row: None if row.noise_scale is None else "{:.4g} -> {:.4g}".format(*row.noise_scale),
     ),
+    Column(lambda plan: "time", lambda row: None if row.seconds is None else duration(row.seconds)),
 ]
 """What each row says, before the learning rates."""
 
@@ -112,4 +128,14 @@ def plan_table(plan: Plan, title: str) -> RenderableType:
     for row in plan.rows:
         table.add_row(*(Text(column.cell(row) or "") for column in columns))
     notes = [Text(f"note: {note}", style="yellow") for note in plan.notes]
-    return Group(Text(title, style="bold"), Text(), facts_block(run_facts(plan)), Text(), table, *notes)
+    further = [part for addendum in plan.addenda for part in _addendum(addendum)]
+    return Group(Text(title, style="bold"), Text(), facts_block(run_facts(plan)), Text(), table, *notes, *further)
+
+
+def _addendum(addendum: Addendum) -> list[RenderableType]:
+    table = Table(header_style="bold", padding=(0, 1))
+    for index, heading in enumerate(addendum.headings):
+        table.add_column(heading, justify="right" if index else "left")
+    for row in addendum.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return [Text(), Text(addendum.title, style="bold"), table, *(Text(line) for line in addendum.below)]

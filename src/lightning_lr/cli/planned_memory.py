@@ -7,8 +7,9 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.cli.errors import described
-from lightning_lr.memory import extrapolate_checkpointing
-from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy
+from lightning_lr.activations.compression import ActivationCompressor, CompressionSettings, Size, described
+from lightning_lr.cli.errors import described as described_error
+from lightning_lr.memory import LiveBytes, extrapolate_checkpointing
+from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
 
 FEW, MANY = 4, 8
 """Samples of the two forwards."""
+PACKED_FEW, PACKED_MANY = 32, 64
+"""The same under compression, which leaves tensors of fewer numbers than a group has as they are."""
 
 
 def configured_policy(strategy: Any) -> CheckpointPolicy | None:
@@ -29,14 +33,118 @@ def configured_policy(strategy: Any) -> CheckpointPolicy | None:
     ours = (CheckpointedStrategy, CheckpointedDDPStrategy)
     if isinstance(strategy, str):
         return CheckpointPolicy() if strategy in [cls.strategy_name for cls in ours] else None
-    path = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
-    if path.rsplit(".", 1)[-1] not in [cls.__name__ for cls in ours]:
+    name = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
+    name = name.rsplit(".", 1)[-1]
+    if name not in [cls.__name__ for cls in (*ours, ZeROStrategy)]:
         return None
     init_args = strategy.get("init_args") or {}
-    given = init_args.get("policy")
+    given = init_args.get("checkpointing" if name == ZeROStrategy.__name__ else "policy")
+    if given is None and name == ZeROStrategy.__name__:
+        return None  # it keeps everything unless it is told
     if given is None or isinstance(given, CheckpointPolicy):
         return given or CheckpointPolicy()
     return CheckpointPolicy(**dict(vars(given) if not isinstance(given, Mapping) else given))
+
+
+def stepping(batch: Any, precision: Any) -> Callable[[LightningModule, int], Tensor] | None:
+    """The training step of a module on the first few samples of a batch; ``None`` for a batch that has too few."""
+    samples = _samples(batch)
+    if samples is None or samples < MANY:
+        return None
+    mixed = "mixed" in str(precision)
+
+    def step(module: LightningModule, few: int) -> Tensor:
+        autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+        with warnings.catch_warnings(), autocast:
+            warnings.simplefilter("ignore")  # self.log without a Trainer
+            loss = module.training_step(_first(batch, few, samples), 0)
+        assert loss is not None
+        return loss["loss"] if isinstance(loss, Mapping) else loss
+
+    return step
+
+
+def _tried(model: LightningModule, batch: Any, precision: Any, notes: list[str]) -> Callable[[int], Tensor] | None:
+    """The step, if it works here; else a note."""
+    step = stepping(batch, precision)
+    if step is None:
+        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
+        return None
+    try:
+        with _unchanged(model):
+            step(model, FEW)
+    except Exception as error:  # most often: the step asks for its Trainer
+        notes.append(
+            f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
+            f"({described_error(error)})"
+        )
+        return None
+    return partial(step, model)
+
+
+def saved_bytes(
+    policy: CheckpointPolicy | None,
+    compressor: ActivationCompressor | None,
+    model: LightningModule,
+    batch: Any,
+    samples: int,
+    precision: Any,
+    notes: list[str],
+) -> float | None:
+    """What a rank keeps for the backward of a micro-batch at the peak, in bytes; ``None``, and a note, where the module
+    needs a Trainer.
+
+    Args:
+        policy: of checkpointing; ``None`` keeps everything.
+        compressor: of what is kept; ``None`` for none.
+        model: that is trained; nothing in it changes but the random state.
+        batch: of its data, with some samples at least.
+        samples: of the micro-batch that is asked about.
+        precision: the Trainer's.
+        notes: where a reason goes.
+
+    Raises:
+        PlanError: where the policy refuses.
+    """
+    step = _tried(model, batch, precision, notes)
+    if step is None:
+        return None
+    if policy is not None:
+        kept = extrapolate_checkpointing(
+            model, step, samples or _samples(batch) or MANY, policy, (FEW, MANY)
+        ).peak_bytes
+        return float(kept)
+    few, many = (_kept(model, step, n, compressor) for n in (FEW, MANY))
+    return max(0.0, few + (many - few) * (samples - FEW) / (MANY - FEW))
+
+
+def _kept(
+    model: LightningModule, step: Callable[[int], Tensor], samples: int, compressor: ActivationCompressor | None
+) -> float:
+    ledger = LiveBytes(model)
+    with _unchanged(model):
+        if compressor is not None:
+            with compressor.compressing() as tally:
+                step(samples)
+            return float(tally.held_bytes)
+        with ledger.counting():
+            loss = step(samples)
+            kept = float(ledger.live)
+        del loss  # it holds the graph
+    return kept
+
+
+@contextmanager
+def _unchanged(model: LightningModule) -> Iterator[None]:
+    """Buffers and the random state are as before afterwards."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def activation_facts(
@@ -48,32 +156,47 @@ def activation_facts(
         PlanError: where the policy refuses this network or this batch.
     """
     samples = _samples(batch)
-    if samples is None or samples < MANY:
-        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
-        return {}
-    mixed = "mixed" in str(precision)
-
-    def step(few: int) -> Tensor:
-        autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-        with warnings.catch_warnings(), autocast:
-            warnings.simplefilter("ignore")  # self.log without a Trainer
-            loss = model.training_step(_first(batch, few, samples), 0)
-        assert loss is not None
-        return loss["loss"] if isinstance(loss, Mapping) else loss
-
-    try:
-        step(FEW)
-    except Exception as error:  # most often: the step asks for its Trainer
-        notes.append(
-            f"activations are not planned: {type(model).__name__}.training_step does not work without a Trainer "
-            f"({described(error)})"
-        )
+    step = _tried(model, batch, precision, notes)
+    if step is None or samples is None:
         return {}
     if policy.memory_budget == "auto":
         notes.append("memory_budget='auto' is decided by the memory that is free in training; shown is no budget")
     plan = extrapolate_checkpointing(model, step, samples, policy, (FEW, MANY))
     return {"activations": f"{plan.describe()}, per device and micro-batch of {samples} ({plan.recomputed:.0%} of the "
             "blocks' forward is repeated)"}  # fmt: skip
+
+
+def compression_facts(
+    settings: CompressionSettings, model: LightningModule, batch: Any, precision: Any, notes: list[str]
+) -> dict[str, str]:
+    """What compression makes of a micro-batch like this one, by codec; nothing, and a note, as above."""
+    samples = _samples(batch)
+    step = _tried(model, batch, precision, notes)
+    if step is None or samples is None:
+        return {}
+    whole = samples <= PACKED_MANY
+    few, many = (
+        _packed(settings.compressor(model, 0), step, batch, n)
+        for n in ((samples, samples) if whole else (PACKED_FEW, PACKED_MANY))
+    )
+    beyond = 0.0 if whole else (samples - PACKED_FEW) / (PACKED_MANY - PACKED_FEW)
+
+    def at(codec: str, which: int) -> int:
+        a, b = (sizes.get(codec, Size(0, 0))[which] for sizes in (few, many))
+        return max(0, round(a + (b - a) * beyond))
+
+    sizes = {codec: Size(at(codec, 0), at(codec, 1)) for codec in many}
+    until = "" if isinstance(settings.bits, int) else ", until sensitivities are measured"
+    return {"saved activations": f"{described(sizes)}; per device and micro-batch of {samples}{until}"}
+
+
+def _packed(
+    compressor: ActivationCompressor, step: Callable[[int], Tensor], batch: Any, samples: int
+) -> dict[str, Size]:
+    """Bytes by codec that one forward of so many samples saves."""
+    with torch.random.fork_rng(devices=[]), compressor.compressing(_tensors(batch)) as tally:
+        step(samples)
+    return tally.by("codec")
 
 
 def _samples(batch: Any) -> int | None:

@@ -6,8 +6,7 @@ What Lightning would work out with a Trainer is worked out here from the Trainer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,30 +20,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.errors import ConfigurationError, described
-from lightning_lr.cli.planned_memory import activation_facts
-from lightning_lr.cli.planning import Plan, Schedulers, epoch_of, limited, make_plan
+from lightning_lr.cli.plan_options import PlanOptions
+from lightning_lr.cli.planned_cost import with_costs
+from lightning_lr.cli.planned_epoch import epoch_of, limited
+from lightning_lr.cli.planned_memory import activation_facts, compression_facts
+from lightning_lr.cli.planned_states import Sharding
+from lightning_lr.cli.planning import Plan, Schedulers, make_plan
 from lightning_lr.progress import EpochShape, RunShape
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What the command line says beside the configuration.
-
-    Args:
-        config: the configuration file, the last where there are several.
-        out: where the picture goes; ``None`` for no picture.
-        dataset_size: training samples; ``None`` asks the data that is there.
-        batch_size: the loader's batch size (samples per device and backward); ``None`` asks the data module.
-        world_size: devices; ``None`` reads them from the configuration.
-    """
-
-    config: str | None = None
-    out: Path | None = None
-    dataset_size: int | None = None
-    batch_size: int | None = None
-    world_size: int | None = None
 
 
 class TrainerSettings:
@@ -60,6 +45,8 @@ class TrainerSettings:
         self.arguments = arguments
         self.checkpointing: CheckpointPolicy | None = None
         """The policy of the configured strategy, if it is one of ours that checkpoints."""
+        self.sharding = Sharding()
+        """The ZeRO stage of the configured strategy."""
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -90,7 +77,7 @@ def plan_run(
     optimizers, schedulers = _optimizers(model, notes)
     for method in methods if optimizers else ():
         method.check_optimizers(optimizers, [scheduler for scheduler, _, _ in schedulers])
-    facts = {} if settings.checkpointing is None else _activations(settings, model, data, notes)
+    facts = _activations(settings, methods, model, data, notes)
     plan = make_plan(
         shape,
         methods,
@@ -98,18 +85,31 @@ def plan_run(
         _simulated(schedulers, notes),
         notes,
     )
-    return replace(plan, facts={**plan.facts, **facts})
+    plan = replace(plan, facts={**plan.facts, **facts})
+    optimizer = optimizers[0] if optimizers else None
+    return with_costs(plan, settings, model, optimizer, options, lambda: next(iter(_train_loader(model, data))))
 
 
 def _activations(
-    settings: TrainerSettings, model: LightningModule, data: LightningDataModule | None, notes: list[str]
+    settings: TrainerSettings,
+    methods: Sequence[MethodCallback],
+    model: LightningModule,
+    data: LightningDataModule | None,
+    notes: list[str],
 ) -> dict[str, str]:
-    assert settings.checkpointing is not None
+    compression = next((method.settings for method in methods if isinstance(method, ActivationCompression)), None)
+    if settings.checkpointing is None and compression is None:
+        return {}
     try:
         batch = next(iter(_train_loader(model, data)))
     except ConfigurationError:
         notes.append("activations are not planned: they need a batch of the training data, which is not here")
         return {}
+    if settings.checkpointing is None:
+        assert compression is not None
+        return compression_facts(compression, model, batch, settings["precision"], notes)
+    if compression is not None:
+        notes.append("activations are checkpointed and compressed; the bytes shown are without compression")
     return activation_facts(settings.checkpointing, model, batch, settings["precision"], notes)
 
 

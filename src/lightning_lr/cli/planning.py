@@ -12,7 +12,7 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from torch.optim import SGD, Optimizer
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.curves import SNAP, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
-from lightning_lr.progress import Batch, EpochShape, RunShape, SampleClock, walk
+from lightning_lr.progress import Batch, RunShape, SampleClock, walk
 
 MAX_POINTS = 20_000
 """Updates at which the learning rate is evaluated; a longer run is evaluated at every n-th, and at phase boundaries."""
@@ -70,6 +70,7 @@ class PlanRow:
         lr_last: learning rate of each group in the last update.
         noise_scale: lr / (1 - m) (N / B - 1) of the first group in the first and in the last update; ``None`` where
             batch or lr are not known, or for Adam and its kin, of which the formula does not speak.
+        seconds: that it takes; ``None`` where no cost is known.
     """
 
     phases: tuple[str, ...]
@@ -81,11 +82,29 @@ class PlanRow:
     lr_first: tuple[float, ...]
     lr_last: tuple[float, ...]
     noise_scale: tuple[float, float] | None
+    seconds: float | None = None
 
     @property
     def batch_size(self) -> int | None:
         """Samples in a full update."""
         return self.batch.size
+
+
+@dataclass(frozen=True)
+class Addendum:
+    """A further table below the plan.
+
+    Args:
+        title: what it shows.
+        headings: of its columns; the first is text, the others are numbers.
+        rows: cells, as many as there are headings.
+        below: lines that explain it.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,7 @@ class Plan:
         units: samples consumed before each of these.
         lr: learning rate of each group at each of these; factors on it where ``relative``.
         relative: whether the optimizer is not known, so that only factors could be planned.
+        addenda: further tables.
     """
 
     shape: RunShape
@@ -115,54 +135,12 @@ class Plan:
     units: list[int]
     lr: list[list[float]]
     relative: bool = False
+    addenda: tuple[Addendum, ...] = ()
 
     @property
     def unit(self) -> str:
         """What progress is counted in."""
         return "samples" if self.shape.epoch.counts_samples else "micro-batches"
-
-
-def epoch_of(
-    dataset_size: int, micro_batch_size: int, world_size: int = 1, drop_last: bool = False, replicated: bool = False
-) -> EpochShape:
-    """An epoch over a data set of known size, split over the devices as torch's ``DistributedSampler`` does.
-
-    Args:
-        dataset_size: samples.
-        micro_batch_size: samples per device and backward (the loader's ``batch_size``).
-        world_size: devices.
-        drop_last: whether the loader leaves out a last batch that is not full.
-        replicated: whether every device goes through the whole data set (no distributed sampler).
-
-    Raises:
-        ValueError: where a number is not positive.
-    """
-    for name, value in (("dataset", dataset_size), ("batch", micro_batch_size), ("world", world_size)):
-        if value < 1:
-            raise ValueError(f"a {name} size of {value} makes no run; give a whole number from 1")
-    device_samples = dataset_size if replicated else math.ceil(dataset_size / world_size)
-    whole, rest = divmod(device_samples, micro_batch_size)
-    return EpochShape(whole + bool(rest and not drop_last), micro_batch_size, device_samples, world_size)
-
-
-def limited(epoch: EpochShape, limit_train_batches: int | float) -> EpochShape:
-    """The epoch under Lightning's ``limit_train_batches``: a number of micro-batches, or a share of them.
-
-    Raises:
-        ValueError: for a share of an epoch that has no length.
-    """
-    batches = epoch.micro_batches
-    if isinstance(limit_train_batches, int):
-        return replace(
-            epoch, micro_batches=limit_train_batches if batches is None else min(batches, limit_train_batches)
-        )
-    if batches is None:
-        if limit_train_batches == 1.0:
-            return epoch
-        raise ValueError(
-            f"limit_train_batches={limit_train_batches} is a share of a loader that has no length; give a whole number"
-        )
-    return replace(epoch, micro_batches=int(batches * limit_train_batches))
 
 
 def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, ...], float], ...]:

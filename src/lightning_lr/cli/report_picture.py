@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from lightning_lr.cli.compression_picture import draw_compression, has_compression
 from lightning_lr.cli.figure import (
     COLORS,
     MAX_LINES,
@@ -27,8 +28,11 @@ from lightning_lr.cli.figure import (
     spans_decades,
 )
 from lightning_lr.cli.report_summary import (
+    RESULT,
     batch_varies,
     best,
+    constant_learning_rate,
+    full_batches,
     is_loss,
     is_score,
     model_metrics,
@@ -38,11 +42,9 @@ from lightning_lr.cli.report_summary import (
     warnings_of,
 )
 from lightning_lr.cli.run_record import RunRecord
+from lightning_lr.cli.smoothing import DENSE, running_mean, smoothing_window
 from lightning_lr.cli.warmup_picture import draw_warmup, has_warmup
 from lightning_lr.curves import Phase
-
-DENSE = 150
-"""Points above which a line is drawn pale, with a running mean over it."""
 
 
 def _losses(record: RunRecord) -> list[str]:
@@ -91,7 +93,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
         for values, word in ((highs, "highest"), (lows, "lowest")):
             ax.plot(at, values, color=COLORS[0])
             text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
-            labels.append(EndLabel(_now(record), float(values[-1]), text, COLORS[0]))
+            labels.append(EndLabel(record.now, float(values[-1]), text, COLORS[0]))
     else:
         for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
@@ -101,7 +103,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
             else:
                 ax.plot(at, values, color=color)
             name = f"{group}  " if len(lines) > 1 else ""
-            labels.append(EndLabel(_now(record), values[-1], f"{name}{values[-1]:.2g}", color))
+            labels.append(EndLabel(record.now, values[-1], f"{name}{values[-1]:.2g}", color))
     every = [value for _, values in lines.values() for value in values]
     if spans_decades(every):
         ax.set_yscale("log")
@@ -112,16 +114,11 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
 
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
-    at, values = record.points("batch_size")
-    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
-    if [len(part) for part in parts] == [len(at), len(at)]:
-        made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
-        devices = max(round(value / product) for value, product in zip(values, made, strict=True))
-        values = [product * devices for product in made]
+    at, values = record.points("batch_size")[0], full_batches(record)
     ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    label_ends(ax, [EndLabel(_now(record), values[-1], f"{values[-1]:g}", COLORS[2])])
+    label_ends(ax, [EndLabel(record.now, values[-1], f"{values[-1]:g}", COLORS[2])])
 
 
 NOISE_SCALES = ("noise_scale", "gradient_noise_scale")
@@ -138,7 +135,7 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
         at, values = record.points(name)
         ax.plot(at, values, color=color)
         last = record.metrics[name].finite[-1][1]
-        labels.append(EndLabel(_now(record), last, f"{name.replace('_', ' ')}  {last:.3g}", color))
+        labels.append(EndLabel(record.now, last, f"{name.replace('_', ' ')}  {last:.3g}", color))
     if spans_decades([value for name in _noise_scales(record) for _, value in record.metrics[name].finite]):
         ax.set_yscale("log")
     label_ends(ax, labels)
@@ -174,19 +171,25 @@ def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            values = _running_mean(values, _window(values))
+            values = running_mean(values, smoothing_window(values))
         ax.plot(at, values, color=color)
         last = next(value for value in reversed(values) if math.isfinite(value))
-        labels.append(EndLabel(_now(record), last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
+        labels.append(EndLabel(record.now, last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
     label_ends(ax, labels)
 
 
 PANELS: list[Panel[RunRecord]] = [
-    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.8),
-    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.2),
-    Panel("learning rate", lambda record: bool(record.learning_rates), draw_learning_rate, height=2.2),
+    Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.4),
+    Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.4),
+    Panel(
+        "learning rate",
+        lambda record: bool(record.learning_rates) and not constant_learning_rate(record),
+        draw_learning_rate,
+        height=2.2,
+    ),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
+    Panel("compressed\nactivations", has_compression, draw_compression, height=1.8),
     Panel(
         "hypergradient\nfactor",
         lambda record: bool(_hypergradient(record, "factor")),
@@ -223,21 +226,16 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
     scale = (planned or record.end) / record.end
     frame = Frame(
         title=title,
-        lines=[*(f"{heading}: {fact}" for heading, fact in run_lines(record).items()), *warnings_of(record)],
+        lines=[*(f"{h}: {fact}" for h, fact in run_lines(record).items() if h != RESULT), *warnings_of(record)],
         xlabel="samples seen" if record.counts_samples else "updates",
         end=record.end,
         strips={
             name.replace("_", " "): [Phase(p.name, p.start * scale, p.end * scale) for p in phases]
             for name, phases in record.phases.items()
         },
-        now=None if progress_of(record).finished else _now(record),
+        now=None if progress_of(record).finished else record.now,
     )
     save_figure(frame, PANELS, record, out)
-
-
-def _now(record: RunRecord) -> float:
-    """Where the run is on the axis."""
-    return record.positions([record.seen_updates - 1])[0]
 
 
 # ---------------------------------------------------------------------- the model's metrics
@@ -256,7 +254,7 @@ def _draw_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            ax.plot(at, _running_mean(values, _window(values)), color=color)
+            ax.plot(at, running_mean(values, smoothing_window(values)), color=color)
         else:
             ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5)
         gaps = [x for x, value in zip(at, values, strict=True) if not math.isfinite(value)]
@@ -273,28 +271,13 @@ def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         last = series.finite[-1][1]
         text = f"{name}  {last:.3g}"
         if len(series.steps) > DENSE:
-            last = next(v for v in reversed(_running_mean(series.values, _window(series.values))) if math.isfinite(v))
-            text = f"{name}  {last:.3g}\nmean of {_window(series.values)} logged"
+            last = next(
+                v for v in reversed(running_mean(series.values, smoothing_window(series.values))) if math.isfinite(v)
+            )
+            text = f"{name}  {last:.3g}\nmean of {smoothing_window(series.values)} logged"
         elif stage_of(name) == "val":
             (x,) = record.positions([top[0]])
             ax.plot([x], [top[1]], "o", color=color, markersize=8, markerfacecolor="none", clip_on=False)
             text += f"\nbest {top[1]:.4g}"
-        ends.append(EndLabel(_now(record), last, text, color))
+        ends.append(EndLabel(record.now, last, text, color))
     label_ends(ax, ends)
-
-
-def _window(values: Sequence[float]) -> int:
-    return len(values) // 40
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the finite values among the last ``window``; a gap stays a gap."""
-    given = np.asarray(values, dtype=float)
-    finite = np.isfinite(given)
-    sums = np.cumsum(np.where(finite, given, 0.0))
-    counts = np.cumsum(finite)
-    before = np.maximum(np.arange(len(given)) - window, -1)
-    start = np.where(before >= 0, sums[before], 0.0)
-    number = counts - np.where(before >= 0, counts[before], 0)
-    mean = np.where(finite, (sums - start) / np.maximum(number, 1), np.nan)
-    return [float(value) for value in mean]

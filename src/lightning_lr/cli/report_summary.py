@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -17,6 +17,9 @@ from rich.text import Text
 
 from lightning_lr.cli.run_record import RunRecord, Series
 from lightning_lr.cli.terminal import facts_block
+
+RESULT = "result"
+"""The heading of what the run came to."""
 
 OURS = re.compile(
     r"^(epoch|lr[/-].*|samples_seen|updates|batch_size|micro_batch_size|accumulation|noise_scale|gradient_noise_scale"
@@ -61,6 +64,32 @@ def best(name: str, series: Series) -> tuple[int, float] | None:
     return (min if is_loss(name) else max)(series.finite, key=lambda point: point[1])
 
 
+def main_metrics(records: Sequence[RunRecord]) -> list[str]:
+    """The metrics that say how good a model is, most telling first: validation before training, scores before losses.
+
+    Args:
+        records: of one run or of several.
+    """
+    every = sorted({name for record in records for name in model_metrics(record)})
+    kinds = [(stage, is_kind) for stage in ("val", "train") for is_kind in (is_score, is_loss)]
+    return [name for stage, is_kind in kinds for name in every if is_kind(name) and stage_of(name) == stage]
+
+
+def result_of(record: RunRecord) -> str:
+    """What the run came to, by its most telling metric; empty where there is none."""
+    for name in main_metrics([record]):
+        top = best(name, record.metrics[name])
+        if top is not None:
+            at, last = top[0] + 1, record.metrics[name].finite[-1][1]
+            return f"{name} {last:.4g}" + (f", best {top[1]:.4g} at update {at:,}" if top[1] != last else ", its best")
+    return ""
+
+
+def picture_title(name: str, record: RunRecord) -> str:
+    """Which run, and what it came to."""
+    return f"{name}: {result_of(record) or 'no loss or score yet'}"
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run is.
@@ -91,7 +120,14 @@ def progress_of(record: RunRecord) -> Progress:
 
 def run_lines(record: RunRecord) -> dict[str, str]:
     """What holds for the whole run, by heading."""
-    lines = {"run": progress_of(record).sentence}
+    result = result_of(record)
+    lines = {RESULT: result} if result else {}
+    lines["run"] = progress_of(record).sentence
+    if record.timing is not None:
+        trained = record.timing.known[-1][0] - record.timing.since
+        since = f" since update {record.timing.since:,}" if record.timing.since else ""
+        total = record.timing.total
+        lines["time"] = f"{duration(total)} of training{since}, {total / trained:.3g} s per update with validation"
     resumed = sorted({r["update"] for rs in record.journals.values() for r in rs if r["event"] == "start"} - {0})
     if resumed:
         lines["resumed"] = "at update " + ", ".join(map(str, resumed))
@@ -102,7 +138,18 @@ def run_lines(record: RunRecord) -> dict[str, str]:
         ]
         world = f" = {made[0]:g} x {made[1]:g} x {size / (made[0] * made[1]):g}" if len(made) == 2 else ""
         lines["batch"] = f"{size:g}{world}" + ("  (micro-batch x accumulation x devices)" if world else "")
+    if constant_learning_rate(record):
+        lines["learning rate"] = constant_learning_rate(record)
     return lines | record.facts
+
+
+def constant_learning_rate(record: RunRecord) -> str:
+    """The learning rate of each group where none ever changed; else empty."""
+    rates = {group: {v for _, v in record.metrics[name].finite} for group, name in record.learning_rates.items()}
+    if not rates or any(len(values) != 1 for values in rates.values()):
+        return ""
+    told = sorted({f"{value:.4g}" for values in rates.values() for value in values}, key=float)
+    return " to ".join(dict.fromkeys((told[0], told[-1]))) + " throughout"
 
 
 def batch_varies(record: RunRecord) -> bool:
@@ -110,6 +157,17 @@ def batch_varies(record: RunRecord) -> bool:
     return any(
         len(set(record.metrics[n].values)) > 1 for n in ("micro_batch_size", "accumulation") if n in record.metrics
     )
+
+
+def full_batches(record: RunRecord) -> list[float]:
+    """The batch of each logged update as if it were full: what is left over at an epoch's end is no change of it."""
+    values = record.metrics["batch_size"].values
+    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
+    if [len(part) for part in parts] != [len(values), len(values)]:
+        return values
+    made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
+    devices = max(round(value / product) for value, product in zip(values, made, strict=True))
+    return [product * devices for product in made]
 
 
 def warnings_of(record: RunRecord) -> list[str]:
@@ -153,7 +211,7 @@ def _fact(value: object) -> str:
 # ---------------------------------------------------------------------- in the terminal
 def report_summary(record: RunRecord, title: str) -> RenderableType:
     """The report as something that rich prints."""
-    age = _duration(time.time() - record.modified)
+    age = duration(time.time() - record.modified)
     facts = {**run_lines(record), "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago"}
     parts: list[RenderableType] = [Text(title, style="bold"), Text(), facts_block(facts)]
     names = model_metrics(record)
@@ -192,7 +250,8 @@ def _learning_rate_table(record: RunRecord) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are read."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

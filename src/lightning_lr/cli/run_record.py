@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from lightning_lr.cli.errors import ConfigurationError
+from lightning_lr.cli.run_time import Timing, timing_of_events, timing_of_journal
 from lightning_lr.curves import Phase
 from lightning_lr.journal import read_journal
+from lightning_lr.stopwatch import JOURNAL as SECONDS
 
 METRICS_FILE = "metrics.csv"
 EVENT_FILES = "events.out.tfevents.*"
@@ -60,6 +62,7 @@ class RunRecord:
         journals: the decisions of each callback, by the journal's name.
         sources: where the metrics were read from.
         modified: when something was last written, in seconds since the epoch.
+        timing: seconds of training, where something tells them.
     """
 
     directory: Path
@@ -67,6 +70,7 @@ class RunRecord:
     journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     modified: float = 0.0
+    timing: Timing | None = None
 
     # ------------------------------------------------------------------ the axis
     @property
@@ -98,7 +102,7 @@ class RunRecord:
     @property
     def starts(self) -> dict[str, dict[str, Any]]:
         """What each callback wrote down when training last started, by the journal's name; what a later decision
-        changed of it is as it was decided."""
+        changed of it, or a later measurement added to its facts, is as it was last."""
         starts: dict[str, dict[str, Any]] = {}
         for name, records in self.journals.items():
             for record in records:
@@ -106,6 +110,8 @@ class RunRecord:
                     starts[name] = dict(record)
                 elif name in starts:
                     starts[name].update({key: record[key] for key in CHANGED_LATER if key in record})
+                    if "facts" in record:
+                        starts[name]["facts"] = {**starts[name].get("facts", {}), **record["facts"]}
         return starts
 
     @property
@@ -145,6 +151,11 @@ class RunRecord:
         logged = self.metrics["updates"].values[-1:] if "updates" in self.metrics else []
         noted = [record["update"] for records in self.journals.values() for record in records]
         return int(max([0, *steps, *logged, *noted]))
+
+    @property
+    def now(self) -> float:
+        """Where the run is on the axis."""
+        return self.positions([self.seen_updates - 1])[0]
 
     @property
     def learning_rates(self) -> dict[str, str]:
@@ -199,7 +210,10 @@ def read_run(directory: Path) -> RunRecord:
     if not metrics and any(directory.glob(EVENT_FILES)):
         metrics, sources = read_tensorboard(directory), ("TensorBoardLogger",)
     journals = {path.stem: read_journal(path) for path in sorted(directory.glob(JOURNALS))}
-    return RunRecord(directory, metrics, journals, sources, _modified(directory))
+    timing = timing_of_journal(journals.pop(SECONDS, []))
+    if timing is None and "TensorBoardLogger" in sources:
+        timing = timing_of_events(directory, EVENT_FILES)
+    return RunRecord(directory, metrics, journals, sources, _modified(directory), timing)
 
 
 def read_csv(path: Path) -> dict[str, Series]:

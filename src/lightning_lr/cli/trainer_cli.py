@@ -17,9 +17,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
 
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.base import members_of
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
 from lightning_lr.cli.nearest import Known, unknown_names
 from lightning_lr.curves import Curve
+from lightning_lr.journal import Journal
+from lightning_lr.stopwatch import JOURNAL as SECONDS
+from lightning_lr.stopwatch import Stopwatch
 
 BASES = (Callback, Curve, LightningModule, LightningDataModule, torch.optim.Optimizer)
 
@@ -74,6 +79,29 @@ class Begun(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
+
+
+class Timed(Callback):
+    """Writes down the seconds of a run without a callback of ours (those write them themselves), for ``report``."""
+
+    def __init__(self) -> None:
+        self._stopwatch: Stopwatch | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.loggers and not members_of(trainer):
+            folder = internals.journal_folder(trainer)
+            if folder is not None:
+                self._stopwatch = Stopwatch(Journal(folder / f"{SECONDS}.jsonl"), trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._stopwatch is not None and internals.logs_now(trainer):
+            self._stopwatch.note(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._stopwatch is not None:
+            self._stopwatch.note(trainer.global_step)
 
 
 class LearningRateCLI(LightningCLI):
@@ -136,7 +164,7 @@ def run_trainer(words: Sequence[str]) -> None:
     """
     begun = Begun()
     try:
-        LearningRateCLI(words, trainer_defaults={"callbacks": [begun]})
+        LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Timed()]})
     except (MisconfigurationException, argparse.ArgumentError) as error:  # the latter: hyperparameters in a checkpoint
         raise ConfigurationError(described(error)) from error
     except EXPLAINED as error:

@@ -64,34 +64,37 @@ Formula = Callable[..., Tensor]
 
 def direction(
     kind: Family, group: dict[str, Any], states: Sequence[dict[str, Any]], copies: Sequence[Tensor], lr: float
-) -> tuple[Sources, Formula]:
+) -> tuple[Sources, float | Tensor, Formula]:
     """The direction of the last update of some parameters of a group, whose Adam steps are equal.
 
     Args:
         kind: the optimizer's family.
         group: its parameter group.
         states: the optimizer's state of each parameter.
-        copies: what was kept of each parameter, see :func:`keeps`; empty where nothing is.
+        copies: what was kept of each parameter, see :func:`keeps`, or all of it in one vector; empty where nothing is.
         lr: learning rate of that update.
 
     Returns:
-        lists of tensors, one per parameter each, and a function from their (slices of) flat vectors, with that of the
-        parameters before them, to the direction. It changes none of them.
+        lists of tensors of the parameters, and a number times a function from their (slices of) flat vectors, with that
+        of the parameters before them, which is the direction. The function changes none of them. The number is left to
+        the sums that are made of the direction, since a pass over a vector costs as much as one of these sums.
     """
     if kind == "sgd":
         if keeps(kind, group) == "nothing":
-            return ([s["momentum_buffer"] for s in states],), lambda theta, buffer: buffer
+            return ([s["momentum_buffer"] for s in states],), 1.0, lambda theta, buffer: buffer
         momentum = float(group["momentum"])
         if momentum == 0.0:
-            return (list(copies),), lambda theta, gradient: gradient
+            return (list(copies),), 1.0, lambda theta, gradient: gradient
         buffers = [s["momentum_buffer"] for s in states]
-        return (list(copies), buffers), lambda theta, gradient, buffer: gradient.add(buffer, alpha=momentum)
+        return (list(copies), buffers), 1.0, lambda theta, gradient, buffer: gradient.add(buffer, alpha=momentum)
     if kind == "other":
-        return (list(copies),), lambda theta, update: update / lr
+        return (list(copies),), 1.0, lambda theta, update: update / lr  # before it is squared: lr^2 may be 0 in fp32
     return _adam(group, states, lr)
 
 
-def _adam(group: dict[str, Any], states: Sequence[dict[str, Any]], lr: float) -> tuple[Sources, Formula]:
+def _adam(
+    group: dict[str, Any], states: Sequence[dict[str, Any]], lr: float
+) -> tuple[Sources, float | Tensor, Formula]:
     beta1, beta2 = (float(beta) for beta in group["betas"])
     eps = float(group["eps"])
     decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay", False) else 0.0
@@ -102,18 +105,19 @@ def _adam(group: dict[str, Any], states: Sequence[dict[str, Any]], lr: float) ->
     count = step if on_device else float(step)
     correction1 = 1 - beta1**count
     root2 = (1 - beta2**count).sqrt() if isinstance(count, Tensor) else math.sqrt(1 - beta2**count)
+    # a = m/c1 / (sqrt(v)/sqrt(c2) + eps) is sqrt(c2)/c1 times m / (sqrt(v) + sqrt(c2) eps)
+    factor = root2 / correction1
+    # the update was -lr (a + decay theta_before) and theta = (1 - lr decay) theta_before - lr a
+    share = decay / factor
 
     def formula(theta: Tensor, mean: Tensor, square: Tensor) -> Tensor:
-        # m/c1 / (sqrt(v)/sqrt(c2) + eps), with one vector of scratch memory
-        found = square.sqrt().div_(root2).add_(eps)
+        found = square.sqrt().add_(root2 * eps)  # one vector of scratch memory
         torch.div(mean, found, out=found)
-        found.div_(correction1)
-        if decay:
-            # the update was -lr (a + decay theta_before) and theta = (1 - lr decay) theta_before - lr a
-            found.add_(theta, alpha=decay).div_(1 - lr * decay)
-        return found
+        if not decay:
+            return found
+        return found.addcmul_(theta, share) if isinstance(share, Tensor) else found.add_(theta, alpha=share)
 
-    return sources, formula
+    return sources, factor / (1 - lr * decay), formula
 
 
 def batch_key(kind: Family, state: dict[str, Any]) -> object:

@@ -1,15 +1,14 @@
 """The hypergradient of a step: dot products of the gradient with the last update's direction, group by group.
 
-Small tensors are packed and large ones cut, so that the work is a few operations on vectors of about a million
-elements whatever the model looks like; there is one sum per group, one all-reduce where parameters are sharded, and
-one read of the device for all groups together.
+Small tensors are packed (see ``packing``) and large ones cut, so that the work is a few operations on vectors of about
+a million elements whatever the model looks like; there is one sum per group, one all-reduce where parameters are
+sharded, and one read of the device for all groups together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,8 @@ from torch.optim import LBFGS, Optimizer
 
 from lightning_lr.hypergradient import directions
 from lightning_lr.hypergradient.directions import flat
-from lightning_lr.shards import local, sum_over_shards
+from lightning_lr.hypergradient.packing import Chunk, pack, side_by_side
+from lightning_lr.shards import flat_of, local, partition_of, sum_over_shards
 
 CHUNK = 1 << 20
 """Elements that are worked on at a time: 4 MB of scratch memory, and few launches."""
@@ -96,7 +96,9 @@ class AlignmentEstimator:
         self._copies: dict[int, Tensor] = {}
         self._open: list[int] = []
         self._signature: object = None
-        self._chunks: list[_Chunk] = []
+        self._chunks: list[Chunk] = []
+        self._packed: Tensor | None = None
+        """What :meth:`sums` has packed for the one chunk that there is, until :meth:`before_step` keeps it."""
 
     # ------------------------------------------------------------------ measuring
     @torch.no_grad()
@@ -113,20 +115,23 @@ class AlignmentEstimator:
             ValueError: for sparse gradients.
         """
         chunks = self._current_chunks()
+        self._packed = None
         groups = len(self.optimizer.param_groups)
         if not chunks:
             return torch.zeros(groups, 3)
-        rows = [self._chunk_sums(chunk) for chunk in chunks]
+        found = [value for chunk in chunks for value in self._chunk_sums(chunk, scale)]
+        table = torch.stack([value.to(found[0]) for value in found]).view(-1, 3)
         holders = [chunk.parameters[0] for chunk in chunks]
-        owners = [chunk.group for chunk in chunks]
-        table = torch.stack([row.to(rows[0]) for row in rows])
         if any(isinstance(holder, DTensor) for holder in holders):
-            table = sum_over_shards(table.T.reshape(-1), [*holders, *holders, *holders]).view(3, -1).T
+            table = sum_over_shards(table, holders)
         if scale != 1.0:
             table = table / table.new_tensor([scale, scale**2, 1.0])
-        nothing = table.new_zeros(3)
-        own = [[row for row, owner in zip(table, owners, strict=True) if owner == index] for index in range(groups)]
-        return torch.stack([torch.stack(part).sum(0) if part else nothing for part in own])
+        owners = [chunk.group for chunk in chunks]
+        if owners != list(range(groups)):
+            parts = torch.split(table, [owners.count(index) for index in range(groups)])
+            table = torch.stack([part.sum(0) for part in parts])
+        partition = partition_of(holders)
+        return table if partition is None else sum_over_shards(table, [partition] * groups)
 
     def measure(self, scale: float = 1.0) -> list[Alignment]:
         """:meth:`sums`, read from the device."""
@@ -145,7 +150,10 @@ class AlignmentEstimator:
             if kept == "nothing" or not moving:
                 continue
             places, moved = zip(*moving, strict=True)
-            if kept == "gradient":
+            if kept == "gradient" and self._keep_packed(places):
+                if scale != 1.0:
+                    self._chunks[0].copies[0].div_(scale)
+            elif kept == "gradient":
                 self._copy(places, [p.grad for p in moved])
                 kept_now = [self._copies[place] for place in places]
                 if scale != 1.0:
@@ -171,8 +179,9 @@ class AlignmentEstimator:
     # ------------------------------------------------------------------ resuming
     def state_dict(self) -> dict[str, Any]:
         """Numbers and, where copies are kept, tensors. Of sharded parameters none are: one update goes unmeasured."""
-        sharded = {place for _, ps in self._placed() for place, p in ps if isinstance(p, DTensor)}
-        copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place not in sharded}
+        placed = [place_and_p for _, parameters in self._placed() for place_and_p in parameters]
+        whole = {place for place, p in placed if not isinstance(p, DTensor) and flat_of(p) is None}
+        copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place in whole}
         return {"lr": self.lr, "idle": sorted(self._idle), "copies": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,10 +208,23 @@ class AlignmentEstimator:
         for place, source in zip(places, sources, strict=True):
             held = self._copies.get(place)
             if held is None or held.shape != source.shape or held.dtype != source.dtype or held.device != source.device:
-                self._copies[place] = torch.empty_like(source)
+                self._copies.update(zip(places, side_by_side(sources), strict=True))
+                self._signature = None  # the chunks know where the copies lie
+                break
         torch._foreach_copy_([self._copies[place] for place in places], sources)
 
-    def _current_chunks(self) -> list[_Chunk]:
+    def _keep_packed(self, places: Sequence[int]) -> bool:
+        """Keep what was packed for the sums, if the copies of all that moves lie together as it does."""
+        packed, self._packed = self._packed, None
+        if packed is None or self._chunks[0].places != list(places) or len(self._chunks[0].copies) != 1:
+            return False
+        (copies,) = self._chunks[0].copies
+        if copies.is_complex() or copies.numel() != packed.numel():
+            return False
+        copies.view(-1).copy_(packed)
+        return True
+
+    def _current_chunks(self) -> list[Chunk]:
         """How the parameters with a gradient are packed; the same as for the last update, where nothing has changed."""
         groups = self.optimizer.param_groups
         known = [
@@ -215,91 +237,50 @@ class AlignmentEstimator:
         signature = (CHUNK, known, without, sizes, kept, sorted(self._idle))
         if signature != self._signature:
             self._signature = signature
-            self._chunks, start = [], 0
-            for i, group in enumerate(groups):
-                self._chunks += self._pack(i, group, start, known[i])
-                start += sizes[i]
+            self._chunks = []
+            for i, (group, parameters) in enumerate(self._placed()):
+                moved = {place for place, p in parameters if known[i] and self._has_direction(group, place, p)}
+                self._chunks += pack(i, parameters, moved, self._copies, self._step_key, CHUNK)
         return self._chunks
 
-    def _pack(self, index: int, group: dict[str, Any], start: int, known_group: bool) -> Iterator[_Chunk]:
-        """Parameters with a gradient; small ones together, if they are treated alike."""
-        open_chunks: dict[object, _Chunk] = {}
-        state_of = self.optimizer.state
-        for place, parameter in enumerate(group["params"], start):
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.layout != torch.strided:
-                raise ValueError(
-                    f"hypergradient: parameter {place} of the optimizer (shape {tuple(parameter.shape)}) has a sparse "
-                    "gradient, of which no dot product with the last update is taken; use sparse=False in its embedding"
-                )
-            state = state_of.get(parameter, {})
-            known = (
-                known_group
-                and place not in self._idle
-                and directions.has_direction(self.family, group, state, self._copies.get(place))
-            )
-            key = (
-                known,
-                directions.batch_key(self.family, state) if known else None,
-                parameter.dtype,
-                parameter.device,
-                (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None,
-            )
-            elements = local(parameter).numel()
-            chunk = open_chunks.get(key)
-            if chunk is not None and chunk.elements + elements > CHUNK:
-                yield open_chunks.pop(key)
-                chunk = None
-            if chunk is None:
-                chunk = open_chunks[key] = _Chunk(index, known)
-            chunk.parameters.append(parameter)
-            chunk.places.append(place)
-            chunk.elements += elements
-        yield from open_chunks.values()
+    def _has_direction(self, group: dict[str, Any], place: int, parameter: Tensor) -> bool:
+        state = self.optimizer.state.get(parameter, {})
+        copy = self._copies.get(place)
+        return place not in self._idle and directions.has_direction(self.family, group, state, copy)
 
-    def _chunk_sums(self, chunk: _Chunk) -> Tensor:
+    def _step_key(self, parameter: Tensor) -> object:
+        return directions.batch_key(self.family, self.optimizer.state.get(parameter, {}))
+
+    def _chunk_sums(self, chunk: Chunk, scale: float) -> list[Tensor]:
+        """The three sums of :class:`Alignment` over a chunk, of gradients that are multiplied by ``scale``."""
         parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
         gradient = flat([p.grad for p in parameters if p.grad is not None])
         decay = directions.penalty(self.family, group)
-        sources: directions.Sources = ()
+        keeps = directions.keeps(self.family, group) == "gradient"
+        vectors: list[Tensor] = []
+        factor: float | Tensor = 1.0
         if chunk.known:
             assert self.lr is not None
-            sources, formula = directions.direction(
-                self.family,
-                group,
-                [self.optimizer.state[p] for p in parameters] if self.family != "other" else [],
-                [self._copies[place] for place in chunk.places if place in self._copies],
-                self.lr[chunk.group],
-            )
-        vectors = [flat(source) for source in sources]
-        needs_theta = bool(decay or group.get("decoupled_weight_decay", False))
+            states = [self.optimizer.state[p] for p in parameters] if self.family != "other" else []
+            lr = self.lr[chunk.group]
+            sources, factor, formula = directions.direction(self.family, group, states, chunk.copies, lr)
+            vectors = [flat(source) for source in sources]
+        needs_theta = bool(decay or (group.get("decoupled_weight_decay", False) and group["weight_decay"]))
         theta = flat(parameters) if needs_theta else gradient
-        total = gradient.new_zeros(3)
+        total: list[Tensor] = []
         for start in range(0, gradient.numel(), CHUNK):
             part = slice(start, start + CHUNK)
             g = gradient[part]
             if group.get("maximize", False):
                 g = g.neg()
             if decay:
-                g = g.add(theta[part], alpha=decay)
+                g = g.add(theta[part], alpha=decay * scale)
+            if keeps and len(self._chunks) == 1 and gradient.numel() <= CHUNK:
+                self._packed = g
             own = torch.dot(g, g)
+            sums = [torch.zeros_like(own), own, torch.zeros_like(own)]
             if chunk.known:
                 d = formula(theta[part], *(vector[part] for vector in vectors)).to(g)
-                sums = torch.stack([torch.dot(g, d), own, torch.dot(d, d)])
-            else:
-                sums = torch.stack([torch.zeros_like(own), own, torch.zeros_like(own)])
-            total = sums if start == 0 else total + sums
-        return total
-
-
-@dataclass
-class _Chunk:
-    """Parameters of a group that are packed into one vector, and whether their last update is known."""
-
-    group: int
-    known: bool
-    parameters: list[Tensor] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    elements: int = 0
+                sums = [torch.dot(g, d) * factor, own, torch.dot(d, d) * factor * factor]
+            total = sums if start == 0 else [a + b for a, b in zip(total, sums, strict=True)]
+        return total or [gradient.new_zeros(())] * 3

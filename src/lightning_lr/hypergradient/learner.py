@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from lightning_lr.checks import is_list, is_real
 from lightning_lr.hypergradient.directions import Family
 from lightning_lr.hypergradient.estimate import Alignment, cosine
 from lightning_lr.hypergradient.rules import Feedback, Rule, RuleName, make_rule
@@ -40,10 +41,11 @@ class FactorLearner:
     ) -> None:
         if scope not in get_args(Scope):
             raise ValueError(f"hypergradient: got scope={scope!r}; allowed are {get_args(Scope)}")
-        low, high = (float(bound) for bound in bounds)
-        if not (0 <= low <= 1 <= high < math.inf) or (low == 0 and rule != "additive"):
+        two = is_list(bounds) and len(bounds) == 2 and all(map(is_real, bounds))
+        low, high = map(float, bounds) if two else (math.nan, math.nan)
+        if not (0 <= low <= 1 <= high) or (low == 0 and rule != "additive"):
             raise ValueError(
-                f"hypergradient: got bounds={tuple(bounds)!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 "
+                f"hypergradient: got bounds={bounds!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 "
                 "<= high (low may be 0 for the additive rule only, which can grow from 0)"
             )
         make_rule(rule, hyper_lr, family)  # complains now, not at the first update

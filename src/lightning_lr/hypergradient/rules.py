@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
+from lightning_lr.checks import is_real
 from lightning_lr.hypergradient.directions import Family
 from lightning_lr.hypergradient.estimate import cosine
 
@@ -127,12 +128,12 @@ def make_rule(name: RuleName, hyper_lr: float | None, family: Family) -> Rule:
     """
     if name not in get_args(RuleName):
         raise ValueError(f"hypergradient: got rule={name!r}; allowed are {get_args(RuleName)}")
-    value = HYPER_LR[name][family] if hyper_lr is None else float(hyper_lr)
-    if not (math.isfinite(value) and value >= 0):
+    value = HYPER_LR[name][family] if hyper_lr is None else hyper_lr
+    if not (is_real(value) and value >= 0):
         raise ValueError(f"hypergradient: got hyper_lr={hyper_lr!r}; give 0 (off) or more, or None for the default")
     rules: dict[RuleName, type[Additive] | type[Multiplicative] | type[Normalized]] = {
         "additive": Additive,
         "multiplicative": Multiplicative,
         "normalized": Normalized,
     }
-    return rules[name](value)
+    return rules[name](float(value))

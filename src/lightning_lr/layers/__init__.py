@@ -2,7 +2,14 @@
 
 from lightning_lr.layers.construction import groups_split_at_construction, split_existing
 from lightning_lr.layers.discovery import Layers, discover
-from lightning_lr.layers.groups import LAYER, GroupsError, GroupSplitter, check_factors, layerwise_param_groups
+from lightning_lr.layers.groups import (
+    LAYER,
+    GroupsError,
+    GroupSplitter,
+    check_factors,
+    check_names,
+    layerwise_param_groups,
+)
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import parameters_by_name
 from lightning_lr.layers.no_decay import NoWeightDecay
@@ -20,6 +27,7 @@ __all__ = [
     "NoWeightDecay",
     "UnfreezingOrder",
     "check_factors",
+    "check_names",
     "discover",
     "groups_split_at_construction",
     "layer_table",

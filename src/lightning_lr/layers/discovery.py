@@ -133,7 +133,7 @@ def _expression(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"layers: got {pattern!r}, which is no regular expression ({error})") from error
+        raise ValueError(f"layers: got {pattern!r}, which is no regular expression ({error}); give Python's") from error
 
 
 def _first_match(expressions: Sequence[re.Pattern[str]], name: str) -> tuple[int, tuple[tuple[float, str], ...]] | None:

@@ -6,7 +6,6 @@ goes to all of its parts.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_lr.checks import is_rate, is_real
 from lightning_lr.layers.discovery import Layers, discover
 from lightning_lr.layers.layer_map import LayerMap
 from lightning_lr.layers.names import parameters_by_name
@@ -36,10 +36,22 @@ def check_factors(who: str, decay: float, head_factor: float) -> None:
     Raises:
         ValueError: for a decay outside (0, 1], or a head factor that is not positive and finite.
     """
-    if not (isinstance(decay, int | float) and 0.0 < decay <= 1.0):
+    if not (is_real(decay) and 0.0 < decay <= 1.0):
         raise ValueError(f"{who}: got decay={decay!r}; the factor from one layer to the one below is in (0, 1]")
-    if not (isinstance(head_factor, int | float) and math.isfinite(head_factor) and head_factor > 0.0):
-        raise ValueError(f"{who}: got head_factor={head_factor!r}; give a positive number, 1 for none")
+    if not (is_rate(head_factor) and head_factor > 0.0):
+        raise ValueError(f"{who}: got head_factor={head_factor!r}; give a positive number within float32, 1 for none")
+
+
+def check_names(who: str, **arguments: object) -> None:
+    """Refuse what is neither ``"auto"`` nor a list of strings, by name; what they match is looked at with the model.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    for name, value in arguments.items():
+        of_strings = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        if value != "auto" and not (of_strings and (value or name == "no_weight_decay")):
+            raise ValueError(f'{who}: got {name}={value!r}; give "auto", or a list of regular expressions')
 
 
 class GroupSplitter:
@@ -192,7 +204,14 @@ def layerwise_param_groups(
     Source: Howard & Ruder 2018 (discriminative fine-tuning), arXiv 1801.06146; Clark et al. 2020 (ELECTRA's layer-wise
     decay), arXiv 2003.10555. The stem and head are counted as in BEiT, arXiv 2106.08254.
     """
-    check_factors("layerwise_param_groups", decay, head_factor)
+    who = "layerwise_param_groups"
+    check_factors(who, decay, head_factor)
+    check_names(who, layers=layers, no_weight_decay=no_weight_decay)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{who}: got module={module!r}; give an nn.Module")
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not is_rate(value):
+            raise ValueError(f"{who}: got {name}={value!r}; give a number that is not negative, within float32")
     trainable = [p for p in parameters_by_name(module).values() if p.requires_grad]
     if not trainable:
         raise ValueError(f"{type(module).__name__} has no parameter that needs a gradient; unfreeze some")

@@ -36,7 +36,9 @@ def without_weight_decay(module: nn.Module, no_weight_decay: NoWeightDecay = "au
         try:
             hits = {id(parameter) for name, parameter in parameters.items() if re.search(pattern, name)}
         except (re.error, TypeError) as error:
-            raise ValueError(f"no_weight_decay: got {pattern!r}, which is no regular expression ({error})") from error
+            raise ValueError(
+                f"no_weight_decay: got {pattern!r}, which is no regular expression ({error}); give Python's"
+            ) from error
         if not hits:
             some = ", ".join(list(parameters)[:3])
             raise ValueError(

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.checks import is_list, is_real
 from lightning_lr.optim.trust_ratio import (
     Adapt,
     Piece,
     TrustRatioOptimizer,
     alike,
+    check_flags,
     check_learning_rate,
     check_not_negative,
     in_turn,
@@ -63,7 +65,8 @@ class LAMB(TrustRatioOptimizer):
 
     Raises:
         ValueError: for a negative hyperparameter, a beta outside [0, 1), or an unknown ``adapt``.
-        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+        RuntimeError: at a step, for sparse gradients, or parameters flattened by FSDP1, or by DeepSpeed without
+            ``ZeROStrategy``.
 
     Example::
 
@@ -87,14 +90,17 @@ class LAMB(TrustRatioOptimizer):
     ) -> None:
         check_learning_rate("LAMB", lr)
         check_not_negative("LAMB", eps=eps, weight_decay=weight_decay)
+        check_flags("LAMB", foreach, maximize=maximize, capturable=capturable)
+        if not is_list(betas) or len(betas) != 2:
+            raise ValueError(f"LAMB: got betas={betas!r}; give two numbers in [0, 1), for example (0.9, 0.999)")
         for index, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
+            if not (is_real(beta) and 0.0 <= beta < 1.0):
                 raise ValueError(f"LAMB: got betas[{index}]={beta!r}; give a number in [0, 1)")
         defaults = {
             "lr": lr,
             "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
+            "eps": float(eps),
+            "weight_decay": float(weight_decay),
             "adapt": adapt,
             "foreach": foreach,
             "maximize": maximize,
@@ -109,12 +115,8 @@ class LAMB(TrustRatioOptimizer):
         return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
 
     def update(self, group: Group, pieces: list[Piece]) -> None:
-        for piece in pieces:
-            if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
-                step = piece.state["step"].to(piece.weight.device)
-                piece.state["step"] = self.state[piece.parameter]["step"] = step
+        self.begin(group, pieces)
         for some in alike(pieces):
-            torch._foreach_add_([piece.state["step"] for piece in some], 1)
             _adamw([piece for piece in some if not piece.adapted], group)
             adapted = [piece for piece in some if piece.adapted]
             # tensors taken in turn share one piece of memory, which stays in the cache and need not be found anew
@@ -123,13 +125,43 @@ class LAMB(TrustRatioOptimizer):
             for together in in_turn(adapted):
                 self._ratios.append(_adapted(together, group, room))
 
+    def begin(self, group: Group, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
+                step = piece.state["step"].to(piece.weight.device)
+                piece.state["step"] = self.state[piece.parameter]["step"] = step
+        for some in alike(pieces):
+            steps = [piece.state["step"] for piece in some]
+            if some[0].segment is not None:  # the segments of a flat vector share its step
+                steps = list({id(step): step for step in steps}.values())
+            torch._foreach_add_(steps, 1)
+
+    # ------------------------------------------------------------------ over shards
+    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+        return _steps(pieces, group, None)
+
+    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+        return weight / other
+
+    def move(
+        self,
+        group: Group,
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None:
+        if compared is None:
+            _adamw(pieces, group)
+            return
+        lr = learning_rate(group, pieces[0])
+        scales: list[Any] = [ratio * lr for ratio in ratios if ratio is not None]
+        torch._foreach_mul_(compared, scales)
+        torch._foreach_add_([piece.weight for piece in pieces], compared)
+
 
 def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor | list[float]:
     """The update of tensors with a trust ratio; returns their ratios."""
-    fused = [piece for piece in pieces if piece.fuses]
-    scratch = iter(_fused_steps(fused, group, room) if fused else [])
-    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
-    steps = [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
+    steps = _steps(pieces, group, room)
     ratios = trust_ratios(pieces, steps, operator.truediv)
     if isinstance(ratios, Tensor):
         torch._foreach_mul_(steps, (ratios * learning_rate(group, pieces[0])).unbind())
@@ -137,6 +169,14 @@ def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor |
     else:
         pieces[0].weight.add_(steps[0], alpha=float(group["lr"]) * ratios[0])
     return ratios
+
+
+def _steps(pieces: list[Piece], group: Group, room: Tensor | None) -> list[Tensor]:
+    """``-u`` of each piece, the moments updated."""
+    fused = [piece for piece in pieces if piece.fuses]
+    scratch = iter(_fused_steps(fused, group, room) if fused else [])
+    # in the order of the pieces, which is that of every rank, also where they differ in what fuses
+    return [next(scratch) if piece.fuses else _plain_step(piece, group) for piece in pieces]
 
 
 def _fused_steps(pieces: Sequence[Piece], group: Group, room: Tensor | None) -> list[Tensor]:

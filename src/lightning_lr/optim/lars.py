@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.optim.host_norms import norms_on_host
 from lightning_lr.optim.trust_ratio import (
     HALF,
     WHOLE,
@@ -23,10 +24,11 @@ from lightning_lr.optim.trust_ratio import (
     Piece,
     TrustRatioOptimizer,
     alike,
+    check_flags,
     check_learning_rate,
     check_not_negative,
-    in_turn,
     learning_rate,
+    taken_in_turn,
     trust_ratios,
 )
 
@@ -65,7 +67,8 @@ class LARS(TrustRatioOptimizer):
 
     Raises:
         ValueError: for a negative hyperparameter, Nesterov's momentum without momentum, or an unknown ``adapt``.
-        RuntimeError: at a step, for sparse gradients, or parameters that FSDP1 or DeepSpeed has flattened.
+        RuntimeError: at a step, for sparse gradients, or parameters flattened by FSDP1, or by DeepSpeed without
+            ``ZeROStrategy``.
 
     Example::
 
@@ -95,14 +98,15 @@ class LARS(TrustRatioOptimizer):
         check_not_negative(
             "LARS", momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, eps=eps
         )
+        check_flags("LARS", foreach, nesterov=nesterov, maximize=maximize)
         if nesterov and momentum <= 0:
             raise ValueError(f"LARS: got nesterov=True with momentum={momentum!r}; it needs a momentum above 0")
         defaults = {
             "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-            "eps": eps,
+            "momentum": float(momentum),
+            "weight_decay": float(weight_decay),
+            "trust_coefficient": float(trust_coefficient),
+            "eps": float(eps),
             "nesterov": nesterov,
             "adapt": adapt,
             "foreach": foreach,
@@ -115,16 +119,52 @@ class LARS(TrustRatioOptimizer):
 
     def update(self, group: Group, pieces: list[Piece]) -> None:
         for some in alike(pieces):
-            for adapted in in_turn([piece for piece in some if piece.adapted]):
+            adapted = [piece for piece in some if piece.adapted]
+            if taken_in_turn(adapted):
+                self._ratios.append(_in_turn(adapted, group))
+            elif adapted:
                 ratios = trust_ratios(adapted, [piece.grad for piece in adapted], partial(_ratio, group))
                 self._ratios.append(ratios)
                 _step(adapted, ratios, group)
             fixed = [piece for piece in some if not piece.adapted]
             _step(fixed, [None] * len(fixed), group)
 
+    # ------------------------------------------------------------------ over shards
+    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+        return [piece.grad for piece in pieces]
+
+    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+        return _ratio(group, weight, other)
+
+    def move(
+        self,
+        group: Group,
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None:
+        _step(pieces, ratios, group)
+
 
 def _ratio(group: Group, weight: Any, grad: Any) -> Any:
     return group["trust_coefficient"] * weight / (grad + group["weight_decay"] * weight + group["eps"])
+
+
+def _in_turn(pieces: Sequence[Piece], group: Group) -> list[float]:
+    """One step of tensors on the host, while the norms' reading has left each in the cache; returns the ratios."""
+    by_dampening = group["momentum"] != 0 and not group["nesterov"]
+    settings = _kernel_settings(group)
+    ratios = []
+    for piece in pieces:
+        weight, grad = norms_on_host(piece.weight, piece.grad)
+        ratio = _ratio(group, weight, grad) if weight > 0 and grad > 0 else 1.0
+        ratios.append(ratio)
+        if by_dampening and piece.fuses and _survives_dampening(ratio):
+            buffers = [piece.state["momentum_buffer"]]
+            torch._fused_sgd_([piece.weight], [piece.grad], buffers, dampening=1.0 - ratio, **settings)
+        else:
+            _step([piece], [ratio], group)
+    return ratios
 
 
 def _step(pieces: Sequence[Piece], ratios: Iterable[float | Tensor | None], group: Group) -> None:
@@ -175,19 +215,24 @@ def _survives_dampening(ratio: float) -> bool:
 
 
 def _fused_sgd(pieces: Sequence[Piece], group: Group, dampening: float = 0.0) -> None:
-    momentum = group["momentum"]
     torch._fused_sgd_(
         [piece.weight for piece in pieces],
         [piece.grad for piece in pieces],
-        [] if momentum == 0 else [piece.state["momentum_buffer"] for piece in pieces],
-        weight_decay=group["weight_decay"],
-        momentum=momentum,
-        lr=float(group["lr"]),
+        [] if group["momentum"] == 0 else [piece.state["momentum_buffer"] for piece in pieces],
         dampening=dampening,
-        nesterov=group["nesterov"],
-        maximize=group["maximize"],
-        is_first_step=False,  # the buffers exist and are 0
+        **_kernel_settings(group),
     )
+
+
+def _kernel_settings(group: Group) -> dict[str, Any]:
+    return {
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "lr": float(group["lr"]),
+        "nesterov": group["nesterov"],
+        "maximize": group["maximize"],
+        "is_first_step": False,  # the buffers exist and are 0
+    }
 
 
 def _multi_tensor(pieces_and_ratios: Sequence[tuple[Piece, Any]], group: Group) -> None:

@@ -1,14 +1,13 @@
 """What LARS and LAMB share: which tensors have a trust ratio, their norms over all shards, the ratios of the last step.
 
 A trust ratio is one number per parameter tensor, made of two norms. The norms of all tensors are asked for together
-and stay on the device: nothing is read back there, and a parameter that is sharded over ranks (FSDP2) costs one
-all-reduce for all of them. On the CPU, where reading a number costs nothing, the ratios go as plain numbers into
-torch's fused kernels, one tensor after the other, while it is in the cache.
+and stay on the device: nothing is read back there. Where parameters are sharded over ranks (FSDP2, ZeRO) the update is
+made by ``sharded``, with one all-reduce for all groups. On the CPU, where reading a number costs nothing, the ratios go
+as plain numbers into torch's fused kernels, one tensor after the other, while it is in the cache.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_lr.shards import local, sum_over_shards
+from lightning_lr.checks import is_rate
+from lightning_lr.optim.host_norms import norms_on_host
+from lightning_lr.shards import Segment, Whole, flat_of, local, partition_of, sum_over_shards
 
 Adapt = Literal["ndim>1", "all", "none"] | Callable[[Tensor], bool]
 """Which parameters have a trust ratio; the others are updated as with a ratio of 1."""
@@ -45,6 +46,7 @@ class Piece:
         state: the optimizer's tensors, by name.
         adapted: whether it has a trust ratio.
         fuses: whether torch's fused kernels take it.
+        segment: where it lies in ``parameter``, if that is a flat vector.
     """
 
     parameter: Tensor
@@ -53,6 +55,7 @@ class Piece:
     state: dict[str, Tensor]
     adapted: bool
     fuses: bool
+    segment: Segment | None = None
 
     @property
     def on_host(self) -> bool:
@@ -62,7 +65,7 @@ class Piece:
     @property
     def sharded(self) -> bool:
         """Whether its norm needs other ranks."""
-        return isinstance(self.parameter, DTensor)
+        return self.segment is not None or isinstance(self.parameter, DTensor)
 
 
 class TrustRatioOptimizer(Optimizer):
@@ -73,16 +76,19 @@ class TrustRatioOptimizer(Optimizer):
         defaults: hyperparameters of groups that do not say otherwise.
 
     Raises:
-        RuntimeError: at a step, for parameters that FSDP1 or DeepSpeed ZeRO has flattened: the norm of a tensor is then
-            not to be had from what the optimizer sees. FSDP2 (``fully_shard``) keeps tensors apart and works.
+        RuntimeError: at a step, for parameters that were flattened by somebody who does not say where each tensor is:
+            FSDP1, and DeepSpeed ZeRO without ``ZeROStrategy``. FSDP2 (``fully_shard``) keeps tensors apart and works.
     """
 
     fused_dtypes: ClassVar[dict[str, tuple[torch.dtype, ...]]] = {"cpu": HALF + WHOLE, "cuda": HALF + WHOLE}
     """What torch's fused or multi-tensor kernels take, by type of device."""
+    needs_whole_updates: ClassVar[bool] = True
+    """A strategy must not step it in parts."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._own: set[int] = set()
         self._ratios: list[Tensor | list[float]] = []
+        self._sharded = False
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ what users ask
@@ -107,7 +113,7 @@ class TrustRatioOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         adapt = group["adapt"]
-        if not callable(adapt) and adapt not in _RULES:
+        if not callable(adapt) and not (isinstance(adapt, str) and adapt in _RULES):
             self.param_groups.pop()
             raise ValueError(
                 f"{type(self).__name__}: got adapt={adapt!r}; allowed are {', '.join(map(repr, _RULES))} or a function "
@@ -136,16 +142,44 @@ class TrustRatioOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._ratios = []
-        for group in self.param_groups:
-            pieces = self._pieces(group)
+        self._ratios, self._sharded = [], False
+        work = [(group, self._pieces(group)) for group in self.param_groups]
+        if self._sharded:
+            from lightning_lr.optim.sharded import update_sharded  # which builds on this module
+
+            update_sharded(self, work)
+            return loss
+        for group, pieces in work:
             if pieces:
                 self.update(group, pieces)
         return loss
 
     @abstractmethod
     def update(self, group: dict[str, Any], pieces: list[Piece]) -> None:
-        """Update the pieces of a group in place."""
+        """Update the pieces of a group in place; all of them are held whole."""
+
+    # an update over shards, in the order in which these are called
+    def begin(self, group: dict[str, Any], pieces: list[Piece]) -> None:
+        """Do what a step does to the pieces of a group once, before anything else."""
+        return
+
+    @abstractmethod
+    def compared(self, group: dict[str, Any], pieces: list[Piece]) -> list[Tensor]:
+        """What is compared with each piece's weight by the norm; called once per step."""
+
+    @abstractmethod
+    def ratio(self, group: dict[str, Any], weight: Any, other: Any) -> Any:
+        """The trust ratio from the norms of a tensor and of what it is compared with, neither of which is 0."""
+
+    @abstractmethod
+    def move(
+        self,
+        group: dict[str, Any],
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None:
+        """Update pieces in place; those without a ratio have nothing that they were compared with."""
 
     @abstractmethod
     def shaped_states(self, group: dict[str, Any]) -> Sequence[str]:
@@ -160,9 +194,14 @@ class TrustRatioOptimizer(Optimizer):
         adapt, names = group["adapt"], self.shaped_states(group)
         rule = _RULES[adapt] if isinstance(adapt, str) else None
         may_fuse = group["foreach"] is not False
-        pieces = []
+        flattened = partition_of(group["params"]) is not None
+        pieces: list[Piece] = []
         for index, parameter in enumerate(group["params"]):
             grad = parameter.grad
+            if flattened:
+                self._sharded = True
+                pieces += self._segments(group, parameter)
+                continue
             if grad is None:
                 continue
             if grad.is_sparse:
@@ -177,6 +216,7 @@ class TrustRatioOptimizer(Optimizer):
             shaped = [state[name] for name in names]
             weight: Tensor = parameter
             if isinstance(parameter, DTensor) or parameter.is_complex():
+                self._sharded = self._sharded or isinstance(parameter, DTensor)
                 if isinstance(grad, DTensor) and grad.placements != parameter.placements:
                     grad = grad.redistribute(placements=parameter.placements)
                 weight, grad, *shaped = (_real(local(tensor)) for tensor in (parameter, grad, *shaped))
@@ -185,17 +225,35 @@ class TrustRatioOptimizer(Optimizer):
             pieces.append(Piece(parameter, weight, grad, state, rule(parameter) if rule else adapt[index], fuses))
         return pieces
 
+    def _segments(self, group: dict[str, Any], vector: Tensor) -> Iterator[Piece]:
+        """The pieces that a flat vector is made of; its padding is in none of them and stays as it is."""
+        flat, grad, names = flat_of(vector), vector.grad, self.shaped_states(group)
+        if flat is None or grad is None:
+            return
+        state = self.state[vector]
+        if not state:
+            state.update(self.other_states(vector))
+        for name in names:
+            if name not in state:
+                state[name] = torch.zeros_like(vector)
+        fuses = group["foreach"] is not False and self._fuses(vector, grad, *(state[name] for name in names))
+        for segment in flat.segments:
+            part = slice(segment.start, segment.stop)
+            own = {**state, **{name: state[name][part] for name in names}}
+            adapted = adapts(group, flat.partition.tensors[segment.tensor])
+            yield Piece(vector, vector[part], grad[part], own, adapted, fuses, segment)
+
     def _fuses(self, weight: Tensor, *others: Tensor) -> bool:
         """Whether fused kernels take these tensors: they run over memory, so all must lie in it in the same order."""
         if weight.dtype not in self.fused_dtypes.get(weight.device.type, ()):
             return False
+        in_order = weight.is_contiguous()
         for other in others:
             if other.dtype != weight.dtype or other.device != weight.device:
                 return False
-        if weight.is_contiguous():
-            return all(other.is_contiguous() for other in others)
+            in_order = in_order and other.is_contiguous()
         layout = torch.channels_last
-        return weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others))
+        return in_order or (weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others)))
 
     def _refuse_flattened(self, parameter: Tensor) -> None:
         who = type(self).__name__
@@ -208,9 +266,17 @@ class TrustRatioOptimizer(Optimizer):
         if id(parameter) not in self._own and parameter.ndim == 1:
             raise RuntimeError(
                 f"{who}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as DeepSpeed "
-                "ZeRO (stages 1, 2 and 3) does with its partitions, so the norm of a tensor is not known; use FSDP2 or "
-                "DDP, or DeepSpeed's own FusedLamb"
+                "ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies in it, so "
+                "its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
             )
+
+
+def adapts(group: dict[str, Any], whole: Whole) -> bool:
+    """Whether a tensor that was flattened has a trust ratio."""
+    adapt = group["adapt"]
+    if isinstance(adapt, str):
+        return adapt == "all" or (adapt == "ndim>1" and len(whole.shape) > 1)
+    return bool(adapt[whole.place])
 
 
 # ---------------------------------------------------------------------- norms
@@ -234,8 +300,7 @@ def trust_ratios(
     """
     weights = [piece.weight for piece in pieces]
     if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:
-        pair = torch._foreach_norm([weights[0], others[0]], 2, dtype=_sums_in(others))
-        weight, other = pair[0].item(), pair[1].item()
+        weight, other = norms_on_host(weights[0], others[0])
         return [formula(weight, other) if weight > 0 and other > 0 else 1.0]
     both = norms([*weights, *others], [*pieces, *pieces])
     ratio: Tensor = formula(*both.chunk(2))
@@ -283,11 +348,20 @@ def check_learning_rate(who: str, lr: float | Tensor) -> None:
     """Refuse a learning rate that no optimizer of torch's would take."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"{who}: got an lr tensor with {lr.numel()} elements; give one with a single element")
-    check_not_negative(who, lr=float(lr))
+    check_not_negative(who, lr=float(lr) if isinstance(lr, Tensor) else lr)
+
+
+def check_flags(who: str, foreach: bool | None = None, **flags: bool) -> None:
+    """Refuse what is neither True nor False, by name; ``foreach`` may be None."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{who}: got {name}={value!r}; give True or False")
+    if foreach is not None and not isinstance(foreach, bool):
+        raise ValueError(f"{who}: got foreach={foreach!r}; give True, False, or None for what is fastest")
 
 
 def check_not_negative(who: str, **arguments: float) -> None:
     """Refuse what is negative or not a number, by name."""
     for name, value in arguments.items():
-        if not (value >= 0.0 and math.isfinite(value)):
-            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative")
+        if not is_rate(value):
+            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative, within float32")

@@ -33,7 +33,9 @@ JOURNAL = "checkpointing"
 class CheckpointsActivations(_Base):
     """What a strategy does to checkpoint: mixed in before a strategy of Lightning."""
 
-    policy: CheckpointPolicy
+    policy: CheckpointPolicy | None
+    repeats_hooks = False
+    """Whether a block's own forward hooks run again with it: they fetch its parameters, where those are in shards."""
     checkpointing: Checkpointing | None = None
     """At work while ``fit`` runs; its ``plan`` is there once the first training steps have been watched."""
     _notes: _PlanNotes
@@ -49,10 +51,12 @@ class CheckpointsActivations(_Base):
                 "use automatic optimization"
             )
         super().setup(trainer)
-        if fitting:
+        if fitting and self.policy is not None:
             with self._refusing():
                 self._notes = _PlanNotes(trainer)
-                self.checkpointing = Checkpointing(module, self.policy, self.root_device, self.broadcast, self._notes)
+                self.checkpointing = Checkpointing(
+                    module, self.policy, self.root_device, self.broadcast, self._notes, self.repeats_hooks
+                )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if self.checkpointing is None:
@@ -121,6 +125,12 @@ class _PlanNotes:
         self._first = False
 
 
+def _policy(strategy: object, policy: CheckpointPolicy | None) -> CheckpointPolicy:
+    if policy is not None and not isinstance(policy, CheckpointPolicy):
+        raise TypeError(f"{type(strategy).__name__}: got policy={policy!r}; give a CheckpointPolicy, or None")
+    return policy or CheckpointPolicy()
+
+
 class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
     """One device, whose activations are kept for backward or computed again as a policy says.
 
@@ -142,8 +152,8 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
     strategy_name = "checkpointed"
 
     def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        self.policy = _policy(self, policy)
         super().__init__(**kwargs)
-        self.policy = policy or CheckpointPolicy()
 
     # Lightning sets these two, as on every strategy that has them, when it has read the Trainer's arguments. They are
     # how this strategy learns its device (test_device_is_the_trainers guards it).
@@ -191,5 +201,5 @@ class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
     strategy_name = "ddp_checkpointed"
 
     def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
+        self.policy = _policy(self, policy)
         super().__init__(**kwargs)
-        self.policy = policy or CheckpointPolicy()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Literal
 
+from lightning_lr.checks import is_count, is_rate, is_real
 from lightning_lr.curves import SNAP, Cosine, Curve
 from lightning_lr.warmup.smoother import FEWEST_BLOCKS
 
@@ -53,29 +53,30 @@ class WarmupSettings:
     def __post_init__(self) -> None:
         for name in ("min_lr", "max_lr"):
             value = getattr(self, name)
-            _require(_is_real(value) and value > 0, name, value, "a learning rate above 0")
+            _require(is_rate(value) and value > 0, name, value, "a learning rate above 0, within float32")
         if self.min_lr >= self.max_lr:
             raise ValueError(
                 f"AdaptiveWarmup: min_lr={self.min_lr!r} is not below max_lr={self.max_lr!r}; the warm-up climbs from "
                 "the one to the other. Lower min_lr or raise max_lr"
             )
         _require(
-            _is_real(self.max_warmup) and 0 < self.max_warmup < 1, "max_warmup", self.max_warmup,
+            is_real(self.max_warmup) and 0 < self.max_warmup < 1, "max_warmup", self.max_warmup,
             "a share of the run in (0, 1), 0.5 for half of it",
         )  # fmt: skip
         _require(
-            _is_real(self.confidence) and 0.5 < self.confidence < 1, "confidence", self.confidence,
+            is_real(self.confidence) and 0.5 < self.confidence < 1, "confidence", self.confidence,
             "a probability in (0.5, 1), for example 0.95",
         )  # fmt: skip
-        _require(_is_count(self.patience), "patience", self.patience, "a whole number of tests, at least 1")
+        _require(is_count(self.patience), "patience", self.patience, "a whole number of tests, at least 1")
         _require(
-            self.check_every is None or _is_count(self.check_every), "check_every", self.check_every,
+            self.check_every is None or is_count(self.check_every), "check_every", self.check_every,
             "a whole number of updates, at least 1, or None for 1 % of the run",
         )  # fmt: skip
         _require(
-            _is_real(self.lr_scale) and 0 < self.lr_scale <= 1, "lr_scale", self.lr_scale,
+            is_real(self.lr_scale) and 0 < self.lr_scale <= 1, "lr_scale", self.lr_scale,
             "a factor in (0, 1]; above 1 the decay would begin at a learning rate that was never tried",
         )  # fmt: skip
+        _require(isinstance(self.restore_best, bool), "restore_best", self.restore_best, "True or False")
         _require(self.on_divergence in ON_DIVERGENCE, "on_divergence", self.on_divergence, f"one of {ON_DIVERGENCE}")
         if not isinstance(self.decay, Curve):
             raise ValueError(f"AdaptiveWarmup: decay={self.decay!r} is not a curve; give one of lightning_lr.curves")
@@ -153,11 +154,3 @@ class WarmupSettings:
 def _require(is_allowed: bool, argument: str, value: object, allowed: str) -> None:
     if not is_allowed:
         raise ValueError(f"AdaptiveWarmup: {argument}={value!r} is not allowed; give {allowed}")
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

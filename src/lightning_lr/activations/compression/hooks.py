@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,47 +27,9 @@ from lightning_lr.activations.compression.noise import noise_key
 from lightning_lr.activations.compression.operations import Operations, integer_bounds, is_weight, least_bits
 from lightning_lr.activations.compression.payloads import Exact, Kept, Payload, Rounded, Trial, plain
 from lightning_lr.activations.compression.storage import PackedOnce, in_memory_order, is_dense, restored, storages_of
+from lightning_lr.activations.compression.tally import Part, Tally
 
 COMPRESSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Tally:
-    """What one forward pass saved, each tensor counted once.
-
-    Not counted are parameters, buffers and the batch, which are there anyway, and autocast's copies of parameters.
-
-    Attributes:
-        raw_bytes: without compression.
-        held_bytes: with it.
-        rounded: by bits, how many numbers were rounded to them.
-        held_by_kind: held bytes by ``kept``, ``exact`` and the bits of rounded ones.
-        raw_by_kind: raw bytes of the same.
-    """
-
-    raw_bytes: int = 0
-    held_bytes: int = 0
-    rounded: dict[int, int] = field(default_factory=dict)
-    held_by_kind: dict[str, int] = field(default_factory=dict)
-    raw_by_kind: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ratio(self) -> float:
-        """Raw over held bytes; 1 where nothing was saved."""
-        return self.raw_bytes / self.held_bytes if self.held_bytes else 1.0
-
-    @property
-    def mean_bits(self) -> float:
-        """Bits per number, without the groups' metadata, over the tensors that were rounded; 0 where none was."""
-        count = sum(self.rounded.values())
-        return sum(bits * numbers for bits, numbers in self.rounded.items()) / count if count else 0.0
-
-    def add(self, kind: str, raw: int, held: int) -> None:
-        """Count one tensor."""
-        self.raw_bytes += raw
-        self.held_bytes += held
-        self.raw_by_kind[kind] = self.raw_by_kind.get(kind, 0) + raw
-        self.held_by_kind[kind] = self.held_by_kind.get(kind, 0) + held
 
 
 class ActivationCompressor:
@@ -221,14 +182,15 @@ class _Forward:
         return None if packed is None else Exact(packed)
 
     def _count(self, tensor: Tensor, payload: Payload, again: bool) -> None:
-        raw = 0 if again else min(tensor.nbytes, tensor.untyped_storage().nbytes())
+        plain_bytes = min(tensor.nbytes, tensor.untyped_storage().nbytes())
+        codec, held = "kept", plain_bytes
         if isinstance(payload, Rounded):
-            self.tally.add(f"{payload.bits} bit", raw, payload.packed.nbytes)
+            codec, held = f"{payload.bits} bit", payload.packed.nbytes
             self.tally.rounded[payload.packed.bits] = self.tally.rounded.get(payload.packed.bits, 0) + tensor.numel()
         elif isinstance(payload, Exact):
-            self.tally.add("exact", raw, payload.packed.nbytes)
-        else:
-            self.tally.add("kept", raw, min(tensor.nbytes, tensor.untyped_storage().nbytes()))
+            codec, held = "exact", payload.packed.nbytes
+        part = Part(codec, self._operation, self._own.names.running)
+        self.tally.add(part, 0 if again else plain_bytes, held)
 
     @property
     def _operation(self) -> str:

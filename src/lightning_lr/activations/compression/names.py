@@ -58,10 +58,14 @@ class ModuleNames:
         """Whether the module that runs, or one around it, is to be skipped."""
         return any(module in self._skipped for module in self._running)
 
+    @property
+    def running(self) -> str:
+        """Name of the module that runs; ``training_step`` outside of all."""
+        return (self._names.get(self._running[-1], "") if self._running else "") or "training_step"
+
     def next_name(self, operation: str) -> str:
         """``module/operation/count`` for the tensor that is saved now; counts from 0."""
-        where = self._names.get(self._running[-1], "") if self._running else ""
-        stem = f"{where or 'training_step'}/{operation}"
+        stem = f"{self.running}/{operation}"
         self._saved[stem] += 1
         return f"{stem}/{self._saved[stem] - 1}"
 

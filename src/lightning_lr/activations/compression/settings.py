@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_lr.activations.compression.groups import WIDTHS
 from lightning_lr.activations.compression.hooks import ActivationCompressor
+from lightning_lr.checks import is_count, is_real
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,18 @@ class CompressionSettings:
 
     def __post_init__(self) -> None:
         who = "ActivationCompression"
-        if isinstance(self.bits, bool) or self.bits not in (*WIDTHS, "auto"):
+        if not (self.bits == "auto" or (is_count(self.bits) and self.bits in WIDTHS)):
             raise ValueError(f'{who}: got bits={self.bits!r}; give 8, 4, 2 or "auto"')
-        if not WIDTHS[-1] <= self.average_bits <= WIDTHS[0]:
+        if not (is_real(self.average_bits) and WIDTHS[-1] <= self.average_bits <= WIDTHS[0]):
             raise ValueError(f"{who}: got average_bits={self.average_bits!r}; give a number from 2 to 8")
-        if not _whole(self.group_size, 16) or self.group_size & (self.group_size - 1):
+        if not is_count(self.group_size, 16) or self.group_size & (self.group_size - 1):
             raise ValueError(f"{who}: got group_size={self.group_size!r}; give a power of two from 16, such as 256")
-        if not _whole(self.probe_every, 1):
+        if not is_count(self.probe_every):
             raise ValueError(f"{who}: got probe_every={self.probe_every!r}; give a whole number of updates from 1")
-        if not _whole(self.probe_samples, 1):
+        if not is_count(self.probe_samples):
             raise ValueError(f"{who}: got probe_samples={self.probe_samples!r}; give a whole number of samples from 1")
+        if not (is_count(self.seed, 0) and self.seed < 2**63):
+            raise ValueError(f"{who}: got seed={self.seed!r}; give a whole number from 0 to 2**63 - 1")
 
     def compressor(self, model: nn.Module, rank: int) -> ActivationCompressor:
         """What compresses for these settings; with ``"auto"`` it begins at the widest bits within the average.
@@ -53,7 +56,3 @@ class CompressionSettings:
 def size_ratio(bits: float, group_size: int, dtype: torch.dtype) -> float:
     """How many times smaller numbers of a type are at so many bits and 32 bits of metadata per group."""
     return dtype.itemsize * 8 / (bits + 32 / group_size)
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,95 @@
+"""What stands beside what: trains every pair, or has it refused, and prints the matrix.
+
+    python -m benchmarks.composition [--out benchmarks/results/composition.md]
+
+Each pair fits a small net for 18 updates and is held against the product of the closed forms of its two parts: learning
+rate, weight decay, batch and parameter groups at every update, averages and noise scale, and everything given back in
+the end. The parts and their forms are in `tests/composition.py`. Takes about a minute on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import composition as c
+
+RIGHT, REFUSED, WRONG = "✓", "-", "WRONG"
+
+
+def outcome(pair: tuple[c.Part, c.Part]) -> tuple[str, str]:
+    """What becomes of a pair, and the error's words."""
+    recorder = c.Recorder()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            c.check(c.train(pair, Path(folder), recorder))
+        except MisconfigurationException as refusal:
+            return (WRONG if recorder.path else REFUSED), str(refusal)
+        except Exception as error:  # an error in the middle is what this looks for
+            return WRONG, f"{type(error).__name__}: {error}"
+    return RIGHT, ""
+
+
+def matrix() -> str:
+    """The table as Markdown."""
+    found = {(a.name, b.name): outcome((a, b)) for a, b in c.pairs()}
+    otherwise = {(a.name, b.name): outcome((a, b))[0] for a, b in c.OTHERWISE}
+    for pair, mark in otherwise.items():
+        if found[pair][0] == REFUSED and mark == RIGHT:
+            found[pair] = f"({RIGHT})", found[pair][1]
+    counts = Counter(mark for mark, _ in found.values())
+    lines = [
+        "# What stands beside what",
+        "",
+        f"Printed by `python -m benchmarks.composition`. {len(found)} pairs: {counts[RIGHT]} train right, "
+        f"{counts[REFUSED]} are refused before training, {counts[f'({RIGHT})']} are refused in one setting and train "
+        f"right in another, {counts[WRONG]} are wrong, {len(c.pairs()) - len(found)} untested.",
+        "",
+        f"{RIGHT} trains right: at every update the learning rate is the product of the two closed forms, and the "
+        "batch, the groups, the weight decay and what else the two do is what it is alone; optimizer and module are "
+        f"given back in the end. {REFUSED} refused before training, with the reason below. ({RIGHT}) depends on the "
+        "settings, see below. Two optimizers, and two of Lightning's callbacks, are no pair of ours.",
+        "",
+    ]
+    lines += [f"{number}. {part.name}" for number, part in enumerate(c.PARTS, start=1)]
+    lines += ["", "| | " + " | ".join(str(n) for n in range(2, len(c.PARTS) + 1)) + " |"]
+    lines += ["|---|" + ":-:|" * (len(c.PARTS) - 1)]
+    for row in c.OURS:
+        marks = [found.get((row.name, column.name), ("",))[0] for column in c.PARTS[1:]]
+        if any(marks):
+            lines.append(f"| {row.name} | " + " | ".join(marks) + " |")
+    lines += ["", "Refused:", ""]
+    for (first, second), (mark, words) in found.items():
+        if mark != RIGHT:
+            settings = [(a.setting, b.setting) for a, b in c.OTHERWISE if (a.name, b.name) == (first, second)]
+            right = "; ".join(" and ".join(filter(None, setting)) for setting in settings)
+            note = f" Trains right with: {right}." if right and mark != WRONG else ""
+            lines.append(f"- **{first} with {second}**{' WRONG' if mark == WRONG else ''}: {words}.{note}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the table there as well")
+    out = parser.parse_args().out
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    table = matrix()
+    print(table)
+    if out is not None:
+        out.write_text(table)
+    if WRONG in table:
+        raise SystemExit("some pair is wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Checkpoints under ZeRO: what one says about itself, whether it fits a run, and the hyperparameters of its groups.
+
+DeepSpeed writes a folder, ``X.ckpt/checkpoint``, with a file per process. It fits runs of the same stage and number of
+processes only, which DeepSpeed notices late, in part by a bare assertion. Here its metadata is read first (mapped, not
+loaded), beside a record of our own: the parameter groups by name, with their scheduled hyperparameters. To change stage
+or number of processes see ``zero_universal``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import Optimizer
+
+RECORD = "lightning_lr_zero"
+TAG = "checkpoint"
+"""The folder inside a checkpoint that Lightning has DeepSpeed write to."""
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint is laid out.
+
+    Args:
+        stage: of ZeRO, 0 for a universal checkpoint, which fits every stage.
+        world_size: processes that wrote it; 0 for a universal checkpoint.
+        groups: names of the parameters in each group, where they were written down.
+    """
+
+    stage: int
+    world_size: int
+    groups: tuple[tuple[str, ...], ...] | None
+
+    @property
+    def universal(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def words(self) -> str:
+        return f"ZeRO stage {self.stage} by {self.world_size} process{'es' if self.world_size > 1 else ''}"
+
+
+# ---------------------------------------------------------------------- groups
+def named_groups(module: nn.Module, optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:
+    """Names of the trained parameters in each group, before an engine has put shards in their place."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return tuple(
+        tuple(names.get(parameter, "?") for parameter in group["params"] if parameter.requires_grad)
+        for group in optimizer.param_groups
+    )
+
+
+def hyperparameters(groups: Sequence[Mapping[str, Any]]) -> list[Group]:
+    """Everything in groups but their parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
+
+@contextmanager
+def values_in_groups(optimizer: Optimizer, values: Sequence[Group]) -> Iterator[None]:
+    """Inside, the groups hold other hyperparameters: what DeepSpeed saves of them."""
+    before = hyperparameters(optimizer.param_groups)
+    set_values(optimizer, values)
+    try:
+        yield
+    finally:
+        set_values(optimizer, before)
+
+
+def set_values(optimizer: Optimizer, values: Sequence[Group]) -> None:
+    """Give every group its own hyperparameters."""
+    for group, given in zip(optimizer.param_groups, values, strict=True):
+        group.update(given)
+
+
+# ---------------------------------------------------------------------- what a checkpoint is
+def model_file(folder: Path) -> Path | None:
+    """The file of the first process with everything but the optimizer."""
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def read_lazily(file: Path) -> dict[str, Any]:
+    """A file of DeepSpeed's; tensors are mapped and cost nothing until they are used. It may run code: trust it."""
+    states: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    return states
+
+
+def layout_of(who: str, path: str | Path) -> Layout:
+    """What the checkpoint says about itself.
+
+    Raises:
+        MisconfigurationException: for a path that is no checkpoint of DeepSpeed's.
+    """
+    folder = Path(path) / TAG
+    file = model_file(folder)
+    if file is None:
+        what = "a file" if Path(path).is_file() else "a folder" if Path(path).is_dir() else "not there"
+        raise MisconfigurationException(
+            f"{who}: got the checkpoint {path}, which is {what} without DeepSpeed's {TAG}/*_model_states.pt; give the "
+            "folder that a run under ZeRO wrote. The weights alone of a single file can be loaded into the module "
+            "(load_from_checkpoint) before training starts"
+        )
+    states = read_lazily(file)
+    record = states.get(RECORD) or {}
+    groups = record.get("groups")
+    names = None if groups is None else tuple(tuple(group) for group in groups)
+    if (folder / "zero").is_dir():
+        return Layout(0, 0, names)
+    stage = int(states["ds_config"].get("zero_optimization", {}).get("stage", 0))
+    return Layout(stage, int(states["dp_world_size"]), names)
+
+
+def check_fits(who: str, path: str | Path, found: Layout, run: Layout) -> None:
+    """Refuse a checkpoint that this run cannot go on from.
+
+    Args:
+        who: names the strategy.
+        path: of the checkpoint.
+        found: its layout.
+        run: the layout that this run would write.
+
+    Raises:
+        MisconfigurationException: says how both were made and what to do.
+    """
+    if not found.universal and (found.stage, found.world_size) != (run.stage, run.world_size):
+        raise MisconfigurationException(
+            f"{who}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it fit "
+            f"every stage and number of processes by lightning_lr.strategies.to_universal({str(path)!r}, OUT) and go "
+            "on from OUT, or run as it was written"
+        )
+    if found.groups is None or run.groups is None or found.groups == run.groups:
+        return
+    sizes = [" + ".join(str(len(group)) for group in layout.groups or ()) for layout in (found, run)]
+    raise MisconfigurationException(
+        f"{who}: the optimizer in the checkpoint {path} has {len(found.groups)} parameter groups of {sizes[0]} "
+        f"parameters, this run's has {len(run.groups)} of {sizes[1]}, or in another order; resume with the optimizer "
+        "and the callbacks of the run that wrote it"
+    )

@@ -1,0 +1,230 @@
+"""Every touch of DeepSpeed's engine, and nothing else; its checkpoints have a file of their own (``zero_checkpoint``).
+
+Checked against DeepSpeed 0.19.8. DeepSpeed is imported inside the functions: importing this package does not need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+EXTRA = "lightning-lr[deepspeed]"
+
+
+# ---------------------------------------------------------------------- before the engine
+def require_deepspeed(who: str) -> None:
+    """Refuse to go on without DeepSpeed.
+
+    Raises:
+        MisconfigurationException: names the extra.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MisconfigurationException(f"{who}: DeepSpeed is not installed; pip install '{EXTRA}'")
+
+
+def choose_accelerator() -> None:
+    """Let DeepSpeed take the CPU where there is nothing else; it decides once, when it is first imported."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def prepare_cpu(who: str) -> None:
+    """Make DeepSpeed run on CPU without a compiler.
+
+    Raises:
+        MisconfigurationException: where it has been imported for another accelerator.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__
+
+    name = get_accelerator().device_name()
+    if name != "cpu":
+        raise MisconfigurationException(
+            f"{who}: the Trainer has accelerator='cpu', and DeepSpeed has chosen {name!r} when it was imported; set "
+            "the environment variable DS_ACCELERATOR=cpu before Python starts"
+        )
+    # else it is compiled when the process group starts (40 s, needs ninja); only inference uses it
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@contextmanager
+def leaving_group_at_exit() -> Iterator[None]:
+    """What starts a process group inside is its owner: the group is left before Python ends, while its threads can end.
+
+    DeepSpeed leaves it to the exit of the interpreter, where gloo's threads abort about one run in twelve.
+    """
+    there = torch.distributed.is_initialized()
+    yield
+    if not there:
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def check_precision(who: str, precision: str) -> None:
+    """Refuse fp16 where DeepSpeed does.
+
+    Raises:
+        MisconfigurationException: names the precisions that are left.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    if precision.startswith("16-") and not get_accelerator().is_fp16_supported():
+        device = "CPU" if get_accelerator().device_name() == "cpu" else "device"
+        raise MisconfigurationException(
+            f"{who}: got precision={precision!r}, which DeepSpeed does not run on this {device}; use 'bf16-mixed' or "
+            "'32-true'"
+        )
+
+
+def check_nvme(who: str) -> None:
+    """Refuse offloading to NVMe where its operator cannot be built.
+
+    Raises:
+        MisconfigurationException: names what is missing.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    missing = [] if shutil.which("ninja") else ["ninja"]
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        missing.append("libaio with its headers (libaio-dev)")
+    if missing:
+        raise MisconfigurationException(
+            f"{who}: offloading to 'nvme' needs DeepSpeed's async_io operator, and {' and '.join(missing)} cannot be "
+            "found; install that, or offload to 'cpu'"
+        )
+
+
+def explain_failed_build(who: str, error: BaseException) -> None:
+    """Say in plain words that an operator of DeepSpeed could not be compiled, if that is what happened.
+
+    Raises:
+        MisconfigurationException: for such an error.
+    """
+    if any(sign in str(error).lower() for sign in ("unable to jit load", "ninja", "failed to build")):
+        raise MisconfigurationException(
+            f"{who}: configure_optimizers makes an optimizer of DeepSpeed that has to be compiled, which failed "
+            f"({error}); install ninja and a C++ compiler, or return torch's optimizer, which needs neither"
+        ) from error
+
+
+def check_optimizer(who: str, optimizer: Optimizer, stage: int) -> None:
+    """Refuse optimizers that the engine would break.
+
+    Raises:
+        MisconfigurationException: says which and why.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise MisconfigurationException(
+            f"{who}: LBFGS evaluates its closure several times in a step, and the engine has no closure; use another "
+            "optimizer, or strategy='ddp'"
+        )
+    if isinstance(optimizer, torch.optim.Adagrad) and stage < 3:
+        raise MisconfigurationException(
+            f"{who}: DeepSpeed makes torch's Adagrad anew in stage {stage}, without its parameter groups and unknown "
+            "to the LR scheduler; use stage 3, another optimizer, or strategy='ddp'"
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        if not any(parameter.requires_grad for parameter in group["params"]):
+            raise MisconfigurationException(
+                f"{who}: all {len(group['params'])} parameters of group {group.get('name', index)} are frozen "
+                "(requires_grad=False), and the engine shards what is trained; leave frozen parameters out of the "
+                "optimizer"
+            )
+
+
+def initialize(
+    model: nn.Module, optimizer: Optimizer | None, settings: dict[str, Any], device: torch.device, local_rank: int
+) -> Any:
+    """A DeepSpeed engine around the module; without an optimizer one that only runs it."""
+    import deepspeed
+
+    rank = local_rank if device.index is None else device.index  # a CPU has no index, and the engine compares it
+    parameters = [p for p in model.parameters() if p.requires_grad] if optimizer is not None else []
+    engine, *_ = deepspeed.initialize(
+        args=argparse.Namespace(device_rank=rank),
+        config=settings,
+        model=model,
+        model_parameters=parameters,
+        optimizer=optimizer,
+        dist_init_required=False,
+    )
+    return engine
+
+
+# ---------------------------------------------------------------------- the engine at work
+def client_optimizer(engine: Any) -> Optimizer:
+    """The optimizer that the user made, as the engine steps it: its groups are the ones that count.
+
+    DeepSpeed's own wrapper is no ``torch.optim.Optimizer``. The client's gradients are the engine's buffers, so that
+    ``zero_grad`` is the engine's affair: it is shadowed on this one instance, see :func:`release`.
+    """
+    sharded = engine.optimizer
+    client: Optimizer = sharded.optimizer
+    client.__dict__["zero_grad"] = sharded.zero_grad
+    return client
+
+
+def backward(engine: Any, loss: Tensor, ends_update: bool, *args: Any, **kwargs: Any) -> None:
+    """Backward of one micro-batch, whose loss is divided by the accumulation already."""
+    engine.set_gradient_accumulation_boundary(ends_update)
+    engine.backward(loss, *args, scale_wrt_gas=False, **kwargs)
+
+
+def step(engine: Any, **kwargs: Any) -> bool:
+    """Make the update; returns whether it was made (fp16 skips one whose gradients are not finite)."""
+    engine.step(**kwargs)
+    return bool(engine.was_step_applied())
+
+
+def loss_scale(engine: Any) -> float:
+    """What the engine multiplies the loss by; 1 but in fp16."""
+    return float(getattr(engine.optimizer, "cur_scale", 1.0) or 1.0)
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """The norm of the last update's whole gradient, averaged over the ranks and before clipping."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def clip_as_configured(engine: Any) -> None:
+    """Clip as this run says: a checkpoint brings the value of the run that wrote it (stages 1 and 2)."""
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = engine.gradient_clipping()
+
+
+def weights_finite(module: nn.Module) -> bool:
+    """Whether this rank's parameters (its pieces of them, in stage 3) and buffers are finite; waits for the device."""
+    parameter: Any
+    for parameter in module.parameters():
+        piece = getattr(parameter, "ds_tensor", None)
+        if piece is None:
+            tensor = parameter.detach()
+        else:  # the last rank's piece is padded with whatever was there
+            rank, length = torch.distributed.get_rank(), int(piece.ds_numel)
+            tensor = piece.detach().flatten()[: max(0, min(length, int(parameter.ds_numel) - rank * length))]
+        if not bool(tensor.isfinite().all()):
+            return False
+    return all(bool(buffer.isfinite().all()) for buffer in module.buffers() if buffer.is_floating_point())
+
+
+def release(engine: Any) -> None:
+    """Take the engine's hooks off the module's parameters, so that another engine can have them."""
+    if engine.optimizer is not None and hasattr(engine.optimizer, "optimizer"):
+        engine.optimizer.optimizer.__dict__.pop("zero_grad", None)
+    engine.destroy()

@@ -1,0 +1,125 @@
+"""`ZeROStrategy` against DDP and one plain process: the same weights, updates, hooks and gradient norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from ddp import ddp
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch.utils.data import DataLoader, DistributedSampler
+from toy import Toy, data, fit, two_groups, weights
+from zero import needs_deepspeed, run_in_processes, watched, zero
+
+pytestmark = needs_deepspeed
+
+STAGES = (1, 2, 3)
+SAMPLES, GLOBAL_BATCH, EPOCHS = 40, 8, 4  # 5 updates an epoch, 20 in all
+
+
+def _sgd(module: Any) -> Any:
+    return torch.optim.SGD(module.parameters(), lr=0.05)
+
+
+def _adamw(module: Any) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
+
+
+OPTIMIZERS = {"sgd": _sgd, "momentum": two_groups, "adamw": _adamw}
+
+
+def _loader(batch: int, samples: int = SAMPLES, ranks: int = 2) -> DataLoader[Any]:
+    """Ranks deal 0, 2, 4 .. and 1, 3, 5 .., so that the global batches are those of one process."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    sampler = DistributedSampler(data(samples), num_replicas=ranks, rank=rank, shuffle=False)
+    return DataLoader(data(samples), batch_size=batch, sampler=sampler)
+
+
+def _fit(
+    stage: int | None,
+    configure: Any = None,
+    batch: int = GLOBAL_BATCH // 2,
+    samples: int = SAMPLES,
+    callbacks: Sequence[Callable[[], Callback]] = (),
+    engine: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Under DDP without a stage."""
+    strategy = ddp() if stage is None else zero(stage, **(engine or {}))
+    arguments.setdefault("max_epochs", EPOCHS)
+    made = [make() for make in callbacks]
+    return watched(made, module=Toy(configure), loader=_loader(batch, samples), **strategy, **arguments)
+
+
+ACCUMULATIONS = (1, 2, 3)
+RAGGED = 40  # samples: 10 micro-batches of 2 x 2, so that windows of 3 leave one
+
+
+def _scheduler() -> GradientAccumulationScheduler:
+    return GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})
+
+
+def _cases() -> list[tuple[str, Any]]:
+    cases: list[tuple[str, Any]] = []
+    for stage in (None, *STAGES):
+        for name, configure in OPTIMIZERS.items():
+            cases.append((f"{name}-{stage}", partial(_fit, stage, configure)))
+        for accumulation in ACCUMULATIONS:
+            cases.append(
+                (
+                    f"accumulate{accumulation}-{stage}",
+                    partial(
+                        _fit,
+                        stage,
+                        two_groups,
+                        batch=2,
+                        samples=RAGGED,
+                        accumulate_grad_batches=accumulation,
+                        max_epochs=2,
+                    ),
+                )
+            )
+        cases.append(
+            (
+                f"scheduler-{stage}",
+                partial(_fit, stage, two_groups, batch=2, samples=RAGGED, callbacks=[_scheduler], max_epochs=3),
+            )
+        )
+        cases.append((f"clip-{stage}", partial(_fit, stage, two_groups, gradient_clip_val=0.1)))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: Any) -> Any:
+    return run_in_processes(_cases(), tmp_path_factory.mktemp("zero"))
+
+
+def _got(ran: Any, name: str) -> Any:
+    assert isinstance(ran[0][name], dict), ran[0][name]
+    return ran[0][name]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_are_those_of_one_plain_process(ran: Any, stage: int, optimizer: str) -> None:
+    plain = weights(
+        fit([], module=Toy(OPTIMIZERS[optimizer]), loader=_loader(GLOBAL_BATCH, ranks=1), max_epochs=EPOCHS)[0]
+    )
+    got = _got(ran, f"{optimizer}-{stage}")
+    assert got["updates"] == 20
+    assert (got["weights"] - plain).abs().max() < 1e-6
+    assert torch.equal(got["weights"], ran[1][f"{optimizer}-{stage}"]["weights"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", [*(f"accumulate{n}" for n in ACCUMULATIONS), "scheduler", "clip"])
+def test_updates_hooks_and_gradient_norms_are_those_of_ddp(ran: Any, stage: int, case: str) -> None:
+    got, want = _got(ran, f"{case}-{stage}"), _got(ran, f"{case}-None")
+    assert got["updates"] == want["updates"] == got["hooks"] == want["hooks"]
+    assert got["norms"] == pytest.approx(want["norms"], rel=1e-5)
+    assert got["lrs"] == want["lrs"]
+    assert (got["weights"] - want["weights"]).abs().max() < 1e-6
