@@ -26,9 +26,12 @@ class Journal:
     def append(self, update: int, event: str, **facts: Any) -> None:
         """Write one line: the update (how many were done before it), what happened, and its facts."""
         record = {"update": update, "event": event, **facts}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(record)) + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_plain(record)) + "\n")
+        except OSError as error:  # a full disk is reported without a path
+            raise OSError(error.errno, f"{error.strerror} (a journal of lightning_lr)", str(self.path)) from error
 
     def truncate(self, update: int) -> None:
         """Forget what was written at or after ``update``: a resumed run writes it again.

@@ -85,6 +85,7 @@ class ActivationCompression(MethodCallback):
         self._sizes_noted = False
         self._update = 0
         self._undo: Any = None
+        self._goes_on = False
 
     @property
     def tally(self) -> Tally | None:
@@ -141,14 +142,23 @@ class ActivationCompression(MethodCallback):
         return trial.compressing(tensors_in(batch))
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:  # not an earlier fit's
+            self._state, self._probed_at = None, -1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._goes_on = trainer.global_step > 0
         self._undo = internals.around_training_step(trainer, self._compressing)
         self._sizes_noted = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch = list(tensors_in(batch))
+        if self._goes_on and hasattr(trainer.strategy, "watch_apart") and not internals.takes_the_iterator(pl_module):
+            trainer.strategy.watch_apart(batch)  # a checkpointed strategy: what is kept depends on its plan
+        self._goes_on = False
         run = self._run
         if run is None or self._compressor is None:
             return

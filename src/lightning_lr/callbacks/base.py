@@ -18,7 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.company import refuse_company
+from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -47,6 +49,9 @@ class MethodCallback(Callback):
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
+        self.loaded: dict[str, Any] | None = None
+        """The state in a checkpoint, from its being loaded until training goes on."""
+        self._shape_facts: dict[str, int | None] | None = None
         self._run: Run | None = None
 
     # ------------------------------------------------------------------ what a method says
@@ -164,11 +169,14 @@ class MethodCallback(Callback):
         members = members_of(trainer)
         if members[0] is not self:
             return
+        internals.begin_epoch_after_resume(trainer)
+        for member in members:
+            changed.check_settings(member, inside_epoch=internals.next_position(trainer)[1] > 0)
         for member in members:
             member.prepare(trainer, pl_module)
         run = Run.attach(trainer, pl_module, members)
         for member in members:
-            member._run = run
+            member._run, member.loaded = run, None
             if not internals.leaves_no_trace(trainer):  # a fast_dev_run is shorter than any run that is meant
                 member.check_shape(run.clock.shape, run.writer.optimizer)
             member.start(run.writer, run.clock.shape)
@@ -203,6 +211,8 @@ class MethodCallback(Callback):
             run.write_next_update()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._run is not None and self._run.is_first(self):
+            explain_failed_write(trainer, exception)
         self._leave(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -216,17 +226,23 @@ class MethodCallback(Callback):
             self._run.writer.rewrite_state(states[0])
 
     def state_dict(self) -> dict[str, Any]:
-        if self._run is not None:
-            self.clock_state = self._run.clock.state_dict()
-        return {"clock": self.clock_state}
+        self._keep_place()
+        return {"clock": self.clock_state, "settings": changed.settings_of(self), "run": self._shape_facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock_state = state_dict["clock"]
+        self.loaded = state_dict
 
     # ------------------------------------------------------------------ inside
-    def _leave(self, trainer: Trainer) -> None:
+    def _keep_place(self) -> None:
         if self._run is not None:
             self.clock_state = self._run.clock.state_dict()
+            self._shape_facts = changed.facts_of(self._run.clock.shape)
+
+    def _leave(self, trainer: Trainer) -> None:
+        self.loaded = None
+        if self._run is not None:
+            self._keep_place()
             self._run.detach()
             self._run = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +17,7 @@ from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, Ramp
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
 from lightning_lr.batch_size.streamed_run import StreamedRun, is_streamed, streamed_plan
+from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.base import MethodCallback, members_of
@@ -246,7 +248,7 @@ class BatchSizeRamp(MethodCallback):
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
                 self._seed, self._growths, self._fitting = None, (), None
                 self._begin_samples = 0 if self.begin == "start" else None
-            self._loader = RampedLoader(trainer, self.reshape, self._seed)
+            self._loader = RampedLoader(trainer, partial(self._taken_over, trainer), self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -320,6 +322,14 @@ class BatchSizeRamp(MethodCallback):
         self._fitting = state_dict.get("micro_batch_size")
 
     # ------------------------------------------------------------------ inside
+    def _taken_over(self, trainer: Trainer, shape: RunShape) -> RampedRun:
+        """The run under the ramp, before the loader is placed in it: in another run the place would mean nothing."""
+        inside_epoch = internals.next_position(trainer)[1] > 0
+        changed.check_settings(self, inside_epoch, quiet=True)
+        run = self.reshape(shape)
+        changed.check_run([self], run, inside_epoch, quiet=True)
+        return run
+
     @property
     def _ramped(self) -> RampedLoader:
         assert self._loader is not None

@@ -8,6 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
+from lightning_lr.callbacks import changed
 
 
 class GhostBatchNorm(Callback):
@@ -54,3 +55,6 @@ class GhostBatchNorm(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"ghost_batch_size": self.ghost_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        changed.say_changed(self, {name: str(value) for name, value in state_dict.items()})

@@ -48,7 +48,7 @@ class GradientNoiseScale(MethodCallback):
         super().__init__()
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"GradientNoiseScale: got every={every!r}; give a whole number of updates from 1")
-        self.every = every
+        self.smoothing, self.every = smoothing, every
         self.estimator = GradientNoiseEstimator(smoothing)
         self._measured = False
         self._hooked: set[Tensor] = set()

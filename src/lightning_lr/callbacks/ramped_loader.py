@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan
@@ -109,12 +109,12 @@ class RampedLoader:
             internals.restart_iterator(trainer)
 
     def start_epoch(self, trainer: Trainer) -> None:
-        """An epoch starts. The iterator of epoch 0 exists already, that of every other is made after this."""
+        """An epoch starts. The iterator of the first, also after a resume, exists; others are made after this."""
         if self.stream is not None:
             return
         epoch = trainer.current_epoch
         assert self._sampler is not None
-        if epoch > 0:
+        if epoch > 0 and self._placed_at != (epoch, 0):
             self._sampler.set_windows(self.windows(epoch))
             self._sampler.set_epoch(epoch)
         internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
@@ -148,6 +148,8 @@ class RampedLoader:
         if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
             self.seed = trainer.strategy.broadcast(self.seed if self.seed is not None else torch.initial_seed())
             sampler = EpochSampler(size, seed=self.seed)
+        elif isinstance(sampler, DistributedSampler) and sampler.shuffle:
+            self._keep_order_of(sampler)
         batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
         shape = internals.loader_shape(loader, batches, trainer.world_size)
         self._plan = self._reshape(run_shape(trainer, "BatchSizeRamp", shape)).plan
@@ -157,6 +159,12 @@ class RampedLoader:
         internals.replace_batch_sampler(loader, self._sampler)
         internals.forget_loader_states(trainer)
         return loader
+
+    def _keep_order_of(self, sampler: DistributedSampler[Any]) -> None:
+        """Lightning seeds it by ``seed_everything``; the order of a run that goes on is the one it began with."""
+        given = sampler.seed
+        sampler.seed = self.seed = given if self.seed is None else self.seed
+        self._undo.append(partial(setattr, sampler, "seed", given))
 
     def _stream_from(self, trainer: Trainer, loader: DataLoader[Any]) -> DataLoader[Any]:
         if loader.batch_size is None:

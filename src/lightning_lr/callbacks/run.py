@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks import changed
 from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -35,6 +36,7 @@ class Member(Protocol):
     refines: ClassVar[bool]
     count_samples: CountSamples | None
     clock_state: dict[str, Any] | None
+    loaded: dict[str, Any] | None
 
     def reshape(self, shape: RunShape) -> RunShape: ...
     def factor(self, clock: SampleClock) -> float | list[float]: ...
@@ -58,6 +60,7 @@ class Run:
         shape = run_shape(trainer, who=type(members[0]).__name__)
         for member in members:
             shape = member.reshape(shape)
+        changed.check_run(members, shape, inside_epoch=internals.next_position(trainer)[1] > 0)
         self.clock = SampleClock(shape)
         self.writer = HyperparameterWriter(trainer.optimizers[0])
         self.effective_lr: list[Any] = []

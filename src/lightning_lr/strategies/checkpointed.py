@@ -71,6 +71,20 @@ class CheckpointsActivations(_Base):
             self.checkpointing = None
         super().teardown()
 
+    def watch_apart(self, batch: Any) -> None:
+        """Watch a forward that nobody notices, so that the plan is followed from the next training step on.
+
+        For a run that goes on under ``ActivationCompression``: a watched step keeps other activations than one by the
+        plan. Without rounding the gradients are the same, with it they would not be the uninterrupted run's.
+        """
+        module, trainer = self.lightning_module, self._notes.trainer
+        assert module is not None
+        assert self.checkpointing is not None
+        self._notes.begin()
+        for _ in range(self.checkpointing.steps_to_watch):
+            with self._refusing(), self.checkpointing.step():
+                internals.loss_apart_from_training(trainer, module, batch)
+
     @contextmanager
     def _refusing(self) -> Iterator[None]:
         try:
@@ -84,7 +98,7 @@ class _PlanNotes:
 
     def __init__(self, trainer: Trainer) -> None:
         folder = internals.journal_folder(trainer)
-        self._trainer = trainer
+        self.trainer = trainer
         self._journal = None if folder is None else Journal(folder / f"{JOURNAL}.jsonl")
         self._begun: int | None = None
         self._first = True
@@ -92,7 +106,7 @@ class _PlanNotes:
     def begin(self) -> None:
         """A training step begins; the first one tells where training starts or goes on."""
         if self._begun is None:
-            self._begun = self._trainer.global_step
+            self._begun = self.trainer.global_step
 
     def __call__(self, plan: CheckpointPlan) -> None:
         if self._journal is None:
@@ -107,7 +121,7 @@ class _PlanNotes:
             facts["blocks"] = [asdict(block) for block in plan.chain.blocks]
             self._journal.append(self._begun, "start", **facts)
         else:
-            self._journal.append(self._trainer.global_step, "plan", **facts)
+            self._journal.append(self.trainer.global_step, "plan", **facts)
         self._first = False
 
 

@@ -1,0 +1,105 @@
+"""The table of `benchmarks.faults`: how often each run was killed, and what of it was not the uninterrupted run's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks._common import markdown_table, write_keeping_findings
+
+Record = Mapping[str, Any]
+
+
+def slug(name: str) -> str:
+    """A configuration's name as a file's."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def whole(record: Record) -> bool:
+    """Whether the end of a row of kills is the uninterrupted run's."""
+    return not (record["failed"] or record["final"] or record["journals"])
+
+
+def identical(record: Record) -> int:
+    """Resumes of a row that are bit-identical: what each logged, and what it all came to."""
+    return sum(not kill["wrong"] for kill in record["kills"]) if whole(record) else 0
+
+
+def resumed(record: Record) -> int:
+    """Kills of a row that had left a checkpoint; after the others the run begins anew."""
+    return sum(kill["checkpoint"] is not None for kill in record["kills"])
+
+
+def in_words(record: Record) -> str:
+    """A row of kills in a line."""
+    config = record["config"]
+    name = f"{config['name']}, {config['world']} process(es), seed {config['seed']}"
+    return f"{name}: {identical(record)} of {len(record['kills'])} resumes bit-identical"
+
+
+def write(records: Sequence[Record], path: Path) -> int:
+    """Print the table and write it beside the folder of the records; 1 if something was not identical."""
+    names = list(dict.fromkeys((r["config"]["name"], r["config"]["world"]) for r in records))
+    body = [_line(*task, [r for r in records if (r["config"]["name"], r["config"]["world"]) == task]) for task in names]
+    kills = [kill for record in records for kill in record["kills"]]
+    total = sum(map(identical, records))
+    body.append(_line("**all**", "", records))
+    headings = [
+        "configuration",
+        "processes",
+        "kills",
+        "in a save",
+        "before the first checkpoint",
+        "last checkpoint loads",
+        "bit-identical resumes",
+        "values compared",
+    ]
+    left = sum(max((kill["left_in_tmp"] for kill in record["kills"]), default=0) for record in records)
+    alone = [kill for kill in kills if len(kill["codes"]) > len(kill["ranks"])]
+    slowest = max((kill["seconds_to_end"] for kill in alone), default=0.0)
+    ended = sum(all(code not in (0, -9) for i, code in enumerate(k["codes"]) if i not in k["ranks"]) for k in alone)
+    text = (
+        "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
+        f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} from a checkpoint and\n"
+        "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
+        "that is in our journals, is the uninterrupted run's, and so are weights, buffers, optimizer and callbacks.\n\n"
+        + markdown_table(headings, body)
+        + f"\nOf two processes only one was killed {len(alone)} times: the other one ended with an error {ended} times,"
+        f" after at most {slowest:.1f} seconds (on a busy machine).\n"
+        f"Files that a kill left in the folder for temporary files, where Lightning writes a checkpoint before it moves"
+        f" it: {left}.\n"
+    )
+    wrong = [_exception(record) for record in records if identical(record) < len(record["kills"])]
+    if wrong:
+        text += "\n## Not identical\n\n" + "\n".join(wrong) + "\n"
+    print(text)
+    write_keeping_findings(path, text)
+    return 1 if wrong else 0
+
+
+def _line(name: str, world: Any, records: Sequence[Record]) -> list[str]:
+    kills = [kill for record in records for kill in record["kills"]]
+    saved = [kill for kill in kills if kill["checkpoint"] is not None]
+    loads = sum(isinstance(kill["checkpoint"], int) for kill in saved)
+    return [
+        name,
+        str(world),
+        str(len(kills)),
+        str(sum(kill["in_save"] for kill in kills)),
+        str(len(kills) - len(saved)),
+        f"{loads} of {len(saved)}",
+        f"{sum(map(identical, records))} of {len(kills)}",
+        f"{sum(kill['values'] for kill in kills):,}",
+    ]
+
+
+def _exception(record: Record) -> str:
+    found = [
+        *record["failed"],
+        *record["final"],
+        *record["journals"],
+        *(w for k in record["kills"] for w in k["wrong"]),
+    ]
+    return f"- {in_words(record)}: {'; '.join(found[:5])}"

@@ -1,0 +1,346 @@
+"""The runs that `benchmarks.faults` kills: small, of every method, and the child process that trains one of them.
+
+Seven configurations, some on one and on two processes (DDP on gloo). A resumed child is given another seed than the one
+before, so that what is not in the checkpoint shows. Data that :class:`BatchSizeRamp` does not place itself come from a
+loader with a state (:class:`StatefulLoader`): with a plain ``DataLoader`` Lightning begins an interrupted epoch's data
+anew, whatever callbacks are attached.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from examples.classifier import Classifier
+from examples.models import ResNet
+from lightning_lr import (
+    ActivationCompression,
+    AdaptiveWarmup,
+    BatchSizeRamp,
+    CheckpointedDDPStrategy,
+    CheckpointedStrategy,
+    CheckpointPolicy,
+    Constant,
+    Cosine,
+    CurveRamp,
+    GhostBatchNorm,
+    GradualUnfreezing,
+    HypergradientDescent,
+    LayerwiseLRDecay,
+    LearningRateScaling,
+    LearningRateSchedule,
+    NormalizedWeightDecay,
+    SlantedTriangle,
+    StepRamp,
+)
+from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.optim import LAMB
+
+SAVE_EVERY = 3  # updates
+LOGS, FINAL, ERRORS = "logs", "final.pt", "errors.txt"
+
+
+# ---------------------------------------------------------------------- data
+def data(samples: int = 128, shape: tuple[int, ...] = (1, 8, 8), classes: int = 4) -> TensorDataset:
+    """Noisy prototypes: learnable, and the loss does not become 0."""
+    generator = torch.Generator().manual_seed(11)
+    labels = torch.arange(samples) % classes
+    prototypes = torch.randn(classes, *shape, generator=generator)
+    return TensorDataset(prototypes[labels] + torch.randn(samples, *shape, generator=generator), labels)
+
+
+class ShuffledSampler(Sampler[int]):
+    """Every rank's share of a permutation that depends on the epoch alone; begins where ``skip`` says, once."""
+
+    def __init__(self, size: int, rank: int, world: int) -> None:
+        self.size, self.rank, self.world = size, rank, world
+        self.epoch = self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        start, self.skip = self.skip, 0
+        return iter(order[self.rank :: self.world][start:])
+
+    def __len__(self) -> int:
+        return self.size // self.world
+
+
+class StatefulLoader(DataLoader[Any]):
+    """Tells and takes how many batches of the epoch were given out, which Lightning saves and restores."""
+
+    def __init__(self, dataset: TensorDataset, batch_size: int, rank: int, world: int) -> None:
+        super().__init__(dataset, batch_size, sampler=ShuffledSampler(len(dataset), rank, world))
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        sampler = self.sampler
+        assert isinstance(sampler, ShuffledSampler)
+        self.given = sampler.skip // (self.batch_size or 1)
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert isinstance(self.sampler, ShuffledSampler)
+        self.sampler.skip = state["given"] * (self.batch_size or 1)
+
+
+# ---------------------------------------------------------------------- modules
+class Net(Classifier):
+    """The examples' classifier with an optimizer of the configuration's choice."""
+
+    make_optimizer: Callable[[Any], torch.optim.Optimizer]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+
+def perceptron() -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs in (64, 16, 16):
+        layers += [nn.Linear(inputs, 16), nn.BatchNorm1d(16), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(16, 4))
+
+
+def resnet() -> nn.Module:
+    return ResNet(depth=8, width=4, stem_stride=1, num_classes=4)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
+
+
+def lamb(parameters: Any) -> torch.optim.Optimizer:
+    return LAMB(parameters, lr=0.02, weight_decay=0.01)
+
+
+# ---------------------------------------------------------------------- configurations
+@dataclass(frozen=True)
+class Configuration:
+    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places."""
+
+    callbacks: Callable[[], list[Callback]]
+    network: Callable[[], nn.Module] = perceptron
+    optimizer: Callable[[Any], torch.optim.Optimizer] = sgd
+    ramps: bool = False
+    checkpointed: bool = False
+    worlds: tuple[int, ...] = (1,)
+    epochs: int = 4
+    batch_size: int = 8
+
+
+CONFIGURATIONS = {
+    "ramp and ghost batch norm": Configuration(
+        lambda: [BatchSizeRamp(StepRamp([1, 2], factor=2), max_micro_batch_size=16), GhostBatchNorm(4)],
+        ramps=True,
+        worlds=(1, 2),
+    ),
+    "adaptive warm-up, ramp after it": Configuration(
+        lambda: [
+            AdaptiveWarmup(1e-3, 10.0, patience=2, check_every=4, decay=Constant(), restore_best=True),
+            BatchSizeRamp(CurveRamp(Cosine()), max_batch_size=32, max_micro_batch_size=16, begin="after_warmup"),
+        ],
+        ramps=True,
+        epochs=6,
+    ),
+    "hypergradient and schedule": Configuration(
+        lambda: [HypergradientDescent(rule="normalized"), LearningRateSchedule(Cosine(warmup=0.1))],
+        optimizer=adamw,
+        worlds=(1, 2),
+    ),
+    "layer-wise, unfreezing, slanted triangle": Configuration(
+        lambda: [LayerwiseLRDecay(0.7), GradualUnfreezing(), LearningRateSchedule(SlantedTriangle())],
+        optimizer=adamw,
+        worlds=(1, 2),
+        epochs=5,
+    ),
+    # LAMB has its decay inside the trust ratio, so the normalized decay (which refuses it) goes with AdamW below
+    "LAMB, square-root scaling, schedule": Configuration(
+        lambda: [LearningRateScaling(4, rule="sqrt", warmup_epochs=1), LearningRateSchedule(Cosine())],
+        optimizer=lamb,
+    ),
+    "AdamW, square-root scaling, normalized decay": Configuration(
+        lambda: [
+            LearningRateScaling(4, rule="sqrt", warmup_epochs=1),
+            NormalizedWeightDecay(0.05),
+            LearningRateSchedule(Cosine()),
+        ],
+        optimizer=adamw,
+    ),
+    "compression and checkpointing": Configuration(
+        lambda: [
+            ActivationCompression("auto", group_size=32, probe_every=10),
+            LearningRateSchedule(Cosine()),
+        ],
+        network=resnet,
+        checkpointed=True,
+        worlds=(1, 2),
+        epochs=3,
+    ),
+    "everything": Configuration(
+        lambda: [
+            AdaptiveWarmup(1e-4, 0.3, patience=2, check_every=4, restore_best=True, decay=Constant()),
+            BatchSizeRamp(CurveRamp(Cosine()), max_batch_size=64, max_micro_batch_size=16, begin="after_warmup"),
+            HypergradientDescent(rule="multiplicative", bounds=(0.1, 10)),
+            LayerwiseLRDecay(0.9),
+            GhostBatchNorm(4),
+            ActivationCompression(8, group_size=32),
+        ],
+        network=resnet,
+        optimizer=lamb,
+        ramps=True,
+        checkpointed=True,
+        worlds=(1, 2),
+        epochs=4,
+    ),
+}
+
+
+def tasks() -> list[tuple[str, int]]:
+    """Configurations and numbers of processes."""
+    return [(name, world) for name, configuration in CONFIGURATIONS.items() for world in configuration.worlds]
+
+
+# ---------------------------------------------------------------------- the child
+class Teller(TorchCheckpointIO):
+    """Lightning's way of saving, said aloud before and after."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.tell(f"saving {checkpoint['global_step']}")
+        super().save_checkpoint(checkpoint, path, storage_options)
+        self.tell(f"saved {checkpoint['global_step']}")
+
+
+class Progress(Callback):
+    """Says where training begins and where it is."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.tell(f"start {trainer.global_step}")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.tell(f"update {trainer.global_step}")
+
+
+class _Attached(LightningEnvironment):
+    """The processes exist already, and so does their process group."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+
+def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Callable[[str], None]) -> None:
+    """Train a configuration, or go on with it, and write down how it ended."""
+    chosen = CONFIGURATIONS[name]
+    seed_everything(1 if attempt == 0 or not list(folder.glob("last*.ckpt")) else 100 + attempt, verbose=False)
+    callbacks = [
+        *chosen.callbacks(),
+        ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVE_EVERY, save_last=True, save_top_k=1),
+        Progress(tell),
+    ]
+    module = Net(chosen.network(), num_classes=4)
+    module.make_optimizer = chosen.optimizer
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy=_strategy(chosen, world),
+        max_epochs=chosen.epochs,
+        callbacks=callbacks,
+        plugins=[Teller(tell)],
+        logger=CSVLogger(folder, name="", version=LOGS, flush_logs_every_n_steps=1),
+        log_every_n_steps=1,
+        use_distributed_sampler=chosen.ramps,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    samples = data()
+    loader: DataLoader[Any] = (
+        DataLoader(samples, chosen.batch_size, shuffle=True)
+        if chosen.ramps
+        else StatefulLoader(samples, chosen.batch_size, rank, world)
+    )
+    trainer.fit(module, loader, ckpt_path="last")
+    if rank == 0:
+        torch.save(
+            {
+                "weights": module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "callbacks": {
+                    type(callback).__name__: callback.state_dict()
+                    for callback in callbacks
+                    if isinstance(callback, MethodCallback)
+                },
+                "updates": trainer.global_step,
+            },
+            folder / FINAL,
+        )
+
+
+def _strategy(chosen: Configuration, world: int) -> str | Strategy:
+    policy = CheckpointPolicy(segments="every_block")
+    if world == 1:
+        return CheckpointedStrategy(policy) if chosen.checkpointed else "auto"
+    arguments: dict[str, Any] = {"cluster_environment": _Attached(), "process_group_backend": "gloo"}
+    return CheckpointedDDPStrategy(policy, **arguments) if chosen.checkpointed else DDPStrategy(**arguments)
+
+
+def child(name: str, world: int, rank: int, folder: Path, attempt: int, pipe: int) -> None:
+    """What a forked process does; never returns."""
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+
+        def tell(word: str) -> None:
+            if rank == 0:
+                os.write(pipe, f"{word}\n".encode())
+
+        if world > 1:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_RANK=str(rank), NODE_RANK="0")
+            store = torch.distributed.FileStore(str(folder / f"store{attempt}"), world)
+            torch.distributed.init_process_group(
+                "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
+            )
+        train(name, world, rank, folder, attempt, tell)
+        status = 0
+    except BaseException:
+        with (folder / ERRORS).open("a", encoding="utf-8") as file:
+            file.write(f"attempt {attempt} rank {rank}\n{traceback.format_exc()}\n")
+    finally:
+        os._exit(status)
