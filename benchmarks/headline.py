@@ -7,8 +7,8 @@ a linear warm-up over 5 % of the run and a cosine, the learning rate the best of
 The grids were moved up by half a decade once the best rate had been their highest, for the CNN with AdamW and the ViT
 with SGD. The search is counted in the baseline's favour: the winner's run is the product, so that only the other rates
 are the price of it. Against them stand, in one run without a search: our methods with AdamW, Lightning's learning rate
-finder (its samples are counted), AdamW at torch's default rate, and the tuning-free optimizers of pytorch_optimizer at their
-defaults (there is no DoG in it). Prodigy and D-Adaptation have the cosine that their authors recommend; for
+finder (its samples are counted), AdamW at torch's default rate, and the tuning-free optimizers of pytorch_optimizer
+at their defaults (there is no DoG in it). Prodigy and D-Adaptation have the cosine that their authors recommend; for
 Schedule-Free, batch norm's statistics are taken anew before each evaluation, as its authors say.
 
 After each epoch the accuracy on the 10 000 test images is noted with the samples and the CPU seconds of training until
