@@ -389,7 +389,7 @@ def test_what_a_card_puts_together_goes_together(card: str, made: Callable[[], l
 
 # ---------------------------------------------------------------------- the drawing in house.md
 ROOMS = ("batch_size", "warmup", "layers", "hypergradient", "optim", "activations")
-SHARED = ("curves", "progress", "learning_rate", "shards", "journal")
+SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks")
 
 
 def imports_of(room: str) -> set[str]:
