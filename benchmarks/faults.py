@@ -139,8 +139,9 @@ def metrics(path: Path) -> Rows:
 
 
 def decisions(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Our journals without the lines that say that training began or went on."""
+    """Our journals without the lines that say that training began or went on, and without the clock on the wall."""
     journals = sorted((folder / runs.LOGS / "lightning_lr").glob("*.jsonl"))
+    journals = [path for path in journals if path.stem != "seconds"]
     return {path.stem: [line for line in read_journal(path) if line["event"] != "start"] for path in journals}
 
 
