@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -228,7 +229,8 @@ def main() -> None:
     }
     print(table(results))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"{str(record['device']).replace(' ', '_')}_{torch.get_num_threads()}_threads.json"
+    device = re.sub(r"[^A-Za-z0-9.]+", "_", str(record["device"]))
+    path = FOLDER / f"{device}_{torch.get_num_threads()}_threads.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(path)
 

@@ -103,7 +103,7 @@ def test_report_is_written_from_the_runs_that_exist_and_names_the_others(
     headline.main(["--report", "--results", str(tmp_path / "runs")])
     text = (tmp_path / "headline.md").read_text(encoding="utf-8")
     assert "| AdaptiveWarmup | - | 80.00 | 0 | 1 of 1 | 0 | 2000 | 4.0 |" in text
-    assert "| AdamW, tuned | 0.0003 | 80.00 | 0 | 1 of 1 | 8000 | 10000 | 20.0 |" in text
+    assert f"| AdamW, tuned | {DEFAULT.grid[ADAMW][0]:g} | 80.00 | 0 | 1 of 1 | 8000 | 10000 | 20.0 |" in text
     assert "CNN, Prodigy (0 of 3 seeds)" in text
     assert "CNN, AdaptiveWarmup (1 of 3 seeds)" in text
     assert (tmp_path / "headline.png").stat().st_size > 10_000
