@@ -278,6 +278,21 @@ def test_compression_goes_on_under_checkpointing_as_if_never_stopped(update: int
     assert torch.equal(weights(resumed), weights(whole))
 
 
+def test_compression_goes_on_under_a_strategy_that_was_told_not_to_checkpoint(tmp_path: Path) -> None:
+    """ZeRO's strategies have a policy only where one is given."""
+
+    def run(*more: Callback, **arguments: Any) -> LightningModule:
+        strategy = CheckpointedStrategy()
+        strategy.policy = None
+        return fit([ActivationCompression(8, group_size=16), *more], loader=ResumableLoader(data(), 8),
+                   strategy=strategy, **arguments)[0]  # fmt: skip
+
+    whole = run(
+        ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1), enable_checkpointing=True
+    )
+    assert torch.equal(weights(run(ckpt_path=str(tmp_path / "step=5.ckpt"))), weights(whole))
+
+
 # ---------------------------------------------------------------------- the disk
 class _NoMoreRoom(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

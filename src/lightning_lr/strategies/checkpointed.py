@@ -77,9 +77,10 @@ class CheckpointsActivations(_Base):
         For a run that goes on under ``ActivationCompression``: a watched step keeps other activations than one by the
         plan. Without rounding the gradients are the same, with it they would not be the uninterrupted run's.
         """
+        if self.checkpointing is None:  # a strategy that checkpoints only if told to
+            return
         module, trainer = self.lightning_module, self._notes.trainer
         assert module is not None
-        assert self.checkpointing is not None
         self._notes.begin()
         for _ in range(self.checkpointing.steps_to_watch):
             with self._refusing(), self.checkpointing.step():
