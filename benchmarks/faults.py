@@ -43,6 +43,9 @@ from lightning_lr.journal import read_journal
 
 FOLDER = RESULTS / "faults"
 KILLS_IN_A_ROW = 8
+ANEW = ("start", "saved")
+"""Lines of the journals at the first update of every process: that it began, and the bytes that compression keeps then
+(whose bits and ratio are metrics too, and compared at every update)."""
 PATIENCE = 180.0  # seconds without a word from a child, or until the survivor of two has ended
 
 
@@ -139,10 +142,10 @@ def metrics(path: Path) -> Rows:
 
 
 def decisions(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Our journals without the lines that say that training began or went on, and without the clock on the wall."""
+    """Our journals without what is written anew whenever training goes on, and without the clock on the wall."""
     journals = sorted((folder / runs.LOGS / "lightning_lr").glob("*.jsonl"))
     journals = [path for path in journals if path.stem != "seconds"]
-    return {path.stem: [line for line in read_journal(path) if line["event"] != "start"] for path in journals}
+    return {path.stem: [line for line in read_journal(path) if line["event"] not in ANEW] for path in journals}
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
