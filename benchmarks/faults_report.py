@@ -64,11 +64,11 @@ def write(records: Sequence[Record], path: Path) -> int:
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
         f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} from a checkpoint and\n"
         "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
-        "decided in our journals, is the uninterrupted run's, and so are weights, buffers, optimizer and callbacks.\n"
+        "that was decided by our journals, is the uninterrupted run's, and so are weights, buffers, optimizer and callbacks.\n"
         "Left out are the journals' lines that every process writes when it begins (`start`, `saved`), and seconds.\n\n"
         + markdown_table(headings, body)
         + f"\nOf two processes only one was killed {len(alone)} times: the other one ended with an error {ended} times,"
-        f" after at most {slowest:.1f} seconds (on a busy machine).\n"
+        f" after at most {slowest:.1f} seconds.\n"
         f"Files that a kill left in the folder for temporary files, where Lightning writes a checkpoint before it moves"
         f" it: {left}.\n"
     )
