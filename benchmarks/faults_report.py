@@ -64,7 +64,7 @@ def write(records: Sequence[Record], path: Path) -> int:
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
         f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} from a checkpoint and\n"
         "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
-        "our journals say was decided, is the uninterrupted run's, so are weights and states in the end.\n"
+        "our journals say was decided, is the uninterrupted run's, and so are weights and states in the end.\n"
         "Left out are the journals' lines that every process writes when it begins (`start`, `saved`), and seconds.\n\n"
         + markdown_table(headings, body)
         + f"\nOf two processes only one was killed {len(alone)} times: the other one ended with an error {ended} times,"
