@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -23,8 +24,8 @@ from lightning_lr.curves import SNAP
 from lightning_lr.warmup.decision import Action, Decision, Reason
 from lightning_lr.warmup.divergence import DivergenceWatch, Share, limit_of
 from lightning_lr.warmup.history import LossHistory
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS
 from lightning_lr.warmup.settings import WarmupSettings
-from lightning_lr.warmup.smoother import FEWEST_BLOCKS
 from lightning_lr.warmup.switch import SwitchTest, look, picture, safe_lr
 
 Phase = Literal["warm-up", "decay"]
@@ -68,6 +69,7 @@ class WarmupMachine:
         self._lrs: list[float] = []
         self._losses: list[Tensor | float] = []
         self._watch = DivergenceWatch(share)
+        import_module("lightning_lr.warmup.gaussian_process")  # takes a second: now, and not inside the first test
 
     # ------------------------------------------------------------------ every update
     def lr(self, progress: float, width: float = 0.0) -> float:
