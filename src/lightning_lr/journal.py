@@ -12,6 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+CONTINUES = "continues"
+"""In a ``start`` line: the log directory, seen from the one of this journal, of the run that this one goes on with."""
+
 
 class Journal:
     """An append-only file of decisions.

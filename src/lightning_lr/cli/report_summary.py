@@ -131,6 +131,8 @@ def run_lines(record: RunRecord) -> dict[str, str]:
     resumed = sorted({r["update"] for rs in record.journals.values() for r in rs if r["event"] == "start"} - {0})
     if resumed:
         lines["resumed"] = "at update " + ", ".join(map(str, resumed))
+        if len(record.parts) > 1:
+            lines["resumed"] += f"; in {', '.join(part.name for part in record.parts)}, which are one run"
     if "batch_size" in record.metrics and not batch_varies(record):
         size = max(record.metrics["batch_size"].values)
         made = [

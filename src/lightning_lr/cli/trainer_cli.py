@@ -47,10 +47,12 @@ class LateSaveConfigCallback(SaveConfigCallback):
             return
         log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
         exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
+        self.overwrite |= stage == "fit" and trainer.ckpt_path is not None  # the run goes on, as it is configured now
         if trainer.strategy.broadcast(exists) and not self.overwrite:
             raise MisconfigurationException(
                 f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move "
-                "it away, or set trainer.logger or trainer.default_root_dir to another place"
+                "it away, or set trainer.logger or trainer.default_root_dir to another place, or go on with that run "
+                "from its checkpoint (--ckpt_path)"
             )
         if stage != "fit":
             super().setup(trainer, pl_module, stage)
