@@ -7,8 +7,9 @@ and a later method adds its own. matplotlib alone, on its own canvas, so nothing
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +34,8 @@ LOG_RANGE = 30.0
 """A panel has a logarithmic axis where the highest value is more than this many times the usual ones."""
 
 WIDTH, DPI = 10.0, 120  # inches, dots per inch: 1200 px
+LETTERS = 135
+"""Of a line above the panels, which holds about 140 of them."""
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -119,6 +122,7 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         ValueError: where the ending of ``out`` is no format of matplotlib's.
     """
     panels = sorted((panel for panel in panels if panel.has(data)), key=lambda panel: panel.own_axis)
+    frame = replace(frame, lines=_fitting(frame.lines))
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         head, strip = 0.32 + 0.2 * len(frame.lines), 0.26 * len(frame.strips) + 0.02
         heights = [strip, *(panel.height for panel in panels)]
@@ -208,6 +212,12 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel], line_height: float = 0.075)
 
 
 # ---------------------------------------------------------------------- around the panels
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """Lines that are too long, broken; of a table only the first line, the rest is for the terminal."""
+    firsts = [line.partition("\n")[0] for line in lines]
+    return [piece for line in firsts for piece in textwrap.wrap(line, LETTERS, subsequent_indent="      ")]
+
+
 def _write_head(figure: Figure, frame: Frame) -> None:
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.1 / height, frame.title, fontsize=13, fontweight="bold", va="top", color="#222222")
