@@ -431,6 +431,7 @@ class BatchSizeRamp(MethodCallback):
                 phases=[[phase.name, phase.start, phase.end] for phase in self.phases(shape)],
                 total=clock.total,
                 total_updates=shape.total_updates,
+                facts=self.facts(shape),
             )
 
     def _total_updates(self, shape: RampedRun) -> str:

@@ -59,8 +59,10 @@ def draw_batch_size(ax: Axes, plan: Plan) -> None:
     if max(sizes) >= MANY_TIMES * min(sizes) > 0:
         ax.set_yscale("log", base=2)
         ax.set_ylim(min(sizes) / 1.5, max(sizes) * 1.7)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     else:
         ax.set_ylim(0, 1.45 * max(sizes))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     for before, row in zip([None, *plan.rows], plan.rows, strict=False):
         if before is None or before.batch_size != row.batch_size:
             text = f"{row.batch_size:,} = {row.batch.micro_batch_size} x {row.batch.accumulation} x {row.world_size}"
@@ -71,7 +73,6 @@ def draw_batch_size(ax: Axes, plan: Plan) -> None:
                 text, (row.units[0], row.batch_size or 0), place, textcoords="offset points", fontsize=8.5,
                 va="bottom", ha="right" if late else "left",
             )  # fmt: skip
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 MANY_TIMES = 6

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from lightning_lr.cli.compression_picture import draw_compression, has_compression
 from lightning_lr.cli.figure import (
@@ -169,6 +169,8 @@ def draw_hypergradient_factor(ax: Axes, record: RunRecord) -> None:
     ax.axhline(1.0, color="#888888", linewidth=0.8)
     _draw_hypergradient(ax, record, "factor")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter())  # within a decade: 0.5, not 5 x 10^-1
 
 
 def draw_hypergradient_cosine(ax: Axes, record: RunRecord) -> None:
