@@ -52,7 +52,7 @@ class Journal:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a journal, in order; an unreadable line (cut short by a crash) is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

@@ -7,8 +7,10 @@ A configuration that is refused leaves nothing on disk, as far as this package w
 from __future__ import annotations
 
 import argparse
+import signal
 import typing
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
@@ -67,6 +71,9 @@ class Begun(Callback):
     def __init__(self) -> None:
         self.begun = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_half_a_checkpoint(trainer.ckpt_path)
+
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
 
@@ -81,6 +88,27 @@ class Begun(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
+
+
+class Stoppable(Callback):
+    """Lets SIGTERM end a run of several processes as it ends a run of one: after a micro-batch, by way of saving."""
+
+    def __init__(self) -> None:
+        self._undo: Callable[[], None] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._undo = internals.let_sigterm_end_all(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
 
 class Timed(Callback):
@@ -155,6 +183,23 @@ class LearningRateCLI(LightningCLI):
         return Known(command, list(parser.get_defaults().keys()), types, BASES)
 
 
+def refuse_half_a_checkpoint(path: str | Path | None) -> None:
+    """Say which file it is that cannot be read; torch says of a part of one what it stumbled over.
+
+    Raises:
+        MisconfigurationException: for a file that is empty, or begins as torch's archives do and does not end so.
+    """
+    if path is None or not Path(path).is_file() or zipfile.is_zipfile(path):
+        return
+    with Path(path).open("rb") as file:
+        begins = file.read(2)
+    if begins in (b"", b"PK"):
+        raise MisconfigurationException(
+            f"{path} is no whole checkpoint ({Path(path).stat().st_size:,} bytes are there): it was cut short while it "
+            "was written or copied; go on from an earlier one (--ckpt_path)"
+        )
+
+
 def run_trainer(words: Sequence[str]) -> None:
     """Run a command of Lightning's.
 
@@ -163,10 +208,13 @@ def run_trainer(words: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: for a configuration that cannot work, found before the first batch.
+        SystemExit: 143 where the process was asked to end (SIGTERM) and did.
     """
     begun = Begun()
     try:
-        LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Timed()]})
+        LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Stoppable(), Timed()]})
+    except SIGTERMException as stopped:  # which Lightning lets end with 0, as if there were nothing left to do
+        raise SystemExit(128 + signal.SIGTERM if rank_zero_only.rank == 0 else 0) from stopped
     except (MisconfigurationException, argparse.ArgumentError) as error:  # the latter: hyperparameters in a checkpoint
         raise ConfigurationError(described(error)) from error
     except EXPLAINED as error:
