@@ -231,12 +231,16 @@ def row_of_kills(world: int, kills: int, seed: int, reference: Left) -> dict[str
             "missing": missing,
             "values": sum(map(len, reference.metrics.values())),
             "updates": total,
-            "switch": next(
-                (r["update"] for r in reference.journals["adaptive_warmup"] if r["event"] == "switch"), None
-            ),
+            "switch": _switch(reference),
             "largest_batch": max(reference.metrics["batch_size"].values()),
             "environment": environment(),
         }
+
+
+def _switch(left: Left) -> list[Any]:
+    """Why and after how many updates the warm-up ended."""
+    lines = left.journals["adaptive_warmup"]
+    return next(([r["event"], r["update"] + 1] for r in lines if r["action"] != "continue"), [])
 
 
 def _kill(job: Job, chance: random.Random, world: int, total: int, kills: int) -> dict[str, Any] | None:

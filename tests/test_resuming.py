@@ -53,7 +53,7 @@ class StopsAt(Callback):
 
 def methods() -> list[Callback]:
     return [
-        BatchSizeRamp(StepRamp([1, 2], factor=2), max_micro_batch_size=16),
+        BatchSizeRamp(StepRamp([1, 2], factor=2), max_batch_size=32, max_micro_batch_size=16),
         HypergradientDescent(rule="normalized"),
     ]
 
@@ -286,8 +286,10 @@ def test_a_checkpoint_that_is_not_there_is_named(configured: Path, capsys: pytes
     assert not list(configured.rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_half_a_checkpoint_is_named(share: float, configured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("share", "given"), [(0.0, "last"), (0.5, "runs/one/last.ckpt"), (0.999, "last")])
+def test_half_a_checkpoint_is_named(
+    share: float, given: str, configured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = ["fit", "--config", "config.yaml", "--trainer.max_epochs", "2"]
     assert main(line) == 0
     last = Path("runs/one/last.ckpt")

@@ -27,6 +27,7 @@ from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, re
 from lightning_lr.cli.nearest import Known, unknown_names
 from lightning_lr.curves import Curve
 from lightning_lr.journal import Journal
+from lightning_lr.lightning_internals.shadow import shadow
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
@@ -51,7 +52,7 @@ class LateSaveConfigCallback(SaveConfigCallback):
             return
         log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
         exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
-        self.overwrite |= stage == "fit" and trainer.ckpt_path is not None  # the run goes on, as it is configured now
+        self.overwrite |= stage == "fit" and self.config.ckpt_path is not None  # it goes on, as it is configured now
         if trainer.strategy.broadcast(exists) and not self.overwrite:
             raise MisconfigurationException(
                 f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move "
@@ -72,7 +73,16 @@ class Begun(Callback):
         self.begun = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        refuse_half_a_checkpoint(trainer.ckpt_path)
+        load = trainer.strategy.load_checkpoint  # by then it is known which one `last` is
+
+        def load_whole(path: str | Path, *args: Any, **kwargs: Any) -> Any:
+            refuse_half_a_checkpoint(path)
+            return load(path, *args, **kwargs)
+
+        self._undo = shadow(trainer.strategy, "load_checkpoint", load_whole)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._undo()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
@@ -169,6 +179,8 @@ class LearningRateCLI(LightningCLI):
         except argparse.ArgumentError as error:
             complaints = unknown_names(self.words, self.known())
             raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
+        with refusing(kinds=REFUSALS):  # LightningCLI reads hyperparameters from it before anything else
+            refuse_half_a_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def instantiate_classes(self) -> None:
         with refusing(kinds=REFUSALS):
@@ -183,7 +195,7 @@ class LearningRateCLI(LightningCLI):
         return Known(command, list(parser.get_defaults().keys()), types, BASES)
 
 
-def refuse_half_a_checkpoint(path: str | Path | None) -> None:
+def refuse_half_a_checkpoint(path: Any) -> None:
     """Say which file it is that cannot be read; torch says of a part of one what it stumbled over.
 
     Raises:
