@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.company import refuse_company
+from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
-from lightning_lr.callbacks.run import CountSamples, Run, journals_of
+from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock

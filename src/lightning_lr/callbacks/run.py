@@ -7,10 +7,8 @@ The first of them in the Trainer's order moves the clock, the last writes and lo
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -20,17 +18,15 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import changed
+from lightning_lr.callbacks import changed, continuation
 from lightning_lr.curves import Phase
-from lightning_lr.journal import CONTINUES, Journal
+from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, RunShape, SampleClock
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
 CountSamples = Callable[[Any], int]
-SIGNATURE = "lightning_lr"
-"""The key in a checkpoint under which a run says where it writes."""
 
 
 class Member(Protocol):
@@ -154,30 +150,38 @@ class Run:
         """Write down what a method decided for the whole run."""
         journal = self.journal(member.name)
         if journal is not None:
-            shape = self.clock.shape
             journal.append(
                 self.clock.updates,
                 "start",
                 callback=type(member).__name__,
-                facts=member.facts(shape),
-                phases=[[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
                 counts=self.clock.counts,
-                total=self.clock.total,
-                total_updates=shape.total_updates,
                 samples_seen=self.clock.samples_seen,
                 scheduled_lr={
                     n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
                 },
-                **self._continued(member.journals_before),
+                **self._outlook(member),
+                **continuation.continued(member.journals_before, self._journals, self.clock.updates),
             )
 
     def sign(self, checkpoint: dict[str, Any]) -> None:
-        """Say in a checkpoint where this run writes its decisions: a run that goes on elsewhere points back to them.
+        """Say in a checkpoint where this run writes its decisions."""
+        continuation.sign(checkpoint, self._journals)
 
-        Not in a callback's state, which is the same wherever a run writes.
-        """
-        if self._journals is not None:
-            checkpoint[SIGNATURE] = {"journals": str(self._journals.resolve())}
+    def note_change(self, member: Member, update: int, event: str, **decided: Any) -> None:
+        """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""
+        journal = self.journal(member.name)
+        if journal is not None:
+            journal.append(update, event, **decided, **self._outlook(member))
+
+    def _outlook(self, member: Member) -> dict[str, Any]:
+        """What a method holds the whole run to be, as things stand."""
+        shape = self.clock.shape
+        return {
+            "facts": member.facts(shape),
+            "phases": [[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
+            "total": self.clock.total,
+            "total_updates": shape.total_updates,
+        }
 
     def log(self, trainer: Trainer) -> None:
         """Log what was used in the update that has just been made, under the names of the public documentation."""
@@ -201,13 +205,6 @@ class Run:
             self._stopwatch.note(clock.updates)
 
     # ------------------------------------------------------------------ inside
-    def _continued(self, before: str | None) -> dict[str, str]:
-        """The log directory of the run that this one continues, seen from its own, where it is another one."""
-        if before is None or self._journals is None or self.clock.updates == 0:
-            return {}
-        here, there = self._journals.resolve(), Path(before)
-        return {CONTINUES: os.path.relpath(there.parent, here.parent)} if there.is_dir() and there != here else {}
-
     def _refine_update(self, trainer: Trainer) -> None:
         if self._unrefined:
             self._unrefined = False
@@ -232,12 +229,6 @@ class Run:
             journal = self.journal(member.name)
             if journal is not None:
                 journal.truncate(self.clock.updates)
-
-
-def journals_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Where the run that saved a checkpoint wrote its decisions; ``None`` where it does not say."""
-    signature = checkpoint.get(SIGNATURE)
-    return str(signature["journals"]) if isinstance(signature, Mapping) and "journals" in signature else None
 
 
 def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> RunShape:

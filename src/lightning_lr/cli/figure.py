@@ -199,7 +199,8 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel]) -> None:
         labels: one for each line.
     """
     spec = ax.get_subplotspec()
-    inches = 2.0 if spec is None else float(spec.get_gridspec().get_height_ratios()[spec.rowspan.start])
+    heights: Any = [2.0] if spec is None else spec.get_gridspec().get_height_ratios()
+    inches = float(heights[0 if spec is None else spec.rowspan.start])
     line_height = LABEL_INCHES / inches
     ax.autoscale_view()  # else limits that are not asked for are computed later, and the heights below are not true
     to_share = ax.transData + ax.transAxes.inverted()

@@ -226,7 +226,7 @@ def run_trainer(words: Sequence[str]) -> None:
     try:
         LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Stoppable(), Timed()]})
     except SIGTERMException as stopped:  # which Lightning lets end with 0, as if there were nothing left to do
-        raise SystemExit(128 + signal.SIGTERM if rank_zero_only.rank == 0 else 0) from stopped
+        raise SystemExit(128 + signal.SIGTERM if getattr(rank_zero_only, "rank", 0) == 0 else 0) from stopped
     except (MisconfigurationException, argparse.ArgumentError) as error:  # the latter: hyperparameters in a checkpoint
         raise ConfigurationError(described(error)) from error
     except EXPLAINED as error:
