@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+# another Lightning than the one that is pinned goes into an environment of its own, see test-lightning-2.5
+LIGHTNING ?= $(shell sed -n 's/^lightning==//p' constraints.txt)
+PIP := PIP_CONSTRAINT=$(CURDIR)/$(VENV)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 # one thread per process: the cases are tiny, and two processes share the cores
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
-.PHONY: demo test test-all lint fashion-mnist finetune clean
+.PHONY: demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
 
 demo: $(VENV)/.examples
 	rm -rf runs/digits
@@ -23,6 +25,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m ""
+
+# the oldest minor version of Lightning that pyproject.toml allows, at its last patch
+test-lightning-2.5:
+	$(MAKE) test VENV=.venv-lightning-2.5 LIGHTNING=2.5.6
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -42,6 +48,7 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	sys.exit(0 if sys.version_info >= (3, 10) else f"lightning-lr needs Python >= 3.10, {sys.executable} is {v}; make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	sed -E 's/^((pytorch-)?lightning)==.*/\1==$(LIGHTNING)/' constraints.txt > $(VENV)/constraints.txt
 	@echo "Installing torch and the rest into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
 	@touch $@
@@ -57,4 +64,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lightning-2.5 runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
