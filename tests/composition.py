@@ -27,7 +27,6 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import Strategy
@@ -58,6 +57,11 @@ from lightning_lr import (
 from lightning_lr.batch_size import GradientNoiseEstimator
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.optim import LAMB, LARS
+
+try:
+    from lightning.pytorch.callbacks import WeightAveraging
+except ImportError:  # it came with Lightning 2.6
+    WeightAveraging = None
 
 SAMPLES, EPOCHS, BATCH = 48, 3, 8
 FOUND = 4
