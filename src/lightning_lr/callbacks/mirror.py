@@ -45,3 +45,10 @@ def warn_of_mirror(member: Any) -> None:
             f"callback of {INSTEAD}, will say no more than 'Expected a parent'; {TO_DO}",
             stacklevel=3,
         )
+
+
+def hint_of_mirror(refusal: str) -> str:
+    """What a command line adds to its complaint that a class is no subclass, where it may be one of the mirror's."""
+    if internals.mirror_is_imported() and "subclass" in refusal.lower():
+        return f"\n{MIRROR} has been imported, and its classes are not those of {INSTEAD}; {TO_DO}"
+    return ""

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSched
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
+from lightning_lr.callbacks.mirror import hint_of_mirror
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
 from lightning_lr.cli.nearest import Known, unknown_names
 from lightning_lr.curves import Curve
@@ -138,7 +139,8 @@ class LearningRateCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
         except argparse.ArgumentError as error:
             complaints = unknown_names(self.words, self.known())
-            raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
+            refusal = "\n".join(complaints) or _shortened(str(error.message))
+            raise ConfigurationError(refusal + hint_of_mirror(refusal)) from error
 
     def instantiate_classes(self) -> None:
         with refusing(kinds=REFUSALS):

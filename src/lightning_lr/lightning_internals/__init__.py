@@ -28,7 +28,13 @@ from lightning_lr.lightning_internals.loop import (
     set_epoch_length,
     update_ends,
 )
-from lightning_lr.lightning_internals.mirror import INSTEAD, MIRROR, class_of_mirror, mirror_refuses_unasked
+from lightning_lr.lightning_internals.mirror import (
+    INSTEAD,
+    MIRROR,
+    class_of_mirror,
+    mirror_is_imported,
+    mirror_refuses_unasked,
+)
 from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
     around_configure_optimizers,
@@ -97,6 +103,7 @@ __all__ = [
     "loss_scale",
     "maximum_over_ranks",
     "mean_over_ranks",
+    "mirror_is_imported",
     "mirror_refuses_unasked",
     "next_position",
     "on_train_loader",

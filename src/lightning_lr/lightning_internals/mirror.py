@@ -20,6 +20,11 @@ def class_of_mirror(thing: Any) -> type | None:
     return next((cls for cls in type(thing).__mro__ if cls.__module__.partition(".")[0] == MIRROR), None)
 
 
+def mirror_is_imported() -> bool:
+    """Whether somebody, a user's module for one, has imported ``pytorch_lightning``."""
+    return MIRROR in sys.modules
+
+
 def mirror_refuses_unasked() -> bool:
     """Whether a Trainer of ``pytorch_lightning`` would refuse our callbacks before they could say why.
 
@@ -27,4 +32,4 @@ def mirror_refuses_unasked() -> bool:
     and later take it, and its ``setup`` is called.
     """
     major, minor = (int(part) for part in lightning.__version__.split(".")[:2])
-    return MIRROR in sys.modules and (major, minor) < (2, 6)
+    return mirror_is_imported() and (major, minor) < (2, 6)
