@@ -63,7 +63,7 @@ try:
 except ImportError:  # it came with Lightning 2.6
     WeightAveraging = None
 TRIALS = 1 if WeightAveraging is None else 2
-"""Until a `BatchSizeFinder` that starts at 2 has found `FOUND`: before 2.6 it doubled once more after its last trial."""
+"""Until a `BatchSizeFinder` that starts at 2 has found `FOUND`: before 2.6 it doubled once more after the last."""
 
 SAMPLES, EPOCHS, BATCH = 48, 3, 8
 FOUND = 4

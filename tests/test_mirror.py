@@ -30,7 +30,7 @@ from lightning_lr import (
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli import main
 
-MUTE = tuple(int(part) for part in lightning.__version__.split(".")[:2]) < (2, 6)
+MUTE = tuple(int(part) for part in lightning.__version__.split(".")[:2]) < (2, 6)  # of the mirror, too, by the pins
 """Whether a Trainer of the mirror refuses a callback of ours before its setup is called."""
 OURS = "lightning.pytorch"
 TO_DO = "write `import lightning.pytorch as pl` in place of `import pytorch_lightning as pl`"
@@ -121,6 +121,17 @@ def test_where_the_mirror_refuses_without_a_reason_it_was_said_ahead(make: Calla
         callback = make()
     with pytest.raises(ValueError, match="Expected a parent"):
         trainer("pytorch_lightning", callback)
+
+
+@pytest.mark.parametrize(("version", "said"), [("2.5.0", 1), ("2.5.6", 1), ("2.6.0", 0), ("2.10.0rc1", 0)])
+def test_it_is_said_ahead_by_the_version_of_the_mirror(
+    version: str, said: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", SimpleNamespace(__version__=version))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        GhostBatchNorm(4)
+    assert len([warning for warning in caught if "Expected a parent" in str(warning.message)]) == said
 
 
 def test_nothing_is_said_where_only_lightning_is_imported() -> None:

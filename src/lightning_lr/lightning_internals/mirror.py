@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import lightning
-
 MIRROR = "pytorch_lightning"
 INSTEAD = "lightning.pytorch"
 
@@ -28,8 +26,8 @@ def mirror_is_imported() -> bool:
 def mirror_refuses_unasked() -> bool:
     """Whether a Trainer of ``pytorch_lightning`` would refuse our callbacks before they could say why.
 
-    Up to Lightning 2.5.6 its constructor ends with "Expected a parent" for a callback of the other package; 2.6.0
-    and later take it, and its ``setup`` is called.
+    Up to 2.5.6 its constructor ends with "Expected a parent" for a callback of the other package; 2.6.0 and later take
+    it, and its ``setup`` is called. The two packages need not be of one version.
     """
-    major, minor = (int(part) for part in lightning.__version__.split(".")[:2])
-    return mirror_is_imported() and (major, minor) < (2, 6)
+    version = getattr(sys.modules.get(MIRROR), "__version__", None)
+    return version is not None and tuple(int(part) for part in version.split(".")[:2]) < (2, 6)
