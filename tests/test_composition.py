@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from composition import OTHERWISE, OURS, PARTS, REFUSED, Part, Recorder, check, pairs, part, train
+from composition import OTHERWISE, OURS, PARTS, REFUSED, Part, Recorder, WeightAveraging, check, pairs, part, train
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.utils.data import BatchSampler, DataLoader
@@ -24,9 +25,11 @@ def named(pair: Pair) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _needs_adamp(request: pytest.FixtureRequest) -> None:
+def _skip_what_is_not_there(request: pytest.FixtureRequest) -> None:
     if "AdamP" in request.node.name:
         pytest.importorskip("pytorch_optimizer")
+    if WeightAveraging is None and re.search("(?<!Stochastic)WeightAveraging", request.node.name):
+        pytest.skip("Lightning has WeightAveraging from 2.6 on")
 
 
 @pytest.mark.parametrize("alone", PARTS, ids=lambda p: p.name)

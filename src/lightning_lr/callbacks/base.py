@@ -22,6 +22,7 @@ from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
+from lightning_lr.callbacks.mirror import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -47,6 +48,7 @@ class MethodCallback(Callback):
                 f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
                 "its number of samples, or None"
             )
+        warn_of_mirror(self)
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
@@ -130,6 +132,7 @@ class MethodCallback(Callback):
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_mirror(self, trainer)
         if stage != "fit":
             return
         who = type(self).__name__

@@ -1,7 +1,8 @@
 """Every touch of what Lightning does not promise: private attributes, and the order in which its loop calls things.
 
-Checked against Lightning 2.6.6. Each function is named for its purpose; a new Lightning release can break this one
-room and no other. Users take it whole: ``from lightning_lr import lightning_internals as internals``.
+Checked against Lightning 2.5.6 and 2.6.6; where they differ, the function says so. Each is named for its purpose; a new
+Lightning release can break this one room and no other. Users take it whole:
+``from lightning_lr import lightning_internals as internals``.
 """
 
 from lightning_lr.lightning_internals.loaders import (
@@ -26,6 +27,13 @@ from lightning_lr.lightning_internals.loop import (
     roll_back_to,
     set_epoch_length,
     update_ends,
+)
+from lightning_lr.lightning_internals.mirror import (
+    INSTEAD,
+    MIRROR,
+    class_of_mirror,
+    mirror_is_imported,
+    mirror_refuses_unasked,
 )
 from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
@@ -60,6 +68,8 @@ from lightning_lr.lightning_internals.updates import (
 )
 
 __all__ = [
+    "INSTEAD",
+    "MIRROR",
     "Scheduled",
     "after_gradient_clipping",
     "after_optimizer_step",
@@ -70,6 +80,7 @@ __all__ = [
     "begin_epoch_after_resume",
     "bracket_lr_writers",
     "bracket_scheduler_steps",
+    "class_of_mirror",
     "configured_optimizers",
     "engine_holds_gradients",
     "epoch_shape",
@@ -94,6 +105,8 @@ __all__ = [
     "loss_scale",
     "maximum_over_ranks",
     "mean_over_ranks",
+    "mirror_is_imported",
+    "mirror_refuses_unasked",
     "next_position",
     "on_train_loader",
     "optimizers_and_schedulers",

@@ -40,6 +40,10 @@ class CheckpointsActivations(_Base):
     """At work while ``fit`` runs; its ``plan`` is there once the first training steps have been watched."""
     _notes: _PlanNotes
 
+    def __repr__(self) -> str:
+        """What a Trainer of ``pytorch_lightning`` quotes when it refuses the strategy, in its constructor."""
+        return f"<lightning_lr.{type(self).__name__}: for a lightning.pytorch.Trainer, import lightning.pytorch as pl>"
+
     def setup(self, trainer: Trainer) -> None:
         module = self.lightning_module
         assert module is not None
