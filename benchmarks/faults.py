@@ -39,6 +39,7 @@ import torch
 from benchmarks import faults_report as report
 from benchmarks import faults_runs as runs
 from benchmarks._common import RESULTS, ResultStore, environment
+from benchmarks._processes import end_with_parent
 from lightning_lr.journal import read_journal
 
 FOLDER = RESULTS / "faults"
@@ -62,10 +63,11 @@ class Attempt:
     @classmethod
     def begin(cls, name: str, world: int, folder: Path, number: int) -> Attempt:
         read, write = os.pipe()
-        pids = []
+        pids, starter = list[int](), os.getpid()
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
+                end_with_parent(starter)
                 os.close(read)
                 tempfile.tempdir = str(folder / "tmp")  # where Lightning writes before it renames
                 runs.child(name, world, rank, folder, number, write)

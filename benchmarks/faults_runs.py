@@ -49,6 +49,7 @@ from lightning_lr import (
     NormalizedWeightDecay,
     SlantedTriangle,
     StepRamp,
+    ZeROStrategy,
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB
@@ -144,13 +145,15 @@ def lamb(parameters: Any) -> torch.optim.Optimizer:
 # ---------------------------------------------------------------------- configurations
 @dataclass(frozen=True)
 class Configuration:
-    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places."""
+    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places. ``zero``: the
+    stage, under DeepSpeed's engine."""
 
     callbacks: Callable[[], list[Callback]]
     network: Callable[[], nn.Module] = perceptron
     optimizer: Callable[[Any], torch.optim.Optimizer] = sgd
     ramps: bool = False
     checkpointed: bool = False
+    zero: int | None = None
     worlds: tuple[int, ...] = (1,)
     epochs: int = 4
     batch_size: int = 8
@@ -220,6 +223,15 @@ CONFIGURATIONS = {
         worlds=(1, 2),
         epochs=4,
     ),
+    "ZeRO stage 2, layer-wise, schedule": Configuration(
+        lambda: [LayerwiseLRDecay(0.7), LearningRateSchedule(Cosine(warmup=0.1))], optimizer=adamw, zero=2, worlds=(2,)
+    ),
+    "ZeRO stage 3, layer-wise, ramp": Configuration(
+        lambda: [LayerwiseLRDecay(0.7), BatchSizeRamp(StepRamp([1, 2], factor=2), max_micro_batch_size=16)],
+        ramps=True,
+        zero=3,
+        worlds=(2,),
+    ),
 }
 
 
@@ -238,6 +250,17 @@ class Teller(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.tell(f"saving {checkpoint['global_step']}")
         super().save_checkpoint(checkpoint, path, storage_options)
+        self.tell(f"saved {checkpoint['global_step']}")
+
+
+class TellingZeRO(ZeROStrategy):
+    """Says it too: DeepSpeed writes its folders itself."""
+
+    tell: Callable[[str], None]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self.tell(f"saving {checkpoint['global_step']}")
+        super().save_checkpoint(checkpoint, filepath, storage_options)
         self.tell(f"saved {checkpoint['global_step']}")
 
 
@@ -278,7 +301,7 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=_strategy(chosen, world),
+        strategy=_strategy(chosen, world, tell),
         max_epochs=chosen.epochs,
         callbacks=callbacks,
         plugins=[Teller(tell)],
@@ -295,11 +318,15 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
         else StatefulLoader(samples, chosen.batch_size, rank, world)
     )
     trainer.fit(module, loader, ckpt_path="last")
+    weights, optimizer = module.state_dict(), trainer.optimizers[0].state_dict()
+    if chosen.zero is not None:  # this rank's shards and the state beside them, in their order
+        sharded = trainer.strategy.deepspeed_engine.optimizer  # type: ignore[attr-defined]
+        weights, optimizer = sharded.state_dict(), {}
     if rank == 0:
         torch.save(
             {
-                "weights": module.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict(),
+                "weights": weights,
+                "optimizer": optimizer,
                 "callbacks": {
                     type(callback).__name__: callback.state_dict()
                     for callback in callbacks
@@ -311,7 +338,16 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
         )
 
 
-def _strategy(chosen: Configuration, world: int) -> str | Strategy:
+def _strategy(chosen: Configuration, world: int, tell: Callable[[str], None]) -> str | Strategy:
+    if chosen.zero is not None:
+        zero = TellingZeRO(
+            stage=chosen.zero,  # type: ignore[arg-type]
+            cluster_environment=_Attached(),
+            process_group_backend="gloo",
+            logging_level=logging.ERROR,
+        )
+        zero.tell = tell
+        return zero
     policy = CheckpointPolicy(segments="every_block")
     if world == 1:
         return CheckpointedStrategy(policy) if chosen.checkpointed else "auto"

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._common import RESULTS, environment, markdown_table, one_thread_steady_memory, write_keeping_findings
+from benchmarks._processes import spawn
 from benchmarks.overhead import median_with_interval
 from lightning_lr import ZeROStrategy
 from lightning_lr.strategies import zero_engine
@@ -259,7 +260,7 @@ def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, options, folder), nprocs=WORLD)
+    spawn(work, (port, options, folder), nprocs=WORLD)
     rows: list[dict[str, Any]] = json.loads(Path(folder, "rows.json").read_text())
     return rows
 

@@ -30,6 +30,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from toy import ResumableLoader, Toy, data, fit, two_groups, weights
 
+from benchmarks._processes import end_with_parent
 from benchmarks.faults import decisions, differences, metrics, newest_checkpoint
 from benchmarks.faults_runs import ERRORS, FINAL, LOGS, Net, StatefulLoader, child, resnet, sgd
 from benchmarks.faults_runs import data as samples
@@ -62,6 +63,7 @@ LIMIT = 120.0  # seconds for anything that a child has to say
 
 # ---------------------------------------------------------------------- children
 def _work(name: str, world: int, rank: int, folder: Path, attempt: int, pipe: Any, prepare: Any) -> None:
+    end_with_parent()
     os.setpgid(0, 0)
     tempfile.tempdir = str(folder / "tmp")
     if prepare is not None:
