@@ -1,7 +1,7 @@
 """Processes that do not outlive the one that started them, however it ends.
 
-A rank of a process group whose starter has been killed waits for nobody in particular and for ever: torch asks Linux for
-a SIGINT then, which a wait inside gloo does not notice and which Lightning takes for a wish to stop in order.
+A rank of a process group whose starter has been killed may wait for ever: torch asks Linux for a SIGINT then, which a
+wait inside gloo does not notice and which Lightning takes for a wish to stop in order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _watched(rank: int, work: Callable[..., Any], args: tuple[Any, ...]) -> None
 
 
 def spawn(work: Callable[..., Any], args: tuple[Any, ...], nprocs: int, start_method: str = "spawn") -> None:
-    """``torch.multiprocessing``'s, whose processes end with this one, and with an exception (Ctrl-C) that ends this call.
+    """``torch.multiprocessing``'s, whose processes end with this one, and when an exception (Ctrl-C) ends this call.
 
     Args:
         work: picklable, called with the rank and ``args``.

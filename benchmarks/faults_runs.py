@@ -8,6 +8,7 @@ anew, whatever callbacks are attached.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import traceback
@@ -53,9 +54,10 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB
+from lightning_lr.strategies import consolidate, zero_engine
 
 SAVE_EVERY = 3  # updates
-LOGS, FINAL, ERRORS = "logs", "final.pt", "errors.txt"
+LOGS, FINAL, ERRORS, END = "logs", "final.pt", "errors.txt", "end.ckpt"
 
 
 # ---------------------------------------------------------------------- data
@@ -145,8 +147,8 @@ def lamb(parameters: Any) -> torch.optim.Optimizer:
 # ---------------------------------------------------------------------- configurations
 @dataclass(frozen=True)
 class Configuration:
-    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places. ``zero``: the
-    stage, under DeepSpeed's engine."""
+    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places. ``zero``:
+    the stage, under DeepSpeed's engine."""
 
     callbacks: Callable[[], list[Callback]]
     network: Callable[[], nn.Module] = perceptron
@@ -240,6 +242,15 @@ def tasks() -> list[tuple[str, int]]:
     return [(name, world) for name, configuration in CONFIGURATIONS.items() for world in configuration.worlds]
 
 
+def import_before_forking() -> None:
+    """What the children would each take seconds to import."""
+    import gpytorch  # type: ignore[import-untyped]  # noqa: F401
+
+    if importlib.util.find_spec("deepspeed") is not None:
+        zero_engine.choose_accelerator()
+        import deepspeed  # noqa: F401
+
+
 # ---------------------------------------------------------------------- the child
 class Teller(TorchCheckpointIO):
     """Lightning's way of saving, said aloud before and after."""
@@ -278,6 +289,10 @@ class Progress(Callback):
     ) -> None:
         self.tell(f"update {trainer.global_step}")
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.strategy, ZeROStrategy):  # whose shards are gone after training
+            trainer.save_checkpoint(Path(trainer.default_root_dir, END))
+
 
 class _Attached(LightningEnvironment):
     """The processes exist already, and so does their process group."""
@@ -305,6 +320,7 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
         max_epochs=chosen.epochs,
         callbacks=callbacks,
         plugins=[Teller(tell)],
+        default_root_dir=folder,
         logger=CSVLogger(folder, name="", version=LOGS, flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         use_distributed_sampler=chosen.ramps,
@@ -318,11 +334,13 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
         else StatefulLoader(samples, chosen.batch_size, rank, world)
     )
     trainer.fit(module, loader, ckpt_path="last")
-    weights, optimizer = module.state_dict(), trainer.optimizers[0].state_dict()
-    if chosen.zero is not None:  # this rank's shards and the state beside them, in their order
-        sharded = trainer.strategy.deepspeed_engine.optimizer  # type: ignore[attr-defined]
-        weights, optimizer = sharded.state_dict(), {}
     if rank == 0:
+        if chosen.zero is not None:  # the shards of all ranks, put together
+            consolidate(folder / END, folder / "end.pt")
+            state = torch.load(folder / "end.pt", weights_only=False)
+            weights, optimizer = state["state_dict"], state["optimizer_states"][0]
+        else:
+            weights, optimizer = module.state_dict(), trainer.optimizers[0].state_dict()
         torch.save(
             {
                 "weights": weights,

@@ -42,12 +42,14 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
-@pytest.mark.parametrize(("starter", "how"), [("zero", signal.SIGKILL), ("ddp", signal.SIGKILL), ("ddp", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("starter", "how"), [("zero", signal.SIGKILL), ("ddp", signal.SIGKILL), ("ddp", signal.SIGINT)]
+)
 def test_ranks_end_with_the_process_that_started_them(starter: str, how: signal.Signals, tmp_path: Path) -> None:
     if starter == "zero":
         pytest.importorskip("deepspeed")
     script = (
-        f"{STARTERS[starter]}\nfrom functools import partial\nfrom pathlib import Path\nfrom test_processes import stay\n"
+        f"from functools import partial\nfrom pathlib import Path\nfrom test_processes import stay\n{STARTERS[starter]}\n"
         f"folder = Path({str(tmp_path)!r})\nrun([('stay', partial(stay, folder))], folder)\n"
     )
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])

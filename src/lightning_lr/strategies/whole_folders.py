@@ -1,9 +1,9 @@
-"""Checkpoints that are folders, there as a whole or not at all, whenever a process that writes or removes one is killed.
+"""Checkpoints that are folders, there as a whole or not at all, whenever who writes or removes one is killed.
 
 A file can be replaced in one move, a folder cannot: it is written beside its place, the one that was there is moved
-away, and it is moved in. No step leaves a name that ends in ``.ckpt``, and so could be taken for a checkpoint, on
-anything but a whole one. Between the two moves the whole one is the one before, ``X.previous.ckpt``: where X is ``last``,
-``Trainer.fit(ckpt_path="last")`` finds it by that name.
+away, and it is moved in. At no step is there a name that ends in ``.ckpt``, and so could be taken for a checkpoint, on
+anything but a whole one. Between the two moves the whole one is the one before, ``X.previous.ckpt``: where X is
+``last``, ``Trainer.fit(ckpt_path="last")`` finds it by that name.
 """
 
 from __future__ import annotations

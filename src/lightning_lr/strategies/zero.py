@@ -224,10 +224,12 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
             zero_engine.release(engine)
+            self.model = self.lightning_module
 
     # ------------------------------------------------------------------ checkpoints
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The groups alone, as of the whole parameters: the engine saves the state itself, in shards."""
+        self._check_engine()
         indices = iter(range(sum(len(group) for group in self._groups)))
         groups = zero_checkpoint.hyperparameters(optimizer.param_groups)
         for group, names in zip(groups, self._groups, strict=True):
@@ -240,7 +242,11 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         """As Lightning's, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down.
 
         The folder is there when it is whole: a process that is killed before leaves the one that was there.
+
+        Raises:
+            MisconfigurationException: after training, when the engine is gone.
         """
+        self._check_engine()
         if not self._groups:  # an engine that does not train
             self._save_whole(checkpoint, filepath, storage_options)
             return
@@ -249,6 +255,13 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
         with zero_checkpoint.values_in_groups(self.optimizers[0], values):
             self._save_whole(checkpoint, filepath, storage_options)
+
+    def _check_engine(self) -> None:
+        if not isinstance(self.model, Module) or self.model is self.lightning_module:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: a checkpoint is asked for when the engine and its shards are gone, as after "
+                "Trainer.fit; save by ModelCheckpoint(save_last=True) or in on_train_end"
+            )
 
     def _save_whole(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None) -> None:
         path = Path(self.broadcast(filepath))
