@@ -49,7 +49,8 @@ def test_ranks_end_with_the_process_that_started_them(starter: str, how: signal.
     if starter == "zero":
         pytest.importorskip("deepspeed")
     script = (
-        f"from functools import partial\nfrom pathlib import Path\nfrom test_processes import stay\n{STARTERS[starter]}\n"
+        f"{STARTERS[starter]}\nfrom functools import partial\nfrom pathlib import Path\n"
+        f"from test_processes import stay\n"
         f"folder = Path({str(tmp_path)!r})\nrun([('stay', partial(stay, folder))], folder)\n"
     )
     path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
