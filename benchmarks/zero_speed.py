@@ -5,10 +5,10 @@
 Two processes on gloo, one thread each, a multilayer perceptron with AdamW in fp32, stages 1, 2 and 3. Both strategies
 have an engine in the same process group and train in turn, a few updates at a time, in random order within each pair of
 blocks, so that what else the machine does hits both alike. A round is a pair of fresh processes; each is added to
-``benchmarks/results/zero_speed.json``, so that it can be stopped and continued (delete the file to begin anew). Printed and written to ``benchmarks/results/zero_speed.*``:
-the median over pairs of ours over Lightning's with a 95 % interval (bootstrap over pairs), of the CPU time of both
-processes and of wall time; the same for Lightning's against itself, which is the noise of the method; and the largest
-difference between the weights that both end with.
+``benchmarks/results/zero_speed.json``, so that it can be stopped and continued (delete the file to begin anew). Printed
+and written to ``benchmarks/results/zero_speed.md``: the median over pairs of ours over Lightning's with a 95 % interval
+(bootstrap over pairs), of the CPU time of both processes and of wall time; the same for Lightning's against itself,
+which is the noise of the method; and the largest difference between the weights that both end with.
 
 Lightning's strategy refuses everything but CUDA. Here it is lifted over its three checks of the device and is unchanged
 in all else; accumulation is 1, where both mean the same.
