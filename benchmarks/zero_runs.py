@@ -2,9 +2,8 @@
 
     python -m benchmarks.zero_runs [--runs 20] [--files tests/test_zero_strategy.py ...] [--report]
 
-gloo's threads can abort a process that ends as Python does, about once in twelve times: what is handled has to show over
-many runs. Each is a fresh pytest. Noted are its exit code and last line, signs of an abort in what it and its ranks have
-printed, and processes of its session that are there two seconds after its end. One record per run is added to
+gloo's threads can abort a process that ends as Python does, about once in twelve times: what is handled has to show
+over many runs. Each is a fresh pytest. Noted are its exit code and last line, signs of an abort in what all print, and processes of its session that are there two seconds after its end. One record per run is added to
 ``benchmarks/results/zero_runs.json``, so that it can be stopped and continued, and ``zero_runs.md`` is written.
 """
 
@@ -98,8 +97,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         )
     headings = ["files", "runs", "passed", "with an abort", "left a process", "good in a row, to the last", "seconds"]
     return (
-        "# The tests on DeepSpeed's real engine, run again and again\n\n`python -m benchmarks.zero_runs`: each run is a "
-        f"fresh pytest, on {os.cpu_count()} cores.\n\n" + markdown_table(headings, body)
+        "# The tests on DeepSpeed's real engine, run again and again\n\n`python -m benchmarks.zero_runs`: each run is "
+        f"a fresh pytest, on {os.cpu_count()} cores.\n\n" + markdown_table(headings, body)
     )
 
 
