@@ -3,7 +3,8 @@
     python -m benchmarks.zero_runs [--runs 20] [--files tests/test_zero_strategy.py ...] [--report]
 
 gloo's threads can abort a process that ends as Python does, about once in twelve times: what is handled has to show
-over many runs. Each is a fresh pytest. Noted are its exit code and last line, signs of an abort in what all print, and processes of its session that are there two seconds after its end. One record per run is added to
+over many runs. Each is a fresh pytest. Noted are its exit code and last line, signs of an abort in what all print, and
+processes of its session that are there two seconds after its end. One record per run is added to
 ``benchmarks/results/zero_runs.json``, so that it can be stopped and continued, and ``zero_runs.md`` is written.
 """
 
