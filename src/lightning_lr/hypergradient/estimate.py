@@ -295,5 +295,5 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
         return torch.dot(a, b)
     if a.device.type != "cpu" or a.numel() <= PIECE:
         return torch.dot(a, b).double()
-    pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)
+    pieces = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
     return torch.stack([torch.dot(*piece) for piece in pieces]).sum(dtype=torch.float64)
