@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"cores": os.cpu_count(), "settings": settings, "rounds": []}
     if file.exists():
         result = json.loads(file.read_text(encoding="utf-8"))
-        if result["settings"] != settings:
+        if result["settings"] != settings or "rounds" not in result:
             parser.error(f"{file} has {result['settings']}, and {settings} was asked for; delete it to begin anew")
     for _ in range(0 if options.report else options.rounds):
         with TemporaryDirectory() as folder:
@@ -322,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result["rounds"].append({"environment": environment(), "load": os.getloadavg()[0], "rows": rows})
         file.write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(f"round {len(result['rounds'])}, load {os.getloadavg()[0]:.0f}", flush=True)
+    if not result["rounds"]:
+        parser.error(f"there is nothing in {file}; leave --report out")
     write_keeping_findings(options.results / "zero_speed.md", table(result))
     print(table(result))
 

@@ -261,7 +261,7 @@ def test_saving_when_the_engine_is_gone_says_so(two: Any, folder: Path) -> None:
     assert not list(folder.glob("after*"))
 
 
-def test_nothing_but_whole_checkpoints_is_left(two: Any, one: Any, folder: Path) -> None:
+def test_nothing_but_whole_checkpoints_is_left(two: Any, folder: Path) -> None:
     names = [path.name for path in folder.rglob("*") if path.is_dir()]
     assert [name for name in names if name.endswith((".partial", ".removed", ".previous.ckpt"))] == []
     assert f"step={SAVED}.ckpt" in names
