@@ -237,7 +237,7 @@ def row_of_kills(name: str, world: int, seed: int, reference: Reference) -> dict
                 "reached": attempt.reached,
                 "seconds_to_end": round(seconds, 3),
                 "codes": codes,
-                "checkpoint": None if newest is None else _step_of(newest),
+                "checkpoint": None if newest is None else step_of(newest),
                 "left_in_tmp": len([*(folder / "tmp").iterdir(), *folder.glob("*.partial"), *folder.glob("*.removed")]),
             }
             kills.append(kill)
@@ -272,7 +272,7 @@ def _kill(attempt: Attempt, chance: random.Random, reference: Reference, world: 
     return {"ranks": who, "last_word": last, "in_save": last.startswith("saving")}
 
 
-def _step_of(checkpoint: Path) -> int | str:
+def step_of(checkpoint: Path) -> int | str:
     try:
         if checkpoint.is_dir():  # under ZeRO, a shard for each process
             saved, shards = saved_in(checkpoint), [*(checkpoint / TAG).glob("*_optim_states.pt")]

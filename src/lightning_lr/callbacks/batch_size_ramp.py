@@ -218,7 +218,7 @@ class BatchSizeRamp(MethodCallback):
         ends, schedule = internals.update_ends(trainer), self.settings.schedule
         if ends and isinstance(schedule, AdaptiveRamp):
             assert self._run is not None
-            self._growths = ramp_in_flight.grow(trainer, self._run, self._ramped, schedule, self._growths, self.name)
+            self._growths = ramp_in_flight.grow(trainer, self._run, self._ramped, schedule, self._growths, self)
         if ends and self._ramped.stream is not None:
             self._ramped.stream.end_update(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -235,7 +235,7 @@ class BatchSizeRamp(MethodCallback):
     def on_warmup_end(self, trainer: Trainer) -> None:
         if self.settings.begin == "after_warmup":
             assert self._run is not None
-            self._begin_samples = ramp_in_flight.begin(trainer, self._run, self._ramped, self.name)
+            self._begin_samples = ramp_in_flight.begin(trainer, self._run, self._ramped, self)
 
     def state_dict(self) -> dict[str, Any]:
         seed = self._seed if self._loader is None else self._loader.seed
@@ -283,6 +283,8 @@ class BatchSizeRamp(MethodCallback):
     def _total_updates(self, shape: RampedRun) -> str:
         """In words; what a plan shows depends on a switch that is not known."""
         plan = shape.plan
+        if isinstance(self.schedule, AdaptiveRamp) and plan.phases[-1].batch_size < plan.largest_batch_size:
+            return f"at most {plan.total_updates:,}"
         if self._warmup is None or self._loader is not None:
             return f"{plan.total_updates:,}"
         earliest, latest = (updates * plan.starting_batch_size for updates in self._warmup.switch_range(shape))

@@ -13,11 +13,11 @@ from lightning_lr.batch_size.streamed_run import StreamedRun
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.ramped_loader import RampedLoader
-from lightning_lr.callbacks.run import Run
+from lightning_lr.callbacks.run import Member, Run
 
 
 def grow(
-    trainer: Trainer, run: Run, ramped: RampedLoader, schedule: AdaptiveRamp, growths: tuple[Growth, ...], name: str
+    trainer: Trainer, run: Run, ramped: RampedLoader, schedule: AdaptiveRamp, growths: tuple[Growth, ...], ramp: Member
 ) -> tuple[Growth, ...]:
     """Grow the batch if it is time to.
 
@@ -27,7 +27,7 @@ def grow(
         ramped: the loader, told of it.
         schedule: which decides.
         growths: decided so far.
-        name: of the journal.
+        ramp: the callback, which has decided.
 
     Returns:
         The growths decided so far.
@@ -50,20 +50,18 @@ def grow(
     plan = plan.grown(wanted, *place_of_all)
     ramped.replan(trainer, plan)
     clock.shape = (RampedRun if ramped.stream is None else StreamedRun).of(clock.shape, plan)
-    journal = run.journal(name)
-    if journal is not None:
-        journal.append(clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
+    run.note_change(ramp, clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
     return plan.growths
 
 
-def begin(trainer: Trainer, run: Run, ramped: RampedLoader, name: str) -> int:
+def begin(trainer: Trainer, run: Run, ramped: RampedLoader, ramp: Member) -> int:
     """Begin the ramp.
 
     Args:
         trainer: at the end of the warm-up.
         run: the run; its clock goes on with the plan of a ramp that has begun.
         ramped: the loader, told of it.
-        name: of the journal.
+        ramp: the callback, which has decided.
 
     Returns:
         Samples of the run before the ramp, over all devices.
@@ -73,16 +71,8 @@ def begin(trainer: Trainer, run: Run, ramped: RampedLoader, name: str) -> int:
     samples: int = epoch * plan.samples_per_device * plan.world_size + start
     plan = plan.begun(samples)
     ramped.replan(trainer, plan)
-    shape = RampedRun.of(clock.shape, plan)
-    clock.shape, clock.total = shape, shape.total_units  # ended by updates, the run has more samples now
-    journal = run.journal(name)
-    if journal is not None:
-        journal.append(
-            clock.updates - 1,  # counted before the update that was just made: a checkpoint after it holds this
-            "begin",
-            samples=samples,
-            phases=[[phase.name, phase.start, phase.end] for phase in shape.phases()],
-            total=clock.total,
-            total_updates=shape.total_updates,
-        )
+    clock.shape = RampedRun.of(clock.shape, plan)
+    clock.total = clock.shape.total_units  # ended by updates, the run has more samples now
+    # counted before the update that was just made: a checkpoint after it holds this
+    run.note_change(ramp, clock.updates - 1, "begin", samples=samples)
     return samples
