@@ -12,6 +12,8 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from benchmarks._processes import spawn
+
 WORLD = 2
 
 
@@ -49,5 +51,5 @@ def run_in_two_processes(cases: Sequence[tuple[str, Callable[[], Any]]], out: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(port, list(cases), str(out)), nprocs=WORLD)
+    spawn(_work, (port, list(cases), str(out)), nprocs=WORLD)
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -164,6 +165,13 @@ def _without_ninja() -> None:
         os.environ["PATH"] = path
 
 
+def _without_libaio() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with mock.patch.object(AsyncIOBuilder, "is_compatible", return_value=False):
+        _refused(3, strategy_arguments={"offload_optimizer": True, "offload_optimizer_device": "nvme"})
+
+
 def _native_half() -> None:
     from deepspeed.accelerator import get_accelerator
 
@@ -203,8 +211,8 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     "frozen": (_returns(_partly_frozen), "all 2 parameters of group body are frozen"),
     "ninja": (_without_ninja, "install ninja and a C++ compiler, or return torch's optimizer"),
     "nvme": (
-        lambda: _refused(3, strategy_arguments={"offload_optimizer": True, "offload_optimizer_device": "nvme"}),
-        "offloading to 'nvme' needs DeepSpeed's async_io operator",
+        _without_libaio,
+        "offloading to 'nvme' needs DeepSpeed's async_io operator, and libaio with its headers (libaio-dev) cannot",
     ),
     "unfreezing": (lambda: _refused(3, GradualUnfreezing(layers=["body", "head"])), "flat buffers of its own"),
 }

@@ -23,6 +23,7 @@ from ddp import _Attached
 from lightning.pytorch import Callback, LightningModule, Trainer
 from toy import fit
 
+from benchmarks._processes import spawn
 from lightning_lr import ZeROStrategy
 from lightning_lr import lightning_internals as internals
 
@@ -133,5 +134,5 @@ def run_in_processes(cases: Cases, out: Path, world: int = 2) -> list[dict[str, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(world, port, list(cases), str(out)), nprocs=world)
+    spawn(_work, (world, port, list(cases), str(out)), nprocs=world)
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world)]

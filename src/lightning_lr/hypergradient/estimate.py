@@ -24,6 +24,9 @@ from lightning_lr.shards import flat_of, local, partition_of, sum_over_shards
 CHUNK = 1 << 20
 """Elements that are worked on at a time: 4 MB of scratch memory, and few launches."""
 
+PIECE = 1 << 15
+"""Elements that a CPU sums in single precision; more are off by 5e-12 times their number, 8e-6 for a million."""
+
 
 class Alignment(NamedTuple):
     """How a gradient g and the last update's direction d lie to each other, over one parameter group."""
@@ -277,10 +280,20 @@ class AlignmentEstimator:
                 g = g.add(theta[part], alpha=decay * scale)
             if keeps and len(self._chunks) == 1 and gradient.numel() <= CHUNK:
                 self._packed = g
-            own = torch.dot(g, g)
+            own = _dot(g, g)
             sums = [torch.zeros_like(own), own, torch.zeros_like(own)]
             if chunk.known:
                 d = formula(theta[part], *(vector[part] for vector in vectors)).to(g)
-                sums = [torch.dot(g, d) * factor, own, torch.dot(d, d) * factor * factor]
+                sums = [_dot(g, d) * factor, own, _dot(d, d) * factor * factor]
             total = sums if start == 0 else [a + b for a, b in zip(total, sums, strict=True)]
-        return total or [gradient.new_zeros(())] * 3
+        return total or [gradient.new_zeros((), dtype=torch.float64)] * 3
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """a . b of two vectors, to be added to others in double precision."""
+    if a.device.type == "mps":  # which has none
+        return torch.dot(a, b)
+    if a.device.type != "cpu" or a.numel() <= PIECE:
+        return torch.dot(a, b).double()
+    pieces = zip(torch.split(a, PIECE), torch.split(b, PIECE), strict=True)
+    return torch.stack([torch.dot(*piece) for piece in pieces]).sum(dtype=torch.float64)
