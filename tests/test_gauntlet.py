@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
 import yaml
-from ddp import ddp, run_in_two_processes
 from gauntlet import BATCH, ROWS, At, Row
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
+from zero import run_in_processes
 
 import lightning_lr
+from lightning_lr import CheckpointedStrategy
+
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -55,15 +61,15 @@ def base_lr(row: Row) -> float:
 def train(row: Row, callbacks: list[Any], **arguments: Any) -> tuple[Toy, Probe]:
     probe = Probe()
     module = arguments.pop("module", None) or Toy(row.configure)
-    if row.strategy is not None and callbacks:
-        arguments.setdefault("strategy", row.strategy())
+    if callbacks:
+        arguments = strategy_of(row) | arguments
     trained, _ = fit([*callbacks, probe], module=module, **arguments)
     assert isinstance(trained, Toy)
     return trained, probe
 
 
 def strategy_of(row: Row) -> dict[str, Any]:
-    return {} if row.strategy is None else {"strategy": row.strategy()}
+    return {} if row.policy is None else {"strategy": CheckpointedStrategy(row.policy)}
 
 
 @rows
@@ -220,40 +226,194 @@ def test_yaml_round_trip_trains_the_same_weights(row: Row, tmp_path: Path, monke
 
 
 # ---------------------------------------------------------------------- two processes
-DDP_SAMPLES = 50
+PAIRS = [pair for pair in several.pairs() if DEEPSPEED or not pair[1].name.startswith("zero")]
+TRAINED = [pair for pair in PAIRS if several.refused(pair) is None]
+REFUSED = [pair for pair in PAIRS if several.refused(pair) is not None]
+Case = tuple[str, Callable[[], Any]]
+Ran = list[dict[str, Any]]
 
 
-def _ddp_case(index: int) -> tuple[torch.Tensor, list[Any], bool]:
-    row = ROWS[index]
-    # Lightning would inject a sampler that shuffles; this one deals 0, 2, 4.. and 1, 3, 5.., so that the global batches
-    # are those of one process
-    sampler = DistributedSampler(data(DDP_SAMPLES), shuffle=False)
-    loader = DataLoader(data(DDP_SAMPLES), batch_size=BATCH // 2, sampler=sampler)
-    trained, probe = train(row, row.make(), loader=loader, max_epochs=3, **ddp(make=row.strategy))
-    wrapped = "lr_scheduler_step" in vars(trained)
-    return weights(trained), probe.series, wrapped
+def named(pair: several.Pair) -> str:
+    return f"{pair[0].name}-{pair[1].name}"
+
+
+def under(pairs: list[several.Pair]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("pair", pairs, ids=named)
+
+
+def _key(kind: str, pair: several.Pair) -> str:
+    return f"{kind} {named(pair)}"
+
+
+def _names(pair: several.Pair) -> tuple[str, str]:
+    return pair[0].name, pair[1].name
+
+
+def _cases(folder: Path) -> Iterator[Case]:
+    for pair in PAIRS:
+        saved = folder / named(pair)
+        yield _key("whole", pair), partial(several.run, *_names(pair), save=str(saved))
+        if pair in TRAINED:
+            ckpt = str(saved / f"step={several.SAVED}.ckpt")
+            yield _key("resumed", pair), partial(several.run, *_names(pair), ckpt_path=ckpt)
+            yield _key("accumulated 3", pair), partial(several.accumulated, *_names(pair), 3)
+        if pair in ONCE:
+            yield _key("yaml", pair), partial(several.from_yaml, *_names(pair), str(folder))
+            yield _key("bf16-mixed", pair), partial(several.run, *_names(pair), precision="bf16-mixed")
+
+
+def _more_cases(folder: Path) -> Iterator[Case]:
+    for pair in TRAINED:
+        for micro_batches in (1, 2):
+            kind = f"accumulated {micro_batches}"
+            yield _key(kind, pair), partial(several.accumulated, *_names(pair), micro_batches)
+        if pair not in ONCE:
+            yield _key("yaml", pair), partial(several.from_yaml, *_names(pair), str(folder))
+            yield _key("bf16-mixed", pair), partial(several.run, *_names(pair), precision="bf16-mixed")
+
+
+ONCE = [pair for pair in TRAINED if pair[0].name == "layerwise-and-scaling-and-schedule"]
+"""Of YAML and bf16, one row under every strategy; the others, which are no different, are slow."""
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    cases = [(row.name, partial(_ddp_case, index)) for index, row in enumerate(ROWS)]
-    return run_in_two_processes(cases, tmp_path_factory.mktemp("ddp"))
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("several")
+    return run_in_processes(list(_cases(folder)), folder)
 
 
-@rows
-def test_two_processes_equal_one_with_the_same_global_batch(row: Row, two_processes: list[dict[str, Any]]) -> None:
-    one, probe = train(row, row.make(), loader=DataLoader(data(DDP_SAMPLES), batch_size=BATCH), max_epochs=3)
-    for rank in two_processes:
-        if isinstance(rank[row.name], Exception):
-            raise rank[row.name]
-        two, series, wrapped = rank[row.name]
-        assert not wrapped
-        assert len(series) == 21
-        assert same(row, series, probe.series)
-        assert series == two_processes[0][row.name][1], "the ranks agree to the bit"
-        if row.noisy:
-            assert torch.equal(two, two_processes[0][row.name][0])
-            assert (two - weights(one)).abs().max() < row.noisy
-            continue
-        # means over two ranks are summed in another order; fp32 rounding over 21 updates
-        assert (two - weights(one)).abs().max() < 1e-6
+@pytest.fixture(scope="module")
+def ran_more(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    folder = tmp_path_factory.mktemp("more")
+    more = run_in_processes(list(_more_cases(folder)), folder)
+    return [{**first, **second} for first, second in zip(ran, more, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[Row], tuple[torch.Tensor, Probe]]:
+    """One process with the same global batch, trained once for all strategies."""
+
+    @cache
+    def trained(name: str) -> tuple[torch.Tensor, Probe]:
+        row = next(row for row in ROWS if row.name == name)
+        loader = DataLoader(data(several.SAMPLES), batch_size=BATCH)
+        module, probe = train(row, row.make(), loader=loader, max_epochs=several.EPOCHS)
+        return weights(module), probe
+
+    return lambda row: trained(row.name)
+
+
+def _facts(ran: Ran, kind: str, pair: several.Pair) -> list[dict[str, Any]]:
+    found = [rank[_key(kind, pair)] for rank in ran]
+    for facts in found:
+        assert isinstance(facts, dict), facts
+    return found
+
+
+def _agree(found: list[dict[str, Any]]) -> None:
+    """The ranks, to the bit."""
+    first, second = found
+    assert first["lrs"] == second["lrs"]
+    assert torch.equal(first["weights"], second["weights"])
+
+
+@under(TRAINED)
+def test_two_processes_equal_one_with_the_same_global_batch(pair: several.Pair, ran: Ran, alone: Any) -> None:
+    row, found = pair[0], _facts(ran, "whole", pair)
+    one, probe = alone(row)
+    _agree(found)
+    two = found[0]
+    assert not two["wrapped"]
+    assert two["updates"] == two["hooks"] == len(two["norms"]) == several.UPDATES
+    assert same(row, two["lrs"], probe.series)
+    assert [lrs[0] for lrs in two["lrs"]] == close(row, expected(row, several.SAMPLES, several.UPDATES, base_lr(row)))
+    # means over two ranks are summed in another order; fp32 rounding over 21 updates
+    assert (two["weights"] - one).abs().max() < (row.noisy or 1e-6)
+
+
+@under(TRAINED)
+def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(pair: several.Pair, ran: Ran) -> None:
+    whole, resumed = _facts(ran, "whole", pair)[0], _facts(ran, "resumed", pair)
+    _agree(resumed)
+    assert resumed[0]["lrs"] == whole["lrs"][several.SAVED :]
+    assert torch.equal(resumed[0]["weights"], whole["weights"])
+
+
+def _accumulates(pair: several.Pair, micro_batches: int, ran: Ran) -> None:
+    """Updates, hooks, gradient norms and learning rates as under DDP."""
+    row, kind = pair[0], f"accumulated {micro_batches}"
+    if micro_batches > 1 and "accumulation" in row.refuses:
+        assert row.refuses["accumulation"] in ran[0][_key(kind, pair)]
+        return
+    found, wanted = _facts(ran, kind, pair), _facts(ran, kind, (row, several.SEVERAL[0]))[0]
+    _agree(found)
+    got = found[0]
+    updates = several.EPOCHS * -(-several.RAGGED // (2 * 2 * micro_batches))
+    assert got["updates"] == got["hooks"] == wanted["updates"] == wanted["hooks"] == updates
+    assert got["norms"] == pytest.approx(wanted["norms"], rel=2e-5)  # summed over shards in another order
+    assert same(row, got["lrs"], wanted["lrs"])
+    assert (got["weights"] - wanted["weights"]).abs().max() < 1e-6
+
+
+@under(TRAINED)
+def test_accumulation_that_leaves_a_part_is_ddps(pair: several.Pair, ran: Ran) -> None:
+    _accumulates(pair, 3, ran)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@under(TRAINED)
+def test_accumulation_is_ddps(pair: several.Pair, micro_batches: int, ran_more: Ran) -> None:
+    _accumulates(pair, micro_batches, ran_more)
+
+
+def _reads_yaml(pair: several.Pair, ran: Ran) -> None:
+    written, by_hand = _facts(ran, "yaml", pair), _facts(ran, "whole", pair)[0]
+    _agree(written)
+    assert written[0]["lrs"] == by_hand["lrs"]
+    assert torch.equal(written[0]["weights"], by_hand["weights"])
+
+
+def _trains_in_bf16(pair: several.Pair, ran: Ran) -> None:
+    half, full = _facts(ran, "bf16-mixed", pair), _facts(ran, "whole", pair)[0]
+    _agree(half)
+    assert len(half[0]["lrs"]) == several.UPDATES
+    if pair[0].replay is None:  # else it follows the rounded gradients
+        assert half[0]["lrs"] == full["lrs"]
+    assert 0 < (half[0]["weights"] - full["weights"]).abs().max() < 0.1
+
+
+@under(ONCE)
+def test_yaml_names_the_strategy(pair: several.Pair, ran: Ran) -> None:
+    _reads_yaml(pair, ran)
+
+
+@pytest.mark.slow
+@under([pair for pair in TRAINED if pair not in ONCE])
+def test_yaml_names_the_strategy_beside_every_row(pair: several.Pair, ran_more: Ran) -> None:
+    _reads_yaml(pair, ran_more)
+
+
+@under(ONCE)
+def test_bf16_has_the_same_learning_rates_under_every_strategy(pair: several.Pair, ran: Ran) -> None:
+    _trains_in_bf16(pair, ran)
+
+
+@pytest.mark.slow
+@under([pair for pair in TRAINED if pair not in ONCE])
+def test_bf16_has_the_same_learning_rates_beside_every_row(pair: several.Pair, ran_more: Ran) -> None:
+    _trains_in_bf16(pair, ran_more)
+
+
+@under(REFUSED)
+def test_what_a_strategy_cannot_do_is_refused_before_training(pair: several.Pair, ran: Ran) -> None:
+    for rank in ran:
+        said = rank[_key("whole", pair)]
+        assert isinstance(said, str), "nothing was raised"
+        assert said.startswith("MisconfigurationException: ")
+        assert several.refused(pair) in said
+
+
+def test_a_row_refuses_no_strategy_that_does_not_exist() -> None:
+    known = {"short", "accumulation", "iterable", *(strategy.name for strategy in several.SEVERAL)}
+    assert all(set(row.refuses) <= known for row in ROWS)
