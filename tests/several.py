@@ -79,7 +79,7 @@ SEVERAL = (
         {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": _FSDP2},
         checkpoints=False,
     ),
-)  # fmt: skip
+)
 Pair = tuple[Row, Several]
 
 

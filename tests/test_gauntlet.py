@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -230,15 +230,10 @@ PAIRS = [pair for pair in several.pairs() if DEEPSPEED or not pair[1].name.start
 TRAINED = [pair for pair in PAIRS if several.refused(pair) is None]
 REFUSED = [pair for pair in PAIRS if several.refused(pair) is not None]
 Case = tuple[str, Callable[[], Any]]
-Ran = list[dict[str, Any]]
 
 
 def named(pair: several.Pair) -> str:
     return f"{pair[0].name}-{pair[1].name}"
-
-
-def under(pairs: list[several.Pair]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("pair", pairs, ids=named)
 
 
 def _key(kind: str, pair: several.Pair) -> str:
@@ -249,44 +244,83 @@ def _names(pair: several.Pair) -> tuple[str, str]:
     return pair[0].name, pair[1].name
 
 
-def _cases(folder: Path) -> Iterator[Case]:
-    for pair in PAIRS:
-        saved = folder / named(pair)
-        yield _key("whole", pair), partial(several.run, *_names(pair), save=str(saved))
-        if pair in TRAINED:
-            ckpt = str(saved / f"step={several.SAVED}.ckpt")
-            yield _key("resumed", pair), partial(several.run, *_names(pair), ckpt_path=ckpt)
-            yield _key("accumulated 3", pair), partial(several.accumulated, *_names(pair), 3)
-        if pair in ONCE:
-            yield _key("yaml", pair), partial(several.from_yaml, *_names(pair), str(folder))
-            yield _key("bf16-mixed", pair), partial(several.run, *_names(pair), precision="bf16-mixed")
+KINDS: dict[str, Callable[[several.Pair, str], Callable[[], Any]]] = {
+    "whole": lambda pair, at: partial(several.run, *_names(pair), save=f"{at}/{named(pair)}"),
+    "resumed": lambda pair, at: partial(
+        several.run, *_names(pair), ckpt_path=f"{at}/{named(pair)}/step={several.SAVED}.ckpt"
+    ),
+    **{
+        f"accumulated {n}": lambda pair, at, n=n: partial(several.accumulated, *_names(pair), n)  # type: ignore[misc]
+        for n in (1, 2, 3)
+    },
+    "yaml": lambda pair, at: partial(several.from_yaml, *_names(pair), at),
+    "bf16-mixed": lambda pair, at: partial(several.run, *_names(pair), precision="bf16-mixed"),
+}
 
 
-def _more_cases(folder: Path) -> Iterator[Case]:
-    for pair in TRAINED:
-        for micro_batches in (1, 2):
-            kind = f"accumulated {micro_batches}"
-            yield _key(kind, pair), partial(several.accumulated, *_names(pair), micro_batches)
-        if pair not in ONCE:
-            yield _key("yaml", pair), partial(several.from_yaml, *_names(pair), str(folder))
-            yield _key("bf16-mixed", pair), partial(several.run, *_names(pair), precision="bf16-mixed")
+def _soon(kind: str, pair: several.Pair) -> bool:
+    """Whether it is run every time: all rows under all strategies, and what a strategy may do to them; the rest is slow.
+
+    Stage 3 and FSDP2 take as long as all the others.
+    """
+    row, strategy = _names(pair)
+    return {
+        "whole": True,
+        "resumed": strategy == "zero_2" or row in SHOWN,
+        "accumulated 3": strategy in ("ddp", "zero_2") or row in SHOWN,
+        "yaml": strategy == "zero_2" or row in SHOWN[:1],
+    }.get(kind, row in SHOWN[:1])
 
 
-ONCE = [pair for pair in TRAINED if pair[0].name == "layerwise-and-scaling-and-schedule"]
-"""Of YAML and bf16, one row under every strategy; the others, which are no different, are slow."""
+SHOWN = ("layerwise-and-scaling-and-schedule", "lamb-sqrt")
+
+
+def _cases(folder: Path, soon: bool) -> list[Case]:
+    wanted = [(kind, pair) for pair in PAIRS for kind in KINDS if pair in TRAINED or kind == "whole"]
+    return [(_key(kind, pair), KINDS[kind](pair, str(folder))) for kind, pair in wanted if _soon(kind, pair) == soon]
+
+
+def over(*kinds: str) -> pytest.MarkDecorator:
+    """Every pair of a row and a strategy that trains, for every kind of run."""
+    return pytest.mark.parametrize(
+        ("kind", "pair"),
+        [
+            pytest.param(kind, pair, id=_key(kind, pair), marks=() if _soon(kind, pair) else pytest.mark.slow)
+            for kind in kinds
+            for pair in TRAINED
+        ],
+    )
+
+
+class Ran:
+    """What the runs did; the slow ones are run when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ranks: dict[bool, list[dict[str, Any]]] = {}
+
+    def facts(self, kind: str, pair: several.Pair) -> list[Any]:
+        """Of each rank."""
+        soon = _soon(kind, pair)
+        if soon not in self._ranks:
+            self._ranks[soon] = run_in_processes(_cases(self.folder, soon), self.folder / str(soon))
+        return [rank[_key(kind, pair)] for rank in self._ranks[soon]]
+
+    def trained(self, kind: str, pair: several.Pair) -> dict[str, Any]:
+        """Of the first rank; the second had the same to the bit."""
+        first, second = self.facts(kind, pair)
+        assert isinstance(first, dict), first
+        assert isinstance(second, dict), second
+        assert first["lrs"] == second["lrs"]
+        assert torch.equal(first["weights"], second["weights"])
+        return first
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    folder = tmp_path_factory.mktemp("several")
-    return run_in_processes(list(_cases(folder)), folder)
-
-
-@pytest.fixture(scope="module")
-def ran_more(ran: Ran, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    folder = tmp_path_factory.mktemp("more")
-    more = run_in_processes(list(_more_cases(folder)), folder)
-    return [{**first, **second} for first, second in zip(ran, more, strict=True)]
+    ran = Ran(tmp_path_factory.mktemp("several"))
+    ran.facts("whole", PAIRS[0])  # slow ones are resumed from what these save
+    return ran
 
 
 @pytest.fixture(scope="module")
@@ -303,26 +337,12 @@ def alone() -> Callable[[Row], tuple[torch.Tensor, Probe]]:
     return lambda row: trained(row.name)
 
 
-def _facts(ran: Ran, kind: str, pair: several.Pair) -> list[dict[str, Any]]:
-    found = [rank[_key(kind, pair)] for rank in ran]
-    for facts in found:
-        assert isinstance(facts, dict), facts
-    return found
-
-
-def _agree(found: list[dict[str, Any]]) -> None:
-    """The ranks, to the bit."""
-    first, second = found
-    assert first["lrs"] == second["lrs"]
-    assert torch.equal(first["weights"], second["weights"])
-
-
-@under(TRAINED)
-def test_two_processes_equal_one_with_the_same_global_batch(pair: several.Pair, ran: Ran, alone: Any) -> None:
-    row, found = pair[0], _facts(ran, "whole", pair)
+@over("whole")
+def test_two_processes_equal_one_with_the_same_global_batch(
+    kind: str, pair: several.Pair, ran: Ran, alone: Any
+) -> None:
+    row, two = pair[0], ran.trained(kind, pair)
     one, probe = alone(row)
-    _agree(found)
-    two = found[0]
     assert not two["wrapped"]
     assert two["updates"] == two["hooks"] == len(two["norms"]) == several.UPDATES
     assert same(row, two["lrs"], probe.series)
@@ -331,23 +351,20 @@ def test_two_processes_equal_one_with_the_same_global_batch(pair: several.Pair, 
     assert (two["weights"] - one).abs().max() < (row.noisy or 1e-6)
 
 
-@under(TRAINED)
-def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(pair: several.Pair, ran: Ran) -> None:
-    whole, resumed = _facts(ran, "whole", pair)[0], _facts(ran, "resumed", pair)
-    _agree(resumed)
-    assert resumed[0]["lrs"] == whole["lrs"][several.SAVED :]
-    assert torch.equal(resumed[0]["weights"], whole["weights"])
+@over("resumed")
+def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(kind: str, pair: several.Pair, ran: Ran) -> None:
+    resumed, whole = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert resumed["lrs"] == whole["lrs"][several.SAVED :]
+    assert torch.equal(resumed["weights"], whole["weights"])
 
 
-def _accumulates(pair: several.Pair, micro_batches: int, ran: Ran) -> None:
-    """Updates, hooks, gradient norms and learning rates as under DDP."""
-    row, kind = pair[0], f"accumulated {micro_batches}"
+@over("accumulated 1", "accumulated 2", "accumulated 3")
+def test_accumulation_has_the_updates_hooks_and_gradient_norms_of_ddp(kind: str, pair: several.Pair, ran: Ran) -> None:
+    row, micro_batches = pair[0], int(kind[-1])
     if micro_batches > 1 and "accumulation" in row.refuses:
-        assert row.refuses["accumulation"] in ran[0][_key(kind, pair)]
+        assert all(row.refuses["accumulation"] in said for said in ran.facts(kind, pair))
         return
-    found, wanted = _facts(ran, kind, pair), _facts(ran, kind, (row, several.SEVERAL[0]))[0]
-    _agree(found)
-    got = found[0]
+    got, wanted = ran.trained(kind, pair), ran.trained(kind, (row, several.SEVERAL[0]))
     updates = several.EPOCHS * -(-several.RAGGED // (2 * 2 * micro_batches))
     assert got["updates"] == got["hooks"] == wanted["updates"] == wanted["hooks"] == updates
     assert got["norms"] == pytest.approx(wanted["norms"], rel=2e-5)  # summed over shards in another order
@@ -355,63 +372,29 @@ def _accumulates(pair: several.Pair, micro_batches: int, ran: Ran) -> None:
     assert (got["weights"] - wanted["weights"]).abs().max() < 1e-6
 
 
-@under(TRAINED)
-def test_accumulation_that_leaves_a_part_is_ddps(pair: several.Pair, ran: Ran) -> None:
-    _accumulates(pair, 3, ran)
+@over("yaml")
+def test_yaml_names_the_strategy(kind: str, pair: several.Pair, ran: Ran) -> None:
+    written, by_hand = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert written["lrs"] == by_hand["lrs"]
+    assert torch.equal(written["weights"], by_hand["weights"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@under(TRAINED)
-def test_accumulation_is_ddps(pair: several.Pair, micro_batches: int, ran_more: Ran) -> None:
-    _accumulates(pair, micro_batches, ran_more)
-
-
-def _reads_yaml(pair: several.Pair, ran: Ran) -> None:
-    written, by_hand = _facts(ran, "yaml", pair), _facts(ran, "whole", pair)[0]
-    _agree(written)
-    assert written[0]["lrs"] == by_hand["lrs"]
-    assert torch.equal(written[0]["weights"], by_hand["weights"])
-
-
-def _trains_in_bf16(pair: several.Pair, ran: Ran) -> None:
-    half, full = _facts(ran, "bf16-mixed", pair), _facts(ran, "whole", pair)[0]
-    _agree(half)
-    assert len(half[0]["lrs"]) == several.UPDATES
+@over("bf16-mixed")
+def test_bf16_has_the_same_learning_rates_under_a_strategy(kind: str, pair: several.Pair, ran: Ran) -> None:
+    half, full = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert len(half["lrs"]) == several.UPDATES
     if pair[0].replay is None:  # else it follows the rounded gradients
-        assert half[0]["lrs"] == full["lrs"]
-    assert 0 < (half[0]["weights"] - full["weights"]).abs().max() < 0.1
+        assert half["lrs"] == full["lrs"]
+    assert 0 < (half["weights"] - full["weights"]).abs().max() < 0.1
 
 
-@under(ONCE)
-def test_yaml_names_the_strategy(pair: several.Pair, ran: Ran) -> None:
-    _reads_yaml(pair, ran)
-
-
-@pytest.mark.slow
-@under([pair for pair in TRAINED if pair not in ONCE])
-def test_yaml_names_the_strategy_beside_every_row(pair: several.Pair, ran_more: Ran) -> None:
-    _reads_yaml(pair, ran_more)
-
-
-@under(ONCE)
-def test_bf16_has_the_same_learning_rates_under_every_strategy(pair: several.Pair, ran: Ran) -> None:
-    _trains_in_bf16(pair, ran)
-
-
-@pytest.mark.slow
-@under([pair for pair in TRAINED if pair not in ONCE])
-def test_bf16_has_the_same_learning_rates_beside_every_row(pair: several.Pair, ran_more: Ran) -> None:
-    _trains_in_bf16(pair, ran_more)
-
-
-@under(REFUSED)
+@pytest.mark.parametrize("pair", REFUSED, ids=named)
 def test_what_a_strategy_cannot_do_is_refused_before_training(pair: several.Pair, ran: Ran) -> None:
-    for rank in ran:
-        said = rank[_key("whole", pair)]
+    for said in ran.facts("whole", pair):
         assert isinstance(said, str), "nothing was raised"
         assert said.startswith("MisconfigurationException: ")
-        assert several.refused(pair) in said
+        assert str(several.refused(pair)) in said
+        assert "on_fit_start" in said or "setup" in said, "before training"
 
 
 def test_a_row_refuses_no_strategy_that_does_not_exist() -> None:
