@@ -16,7 +16,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache, partial
@@ -45,7 +45,8 @@ from lightning_lr.cli.trainer_cli import LearningRateCLI
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "lightning_lr"
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house", "clusters")]
+CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house", "clusters", "evidence")]
+SUMMARIES = [path for path in DOCUMENTS if path.name in ("README.md", "evidence.md")]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FOLDERS = "benchmarks|configs|docs|examples|scripts|src|tests"
 
@@ -444,12 +445,25 @@ def measured() -> set[str]:
     return found
 
 
+def tables(paths: Iterable[Path]) -> set[str]:
+    return intervals(" ".join(path.read_text(encoding="utf-8") for path in paths))
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
 def test_every_interval_of_a_card_is_in_a_table_that_it_links_to(card: Path) -> None:
     prose = read(card)[1]
-    tables = [(card.parent / link).resolve() for link in re.findall(r"\]\(([^)\s]+\.md)\)", prose)]
-    known = intervals(" ".join(path.read_text(encoding="utf-8") for path in tables if path.parent == RESULTS))
-    assert intervals(prose) <= known | measured() | intervals((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    linked = [(card.parent / link).resolve() for link in re.findall(r"\]\(([^)\s]+\.md)\)", prose)]
+    known = tables(path for path in linked if path.parent == RESULTS)
+    assert intervals(prose) <= known | measured() | tables(SUMMARIES)
+
+
+@pytest.mark.parametrize("summary", SUMMARIES, ids=lambda summary: summary.stem)
+def test_every_interval_of_a_summary_is_in_a_table(summary: Path) -> None:
+    known = tables(RESULTS.glob("*.md")) | measured()
+    quoted = intervals(read(summary)[1])
+    assert quoted
+    # "loses 0.17 ± 0.05" is the table's -0.17 ± 0.05
+    assert quoted <= known | {interval.lstrip("+-") for interval in known}
 
 
 def test_cards_quote_intervals() -> None:
