@@ -259,7 +259,7 @@ KINDS: dict[str, Callable[[several.Pair, str], Callable[[], Any]]] = {
 
 
 def _soon(kind: str, pair: several.Pair) -> bool:
-    """Whether it is run every time: all rows under all strategies, and what a strategy may do to them; the rest is slow.
+    """Whether it is run every time: all rows under all strategies, and of the other kinds some; the rest is slow.
 
     Stage 3 and FSDP2 take as long as all the others.
     """

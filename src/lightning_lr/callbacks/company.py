@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, Trainer, callbacks
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 
 
@@ -31,14 +30,14 @@ class Clash:
 
     Args:
         ours: by name.
-        theirs: class of the other, and its subclasses.
+        theirs: class of the other, and its subclasses; () where Lightning has no such class.
         why: continues "... is attached too, and".
         then: what to do.
         when: asked of our callback, where it depends on its settings.
     """
 
     ours: tuple[str, ...]
-    theirs: type[Callback]
+    theirs: type[Callback] | tuple[()]
     why: str
     then: str
     when: Callable[[Any], bool] = lambda member: True
@@ -109,7 +108,7 @@ CLASHES = (
     ),
     Clash(
         ("zero",),
-        WeightAveraging,
+        getattr(callbacks, "WeightAveraging", ()),  # Lightning has it from 2.6 on
         "it keeps its average in the checkpoint's state_dict, which the engine does not save",
         "use strategy='ddp', or remove it",
     ),
@@ -118,6 +117,19 @@ CLASHES = (
         BaseFinetuning,
         "it adds groups to the optimizer during the run, which the engine does not train",
         "use strategy='ddp', or leave the frozen parameters out of the optimizer for the whole run",
+    ),
+    Clash(
+        ("ddp_checkpointed",),
+        BaseFinetuning,
+        "DDP averages no gradient of a parameter that was frozen when it was set up, so that the ranks would drift "
+        "apart once it is trained",
+        "use GradualUnfreezing, which freezes later",
+    ),
+    Clash(
+        ("zero", "ddp_checkpointed"),
+        BatchSizeFinder,
+        "a batch that one process finds for itself need not be the others'",
+        "find it on one device",
     ),
 )
 

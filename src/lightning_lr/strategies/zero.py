@@ -28,7 +28,6 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_loading, zero_optimizers, zero_settings
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero_segments import ShardedUpdate
@@ -196,9 +195,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         assert self.config is not None
         if zero_settings.uses_nvme(self.config):
             zero_engine.check_nvme(who)
-        assert self.lightning_module is not None
-        if self.lightning_module.trainer.state.fn == TrainerFn.FITTING:  # before callbacks refuse it without a reason
-            refuse_company(self, self.strategy_name, self.lightning_module.trainer)
+        self._refuse_company()
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:

@@ -1,8 +1,8 @@
 """Whether an optimizer makes the same step on shards as on whole tensors: tried out on a matrix before the engine is.
 
-ZeRO hands the optimizer flat pieces of the parameters, other ones on every rank. That is right for one that treats each
-element by itself. One that looks at a tensor's shape or norm (AdamP, Adafactor, Muon, layer-wise rates) or sums over all
-parameters (Prodigy, D-Adaptation, DoG) goes on without an error, and trains other weights than under DDP.
+ZeRO hands the optimizer flat pieces of the parameters, other ones on every rank. That is right for one that treats
+each element by itself. One that looks at a tensor's shape or norm (AdamP, Adafactor, Muon, layer-wise rates) or sums
+over all parameters (Prodigy, D-Adaptation, DoG) goes on without an error, and trains other weights than under DDP.
 """
 
 from __future__ import annotations
