@@ -7,9 +7,10 @@ log learning rate), :mod:`.switch` (has the smoothed loss risen?), :mod:`.diverg
 arXiv:2107.05855.
 """
 
+from lightning_lr.warmup.decision import Decision
 from lightning_lr.warmup.divergence import DivergenceWatch
 from lightning_lr.warmup.history import Block, LossHistory
-from lightning_lr.warmup.machine import Decision, WarmupMachine
+from lightning_lr.warmup.machine import WarmupMachine
 from lightning_lr.warmup.settings import OnDivergence, WarmupSettings
 from lightning_lr.warmup.smoother import BlockGP, Posterior, fit
 from lightning_lr.warmup.snapshot import Snapshot, all_finite
