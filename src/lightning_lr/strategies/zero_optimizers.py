@@ -8,7 +8,7 @@ over all parameters (Prodigy, D-Adaptation, DoG) goes on without an error, and t
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -71,7 +71,8 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], start: Tensor, gradients
     device = group["params"][0].device
     parameter = torch.nn.Parameter(start.clone().to(device))
     twin = object.__new__(type(optimizer))
-    twin.__dict__.update(vars(optimizer))
+    for name, value in vars(optimizer).items():
+        twin.__dict__[name] = copy(value) if isinstance(value, list | dict | set) else value
     twin.__dict__.pop("step", None)  # an LR scheduler counts in there
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     twin.state = defaultdict(dict)
