@@ -83,7 +83,7 @@ class Net(LightningModule):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            # no bias: batch norm takes it away, so that its gradient is rounding, of which Adam and LAMB make whole steps
+            # no bias: batch norm takes it away, so that its gradient is rounding, of which LAMB makes whole steps
             self.backbone = nn.Sequential(nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.Tanh())
             self.head = nn.Linear(16, 1)
         self.lr, self.batch_size = 0.01, BATCH // devices
