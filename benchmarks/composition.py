@@ -92,6 +92,8 @@ def matrix() -> str:
         marks = [found.get((row.name, column.name), ("",))[0] for column in c.PARTS[1:]]
         if any(marks):
             lines.append(f"| {row.name} | " + " | ".join(marks) + " |")
+    lines += ["", "Neither is ours, and together they fail:", ""]
+    lines += [f"- **{first} with {second}**: {why}." for (first, second), why in c.OTHERS.items()]
     lines += ["", "Refused:", ""]
     for (first, second), (mark, words) in found.items():
         if mark != RIGHT:

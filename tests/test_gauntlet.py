@@ -268,7 +268,6 @@ def _soon(kind: str, pair: several.Pair) -> bool:
         "whole": True,
         "resumed": strategy == "zero_2" or row in SHOWN,
         "accumulated 3": strategy in ("ddp", "zero_2") or row in SHOWN,
-        "yaml": strategy == "zero_2" or row in SHOWN[:1],
     }.get(kind, row in SHOWN[:1])
 
 
