@@ -34,12 +34,7 @@ def ddp(make: Callable[..., Strategy] | None = None, **arguments: Any) -> dict[s
 
 def fsdp2() -> dict[str, Any]:
     """Trainer arguments that join the running process group with FSDP2; the module shards itself by `shard`."""
-    strategy = ModelParallelStrategy(
-        data_parallel_size=WORLD,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,
-        process_group_backend="gloo",
-    )
+    strategy = ModelParallelStrategy(data_parallel_size=WORLD, tensor_parallel_size=1, process_group_backend="gloo")
     strategy.cluster_environment = _Attached()
     return {"accelerator": "cpu", "devices": WORLD, "strategy": strategy}
 

@@ -66,7 +66,7 @@ def _zero(stage: int) -> Callable[[CheckpointPolicy | None], dict[str, Any]]:
     return lambda policy: zero(stage, checkpointing=policy)
 
 
-_FSDP2 = {"data_parallel_size": WORLD, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+_FSDP2 = {"data_parallel_size": WORLD, "tensor_parallel_size": 1}
 SEVERAL = (
     Several("ddp", _ddp, Toy, "ddp"),
     Several("zero_1", _zero(1), Toy, {"class_path": "lightning_lr.ZeROStrategy", "init_args": {"stage": 1}}),
