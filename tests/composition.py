@@ -815,8 +815,13 @@ def beside_ddp(parts: Sequence[Part]) -> tuple[Part, ...]:
     return tuple(DDP if p.joins is not None else p for p in parts)
 
 
+ROUNDS_OTHERWISE = ("ActivationCompression", "CheckpointedDDPStrategy")
+"""Checkpointing leaves other tensors to round, the inputs of segments: the weights are DDP's up to that."""
+
+
 def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
     """Whether both ranks have trained what DDP trains, up to the order in which sums are made."""
+    within = 0.02 if tuple(p.name for p in parts) == ROUNDS_OTHERWISE else 2e-6
     for rank in ran:
         got, wanted = rank[key(parts)], rank[key(beside_ddp(parts))]
         assert isinstance(got, dict), got
@@ -828,7 +833,7 @@ def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
                 assert all(math.isclose(mine[name], theirs[name], rel_tol=1e-5) for name in mine), kind
         for mine, theirs in zip(got["weights"], wanted["weights"], strict=True):
             for name in mine:
-                assert torch.allclose(mine[name], theirs[name], rtol=0, atol=2e-6), name
+                assert torch.allclose(mine[name], theirs[name], rtol=0, atol=within), name
         assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(got["noise"], wanted["noise"], strict=True))
         assert math.isclose(got["module lr"], wanted["module lr"], rel_tol=1e-3)
         first = ran[0][key(parts)]["weights"][-1]
