@@ -7,7 +7,6 @@ The prelude of every Python block, and the base to which every YAML block is add
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -386,39 +385,6 @@ def test_what_a_card_puts_together_goes_together(card: str, made: Callable[[], l
     callbacks = made()
     assert type(callbacks[1]).__name__ in company(card)[0]
     set_up(callbacks)
-
-
-# ---------------------------------------------------------------------- the drawing in house.md
-ROOMS = ("batch_size", "warmup", "layers", "hypergradient", "optim", "activations")
-SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks")
-
-
-def imports_of(room: str) -> set[str]:
-    """What the modules of a room import, by the first two parts of its path."""
-    found: set[str] = set()
-    for path in [*(SOURCE / room).rglob("*.py"), *SOURCE.glob(f"{room}.py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module == "lightning_lr":
-                names = [f"lightning_lr.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            found |= {".".join(name.split(".")[:2]) for name in names}
-    return found
-
-
-@pytest.mark.parametrize("room", [*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", *SHARED])
-def test_methods_import_neither_lightning_nor_each_other(room: str) -> None:
-    allowed = {f"lightning_lr.{name}" for name in (*SHARED, room, *(["activations"] if room == "memory" else []))}
-    imported = imports_of(room)
-    assert imported, "nothing was read"
-    assert {name for name in imported if name.startswith("lightning_lr")} <= allowed
-    assert not {name for name in imported if name.split(".")[0] in ("lightning", "pytorch_lightning")}
-
-
-@pytest.mark.parametrize("room", ["callbacks", "strategies", "lightning_internals"])
-def test_adapters_do_not_import_the_command_line(room: str) -> None:
-    assert "lightning_lr.cli" not in imports_of(room)
 
 
 # ---------------------------------------------------------------------- numbers come from the tables

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -40,7 +40,8 @@ class Curve(ABC):
     subclasses here, by ``class_path``.
     """
 
-    decays: ClassVar[bool] = True
+    # no ClassVar: jsonargparse reads a subclass's hints with the names of its module, and checks none if one is absent
+    decays = True
     """Whether the factor falls again; two callbacks whose curves both do would decay the learning rate twice."""
 
     @abstractmethod

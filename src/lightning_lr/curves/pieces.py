@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 from lightning_lr.checks import is_real
 from lightning_lr.curves.arguments import check, check_floor, check_share
@@ -27,7 +26,7 @@ class Constant(WarmedUp):
     Source: Goyal et al. 2017, arXiv:1706.02677, section 2.2 (gradual warm-up, per update).
     """
 
-    decays: ClassVar[bool] = False
+    decays = False
 
     warmup: float = 0.0
 

@@ -196,7 +196,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             assert self.lightning_module is not None
-            zero_checks.check_run(type(self).__name__, trainer, self.lightning_module)
+            zero_checks.check_trainer(type(self).__name__, trainer, self.lightning_module)
             self._undo.append(internals.let_accumulation_change(trainer))
         super().setup(trainer)
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning_lr import lightning_internals as internals
 
 
-def check_run(who: str, trainer: Trainer, module: LightningModule) -> None:
+def check_trainer(who: str, trainer: Trainer, module: LightningModule) -> None:
     """Refuse manual optimization and gradients clipped by value.
 
     Raises:

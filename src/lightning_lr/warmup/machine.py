@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -21,14 +22,11 @@ from torch import Tensor
 
 from lightning_lr.curves import SNAP
 from lightning_lr.warmup.decision import Action, Decision, Reason
-from lightning_lr.warmup.divergence import DivergenceWatch, Share, limit_of
+from lightning_lr.warmup.divergence import DivergenceWatch, Maximum, limit_of
 from lightning_lr.warmup.history import LossHistory
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS
 from lightning_lr.warmup.settings import WarmupSettings
-from lightning_lr.warmup.smoother import FEWEST_BLOCKS
 from lightning_lr.warmup.switch import SwitchTest, look, picture, safe_lr
-
-Phase = Literal["warm-up", "decay"]
-
 
 Reduce = Callable[[Tensor], Tensor]
 """Mean over the ranks of the losses since the last test: a vector on their device, or on the host after a resume."""
@@ -40,18 +38,18 @@ class WarmupMachine:
     Args:
         settings: what the user asked for.
         total_updates: updates in the whole run.
-        share: the maximum over the ranks of a scalar, where a run has several; called after every update of the
+        maximum: the maximum over the ranks of a scalar, where a run has several; called after every update of the
             warm-up, with the loss (not finite: plus infinity).
 
     Raises:
         ValueError: where the run is too short for ``patience`` tests.
     """
 
-    def __init__(self, settings: WarmupSettings, total_updates: int, share: Share | None = None) -> None:
+    def __init__(self, settings: WarmupSettings, total_updates: int, maximum: Maximum | None = None) -> None:
         self.settings = settings
         self.check_every = settings.updates_between_tests(total_updates)
         """Updates between two tests."""
-        self.phase: Phase = "warm-up"
+        self.phase: Literal["warm-up", "decay"] = "warm-up"
         self.reason: Reason | None = None
         """Why the warm-up ended, once it has."""
         self.peak_lr: float | None = None
@@ -67,7 +65,8 @@ class WarmupMachine:
         self._kept_lr: float | None = None  # at the state that is kept for a rollback
         self._lrs: list[float] = []
         self._losses: list[Tensor | float] = []
-        self._watch = DivergenceWatch(share)
+        self._watch = DivergenceWatch(maximum)
+        import_module("lightning_lr.warmup.gaussian_process")  # takes a second: now, and not inside the first test
 
     # ------------------------------------------------------------------ every update
     def lr(self, progress: float, width: float = 0.0) -> float:
