@@ -271,7 +271,8 @@ def _soon(kind: str, pair: several.Pair) -> bool:
     }.get(kind, row in SHOWN[:1])
 
 
-SHOWN = ("layerwise-and-scaling-and-schedule", "lamb-sqrt")
+SHOWN = ("layerwise-and-scaling-and-schedule", "lamb-sqrt", "hypergradient")
+"""Several groups and factors; whole tensors; what is kept from update to update."""
 
 
 def _cases(folder: Path, soon: bool) -> list[Case]:
