@@ -78,7 +78,7 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], start: Tensor, gradients
     twin.state = defaultdict(dict)
     settings = {name: deepcopy(value) for name, value in group.items() if name != "params"}
     if "lr" in settings and not settings["lr"]:  # a warm-up may begin at 0
-        settings["lr"] += 0.01
+        settings |= {"lr": settings["lr"] + 0.01}
     twin.param_groups = [{**settings, "params": [parameter]}]
     with torch.random.fork_rng(devices=[]):
         for gradient in gradients:
