@@ -41,7 +41,13 @@ from lightning_lr.lightning_internals.optimizers import (
     configured_optimizers,
     optimizers_and_schedulers,
 )
-from lightning_lr.lightning_internals.ranks import maximum_over_ranks, mean_over_ranks, take_from_rank_zero
+from lightning_lr.lightning_internals.ranks import (
+    gathered,
+    maximum_over_ranks,
+    mean_over_ranks,
+    of_this_rank,
+    take_from_rank_zero,
+)
 from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, left_in_gradients, loss_scale
 from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
 from lightning_lr.lightning_internals.stopping import let_sigterm_end_all
@@ -86,6 +92,7 @@ __all__ = [
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
+    "gathered",
     "given_loader_without_length",
     "gradient_scale",
     "has_loss_scaler",
@@ -108,6 +115,7 @@ __all__ = [
     "mirror_is_imported",
     "mirror_refuses_unasked",
     "next_position",
+    "of_this_rank",
     "on_train_loader",
     "optimizers_and_schedulers",
     "reduced_on_arrival",

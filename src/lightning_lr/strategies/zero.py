@@ -33,6 +33,7 @@ from lightning_lr.strategies import (
     zero_checks,
     zero_engine,
     zero_loading,
+    zero_optimizers,
     zero_settings,
 )
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
@@ -50,8 +51,9 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     engine's shards (stages 1 and 2: one flat vector per group; stage 3: none outside the step).
 
     Optimizers that act on each element by itself (SGD, Adam, AdamW, ...) are right on shards, which is why DeepSpeed's
-    list of tested ones is not asked. One that looks at whole tensors is not, unless it knows of shards, as
-    ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update, with all groups.
+    list of tested ones is not asked. One that looks at whole tensors is not, which is found out by trying and refused,
+    unless it knows of shards, as ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update,
+    with all groups.
 
     Args:
         stage: 1 shards the optimizer's state, 2 the gradients too, 3 the parameters too.
@@ -64,8 +66,9 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     Raises:
         MisconfigurationException: for a stage that does not exist, arguments of stage 3 with another, settings that the
             Trainer decides about, without DeepSpeed; at setup for manual optimization, gradients clipped by value, any
-            number of optimizers but one, optimizers that the engine would break, and NVMe without its operator; and
-            for a checkpoint of another stage or number of processes.
+            number of optimizers but one, optimizers that the engine would break, NVMe without its operator, and
+            callbacks of Lightning's that average weights or add groups; and for a checkpoint of another stage or number
+            of processes.
 
     Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054.
 
@@ -175,6 +178,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         assert self.config is not None
         if zero_settings.uses_nvme(self.config):
             zero_engine.check_nvme(who)
+        self._refuse_company()
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
@@ -309,6 +313,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         finally:
             undo()
         zero_engine.check_optimizer(who, optimizers[0], self.stage)
+        zero_optimizers.check_acts_on_elements(who, optimizers[0])
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self._update = ShardedUpdate(optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
