@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,11 @@ def _draw_end(end: Axes, panel: Panel) -> None:
     scale, order = panel.metric.scale, list(STYLES)
     for line in panel.lines:
         style = STYLES[line.arm]
-        half = 0.0 if line.final.half_width != line.final.half_width else line.final.half_width
+        half = 0.0 if math.isnan(line.final.half_width) else line.final.half_width
         end.errorbar(
-            order.index(line.arm), scale * line.final.mean, scale * half, color=style["color"], elinewidth=1.4, capsize=2,
-            marker=style.get("marker", "o"), markersize=7 if line.arm not in OTHERS else 5,
+            order.index(line.arm), scale * line.final.mean, scale * half,
+            color=style["color"], elinewidth=1.4, capsize=2, marker=style.get("marker", "o"),
+            markersize=5 if line.arm in OTHERS else 7,
             markerfacecolor="white" if "linestyle" in style else style["color"],
         )  # fmt: skip
     end.axhline(scale * panel.target, color="black", linewidth=1, linestyle=(0, (1, 2)))

@@ -218,12 +218,12 @@ def _section(
     tried = "; ".join(
         f"{arm.split(',')[0]}: {', '.join(f'{lr:g}' for lr in rates)}" for arm, rates in task.grid.items()
     )
-    unit = "" if metric.unit in metric.heading else f" {metric.unit}"
+    margin = f"{metric.margin * metric.scale:g} {'points' if metric.unit == '%' else metric.unit}"
+    epochs = "one epoch" if config["epochs"] == 1 else f"{config['epochs']} epochs"
     return (
-        f"\n## {task.name}: target {metric.scale * target:.{metric.digits}f}{unit or ' ' + metric.unit}\n\n"
-        f"{task.words[0].upper()}{task.words[1:]}: {config['train_size']} {task.sample}, "
-        f"{'one epoch' if config['epochs'] == 1 else str(config['epochs']) + ' epochs'} at batch {config['batch_size']}; "
-        f"margin {metric.margin * metric.scale:g} {'points' if metric.unit == '%' else metric.unit}. "
+        f"\n## {task.name}: target {metric.scale * target:.{metric.digits}f} {metric.unit}\n\n"
+        f"{task.words[0].upper()}{task.words[1:]}: {config['train_size']} {task.sample}, {epochs} at batch "
+        f"{config['batch_size']}; margin {margin}. "
         f"Search: {tried}; judged on {config['val_size']} {task.sample}.\n\n"
         f"{markdown_table(headings(metric), [cells(row) for row in table])}"
     )

@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from benchmarks._common import environment
 from benchmarks.headline_arms import ARMS, TUNED, Arm
-from benchmarks.headline_tasks import TASKS, Counting, Metric, rows_of
+from benchmarks.headline_data import rows_of
+from benchmarks.headline_tasks import TASKS, Counting, Metric
 from benchmarks.linear_scaling import WatchLoss
 from lightning_lr import AdaptiveWarmup
 
@@ -55,7 +56,7 @@ class Config:
 @functools.cache
 def parameters_of(model: str) -> int:
     """Numbers that a task's network learns."""
-    return sum(parameter.numel() for parameter in TASKS[model].network().parameters())
+    return TASKS[model].parameters or sum(parameter.numel() for parameter in TASKS[model].network().parameters())
 
 
 class Curve(Callback):

@@ -1,5 +1,5 @@
-"""Why `headline` comes out as it does: what a climb costs, how short it may be, what the learning rate finder reads from
-its sweep, and what hypergradients do after the switch.
+"""Why `headline` comes out as it does: what a climb costs, how short it may be, what the learning rate finder reads
+from its sweep, and what hypergradients do after the switch.
 
     python -m benchmarks.headline_why [--data-dir FOLDER] [--report]
 
@@ -35,7 +35,7 @@ from benchmarks._common import (
     write_keeping_findings,
 )
 from benchmarks.headline import DEFAULT, FOLDER, best_learning_rates, config_of, records_of, search
-from benchmarks.headline_arms import ARMS, Arm, steepest_per_step, suggestion
+from benchmarks.headline_arms import ARMS, steepest_per_step, suggestion
 from benchmarks.headline_run import Config, train
 from benchmarks.headline_tasks import TASKS
 from lightning_lr import AdaptiveWarmup, HypergradientDescent
@@ -46,7 +46,6 @@ CLIMBS: dict[str, dict[str, Any]] = {
     "max_warmup=0.25": {"max_warmup": 0.25},
     "max_warmup=0.15": {"max_warmup": 0.15},
     "min_lr=1e-4, max_lr=0.3, max_warmup=0.25": {"min_lr": 1e-4, "max_lr": 0.3, "max_warmup": 0.25},
-    "lr_scale=0.5": {"lr_scale": 0.5},
 }
 DEFAULT_CLIMB, HYPER = "AdaptiveWarmup", "AdaptiveWarmup + HypergradientDescent"
 
@@ -164,9 +163,8 @@ def climbs(records: Sequence[Record]) -> str:
         cells.append(f"{100 * fmean(r['val_accuracy'] for r in own):.2f}")
         cells.append(f"{100 * min(shares):.0f} to {100 * max(shares):.0f}" if shares else "-")
         cells.append(f"{min(peaks):.2g} to {max(peaks):.2g}" if peaks else "-")
-        cells.append(
-            ", ".join(f"{fmean(r['train_loss'] for r in own if r['config']['model'] == n):.3f}" for n in NETWORKS)
-        )
+        losses = {n: [r["train_loss"] for r in own if r["config"]["model"] == n] for n in NETWORKS}
+        cells.append(", ".join(f"{fmean(of):.3f}" if of else "-" for of in losses.values()))
         body.append(cells)
     headings = ("setting", *(f"{n} (%)" for n in NETWORKS), "mean (%)", "climb (% of the run)", "rate chosen")
     return markdown_table((*headings, "training loss of the last eighth, CNN and ViT"), body)
@@ -201,9 +199,9 @@ def sweeps(records: Sequence[Record]) -> str:
 def write(target: Path, records: Sequence[Record]) -> None:
     """Write ``target``.md and print it; findings below it are kept."""
     text = (
-        "# Why the headline comes out as it does\n\nMade by `python -m benchmarks.headline_why`; what is compared is in "
-        f"the module's docstring. Validation accuracy, seeds {', '.join(map(str, SEEDS))}, ± 95 % intervals.\n\n"
-        f"## Climbs\n\n{climbs(records)}\n## The factor of hypergradients, on top of AdaptiveWarmup\n\n{factors(records)}\n"
+        "# Why the headline comes out as it does\n\nMade by `python -m benchmarks.headline_why`; what is compared is "
+        f"in the module's docstring. Validation accuracy, seeds {', '.join(map(str, SEEDS))}.\n\n## Climbs\n\n"
+        f"{climbs(records)}\n## The factor of hypergradients, on top of AdaptiveWarmup\n\n{factors(records)}\n"
         f"## Lightning's learning rate finder: the smoothed loss in its sweep\n\n{sweeps(records)}"
     )
     write_keeping_findings(target, text)
