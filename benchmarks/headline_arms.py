@@ -87,7 +87,7 @@ def steepest_per_step(finder: Any) -> float | None:
     return float(rates[int(falls.nan_to_num(nan=float("inf")).argmin())])
 
 
-SHORT_CLIMB: dict[str, Any] = {"max_warmup": 0.25}
+SHORT_CLIMB: dict[str, Any] = {"min_lr": 1e-4, "max_lr": 0.3, "max_warmup": 0.25}
 """Chosen by `headline_why`."""
 
 ARMS: dict[str, Arm] = {
