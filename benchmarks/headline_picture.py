@@ -33,13 +33,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "ScheduleFreeAdamW": {"color": "#8aa84f", "marker": "^"},
     "AdamW at 1e-3": {"color": "0.6", "marker": "D"},
     "LearningRateFinder": {"color": "#b8a07e", "marker": "v"},
-    "LearningRateFinder, per step": {"color": "#b8a07e", "marker": "P"},
+    "LearningRateFinder, per step": {"color": "#8c5a2b", "marker": "*", "markersize": 8, "linewidth": 1.8},
 }
 STYLES = {**OURS, **SEARCHED, **{arm: {"linewidth": 1.4, "markersize": 5, **style} for arm, style in OTHERS.items()}}
 GROUPS = (
     ("one run, ours", OURS),
-    ("one run, others", OTHERS),
     ("searched, the best of five rates", SEARCHED),
+    ("one run, others", OTHERS),
 )
 SIZE = 11.5
 """Points; the picture is 11 inches wide and shown at 800 pixels, so that a point is a pixel."""
@@ -86,7 +86,7 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
         _limit(end, panel)
     for spare in axes.flat[2 * len(panels) :]:
         spare.set_axis_off()
-    figure.suptitle(title, fontsize=SIZE + 2, fontweight="bold", wrap=True)
+    figure.suptitle(title, fontsize=SIZE + 2, fontweight="bold")
     _legend(figure)
     figure.savefig(path, dpi=130)
 
@@ -102,7 +102,7 @@ def _draw_way(way: Axes, panel: Panel) -> None:
     way.set_xscale("log")
     way.set_title(panel.title, fontsize=SIZE + 1, loc="left", fontweight="bold")
     way.set_xlabel("samples, search included", fontsize=SIZE)
-    way.set_ylabel(panel.metric.heading, fontsize=SIZE)
+    way.set_ylabel(f"{panel.metric.heading}{'' if panel.metric.higher else ', lower is better'}", fontsize=SIZE)
     way.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}".replace(",", " ")))
     way.xaxis.set_minor_formatter(NullFormatter())
     way.tick_params(labelsize=SIZE - 1)
@@ -117,14 +117,14 @@ def _draw_end(end: Axes, panel: Panel) -> None:
         end.errorbar(
             order.index(line.arm), scale * line.final.mean, scale * half,
             color=style["color"], elinewidth=1.4, capsize=2, marker=style.get("marker", "o"),
-            markersize=5 if line.arm in OTHERS else 7,
+            markersize=style.get("markersize", 7),
             markerfacecolor="white" if "linestyle" in style else style["color"],
         )  # fmt: skip
     end.axhline(scale * panel.target, color="black", linewidth=1, linestyle=(0, (1, 2)))
     end.set_xlim(-0.8, len(order) - 0.2)
     end.set_xticks([])
-    end.set_xlabel("at the end, 95 %", fontsize=SIZE)
-    end.tick_params(labelleft=False)
+    end.set_xlabel("at the end ± 95 %", fontsize=SIZE)
+    end.tick_params(labelleft=False, length=0)
     end.grid(alpha=0.25, axis="y")
 
 

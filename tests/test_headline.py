@@ -110,7 +110,9 @@ def test_grid_has_every_run_once_and_every_arm_a_style() -> None:
 def test_summary_says_how_far_one_run_is_from_the_searched_rate_and_better_is_above_zero() -> None:
     ours = [record("AdaptiveWarmup", [0.5, 0.9]), record("AdaptiveWarmup", [3.5, 3.0], model="byte LM")]
     said = summary(rows(SEARCH, [*BASELINE, *BYTES, *ours], list(ARMS)))
-    assert said.endswith("CNN \N{MINUS SIGN}1.0 points, byte LM +0.10 bits")  # 90 % against 91 %, 3.0 against 3.1 bits
+    assert said.endswith(
+        "AdaptiveWarmup: CNN \N{MINUS SIGN}1.0 points, byte LM +0.10 bits"
+    )  # 90 % against 91 %, 3.0 against 3.1 bits
 
 
 # ---------------------------------------------------------------------- the report
