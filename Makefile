@@ -4,8 +4,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
-# one thread per process: the cases are tiny, and two processes share the cores
+# One thread per process: the cases are tiny. JOBS workers share the files out; a file stays together, since its cases
+# share one process group. 0 runs everything in one process.
+JOBS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
 .PHONY: demo test test-all lint fashion-mnist finetune clean
@@ -19,10 +22,10 @@ demo: $(VENV)/.examples
 	@echo "Now look at runs/digits/plan.png (before) and runs/digits/report.png (after)."
 
 test: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -q -m ""
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -31,12 +31,13 @@ from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, seed_everything
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks import adaptive_warmup_report as report
 from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._training import quiet_trainer
 from benchmarks.linear_scaling import CHANCE, WatchLoss, accuracies
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
@@ -252,17 +253,8 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     watch, warmup = WatchLoss(), AdaptiveWarmup(on_divergence="rollback", restore_best=config.restore_best)
     method: Callback = LearningRateSchedule(Cosine(warmup=WARMUP)) if config.lr else warmup
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=config.epochs,
-            callbacks=[method] if config.lr == 0 else [method, watch],
-            deterministic=True,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
+        trainer = quiet_trainer(
+            folder, [method] if config.lr == 0 else [method, watch], max_epochs=config.epochs, limit_val_batches=0
         )
         trainer.fit(module, data)
         reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)

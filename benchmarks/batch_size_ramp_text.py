@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import batch_size_ramp_text_report as report
 from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._training import quiet_trainer
 from benchmarks.batch_size_ramp import Watch
 from lightning_lr import BatchSizeRamp, StepRamp
 
@@ -201,18 +202,7 @@ def train(config: Config) -> dict[str, Any]:
         "linear" if rule else "sqrt",
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=config.epochs,
-            callbacks=[ramp, watch],
-            deterministic=True,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            logger=False,
-            default_root_dir=folder,
-        )
+        trainer = quiet_trainer(folder, [ramp, watch], max_epochs=config.epochs, num_sanity_val_steps=0)
         trainer.fit(module, train_loader, val_loader)
     return {
         "config": config.facts,

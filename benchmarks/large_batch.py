@@ -31,11 +31,12 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, seed_everything
 from torch import nn
 
 from benchmarks import large_batch_report as report
 from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._training import quiet_trainer
 from benchmarks.linear_scaling import CHANCE, WatchLoss, accuracies
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
@@ -178,18 +179,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     if config.optimizer == SCALED:
         callbacks.append(LearningRateScaling(config.reference, "linear", WARMUP * config.epochs))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=config.epochs,
-            callbacks=callbacks,
-            deterministic=True,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
+        trainer = quiet_trainer(folder, callbacks, max_epochs=config.epochs, limit_val_batches=0)
         trainer.fit(module, data)
         val_accuracy, test_accuracy = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {

@@ -35,6 +35,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
 from benchmarks._common import RESULTS, ResultStore, clock, environment, quiet_process, run_all
+from benchmarks._training import quiet_trainer
 from examples.classifier import Classifier
 from examples.data import RottenTomatoesDataModule
 from examples.models import MiniLM
@@ -175,18 +176,7 @@ def methods(config: Config) -> list[Callback]:
 
 def trainer_of(config: Config, folder: str, callbacks: Sequence[Callback], **arguments: Any) -> Trainer:
     """A silent Trainer on one CPU."""
-    return Trainer(
-        accelerator="cpu",
-        precision=config.precision,  # type: ignore[arg-type]
-        callbacks=list(callbacks),
-        deterministic=True,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **arguments,
-    )
+    return quiet_trainer(folder, callbacks, precision=config.precision, **arguments)
 
 
 def train(config: Config, test: bool = True) -> dict[str, Any]:

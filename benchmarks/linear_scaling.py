@@ -34,6 +34,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks import linear_scaling_report as report
 from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._training import quiet_trainer
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import SmallCNN
@@ -231,18 +232,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         rule = cast(Rule, config.rule)
         callbacks.append(LearningRateScaling(REFERENCE_BATCH, rule, config.warmup_epochs))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=config.epochs,
-            callbacks=callbacks,
-            deterministic=True,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
+        trainer = quiet_trainer(folder, callbacks, max_epochs=config.epochs, limit_val_batches=0)
         trainer.fit(module, data)
         reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {

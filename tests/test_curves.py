@@ -583,7 +583,18 @@ def test_yaml_names_a_curve_and_survives_a_dump(yaml: str, expected: Curve) -> N
     [
         ("{class_path: Cosine, init_args: {wramup: 0.05}}", "wramup"),
         ("{class_path: SlantedTriangle, init_args: {warmup: 0.05}}", "warmup"),
-        ("{class_path: Cosine, init_args: {warmup: much}}", "much"),
+        *(
+            (f"{{class_path: {name}, init_args: {{{argument}: much}}}}", "much")
+            for name, argument in [
+                ("Constant", "warmup"),
+                ("Cosine", "warmup"),
+                ("CosineRestarts", "first_cycle"),
+                ("SlantedTriangle", "ratio"),
+                ("Step", "factor"),
+                ("Polynomial", "power"),
+                ("WarmupStableDecay", "decay"),
+            ]
+        ),
         ("Cosinus", "Cosinus"),
         ("{class_path: lightning_lr.curves.Phase}", "Phase"),
     ],

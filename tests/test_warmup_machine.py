@@ -336,7 +336,7 @@ def test_watching_does_not_read_the_device() -> None:
 
 
 def test_one_rank_that_diverges_tells_the_others() -> None:
-    quiet = WarmupMachine(WarmupSettings(), 1000, share=lambda loss: torch.full_like(loss, math.inf))
+    quiet = WarmupMachine(WarmupSettings(), 1000, maximum=lambda loss: torch.full_like(loss, math.inf))
     quiet.observe(1e-5, torch.tensor(1.0))
     decision = quiet.decide(0.001, reduce=lambda losses: losses * math.nan)
     assert decision is not None

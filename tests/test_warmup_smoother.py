@@ -18,7 +18,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
-from lightning_lr.warmup import Block, BlockGP, LossHistory, Posterior, SwitchTest, fit, look
+from lightning_lr.warmup import Block, LossHistory, Posterior, SwitchTest, fit, look
+from lightning_lr.warmup.gaussian_process import BlockGP
 from lightning_lr.warmup.history import noise_of
 from lightning_lr.warmup.smoother import _log_evidence
 from lightning_lr.warmup.switch import picture, safe_lr

@@ -249,6 +249,12 @@ class HyperparameterWriter:
                     seen.add(id(group[key]))
 
 
+def stand_still(optimizer: Optimizer) -> None:
+    """Give every group a learning rate of 0, for a copy of an optimizer that steps where nothing is to be learned."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+
+
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 

@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-
-from lightning_lr.sharded_memory import Stage
 
 Step = Callable[[nn.Module, int], Tensor]
 """Forward and loss of a module for so many samples."""
@@ -70,7 +69,7 @@ class Network:
         return sent / self.bandwidth + self.latency * collectives
 
 
-def collectives(stage: Stage, accumulation: int = 1) -> int:
+def collectives(stage: Literal[0, 1, 2, 3], accumulation: int = 1) -> int:
     """Collectives of an update, each over the whole model: one all-reduce without ZeRO; a reduce-scatter and an
     all-gather in stage 1; those of each micro-batch in stages 2 and 3."""
     return {0: 1, 1: 2, 2: accumulation + 1, 3: 3 * accumulation}[stage]

@@ -23,7 +23,7 @@ HIGH_MOMENTUM = 0.95
 """From here on, Smith et al. had to begin with a reduced learning rate."""
 
 
-class Decision(Protocol):
+class GrowthLike(Protocol):
     """A growth of the batch: its epoch, the samples of the epoch before it, the batch from there on."""
 
     @property
@@ -64,7 +64,7 @@ class Plan(Protocol):
     @property
     def begin_samples(self) -> int | None: ...
     @property
-    def growths(self) -> tuple[Decision, ...]: ...
+    def growths(self) -> tuple[GrowthLike, ...]: ...
     @property
     def starting_batch_size(self) -> int: ...
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from lightning_lr.batch_size.plan import RampPlan
 from lightning_lr.batch_size.windows import EpochWindows, micro_batch_sizes
+from lightning_lr.curves import Phase
 from lightning_lr.progress import Batch, RunShape
 
 
@@ -29,6 +30,15 @@ class RampedRun(RunShape):
     def unit(self) -> int:
         """Samples in what the plan counts as one."""
         return 1
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The run by the size of its batches, in shares of the epochs."""
+        rows = [
+            (f"batch {phase.batch_size * self.unit}", phase.start_epoch / self.plan.epochs)
+            for phase in self.plan.phases
+        ]
+        ends = [start for _, start in rows[1:]] + [1.0]
+        return tuple(Phase(name, start, end) for (name, start), end in zip(rows, ends, strict=True))
 
     def windows(self, epoch: int) -> EpochWindows:
         """The windows of an epoch."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks import warmup_company
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -29,12 +29,6 @@ from lightning_lr.warmup import (
     all_finite,
 )
 from lightning_lr.warmup.machine import Reduce
-
-FIGHTING = {
-    "schedule": "would bend the climb",
-    "linear_scaling": "would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
-}
-"""Multipliers that leave the warm-up no meaning, and why."""
 
 
 class AdaptiveWarmup(MethodCallback):
@@ -121,22 +115,10 @@ class AdaptiveWarmup(MethodCallback):
         return self.settings.decay.decays
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
-        whole = whole and not internals.engine_holds_gradients(trainer)
-        if self.settings.keeps and not whole:
-            asked = "restore_best=True" if self.settings.restore_best else "on_divergence='rollback'"
-            raise MisconfigurationException(
-                f"AdaptiveWarmup: {asked} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
-                "over devices; use on_divergence='switch' without restore_best, or DDP"
-            )
+        warmup_company.check_keeping(self.settings, trainer)
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        if schedulers:
-            raise MisconfigurationException(
-                f"AdaptiveWarmup: configure_optimizers also returns a {type(schedulers[0]).__name__}, whose schedule "
-                "would fight with the warm-up over the learning rate; remove it (what follows the warm-up is the "
-                "argument decay)"
-            )
+        warmup_company.check_schedulers(schedulers)
         super().check_optimizers(optimizers, schedulers)
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
@@ -144,7 +126,7 @@ class AdaptiveWarmup(MethodCallback):
             self.settings.updates_between_tests(shape.fixed_batch_updates)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        _largest_lr(optimizer)
+        warmup_company.largest_lr(optimizer)
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         several = shape.epoch.world_size > 1
@@ -154,7 +136,7 @@ class AdaptiveWarmup(MethodCallback):
         state, self._state = self._state, None
         self._continues = state is not None
         if state is None:
-            self._reference_lr, self._total, self._snapshot = _largest_lr(writer.optimizer), None, None
+            self._reference_lr, self._total, self._snapshot = warmup_company.largest_lr(writer.optimizer), None, None
             return
         self.machine.load_state_dict(state["machine"])
         self._reference_lr, self._total = state["reference_lr"], state["total"]
@@ -162,9 +144,7 @@ class AdaptiveWarmup(MethodCallback):
 
     def switch_range(self, shape: RunShape) -> tuple[int, int]:
         """Updates after which the switch falls, the earliest and the latest, if nothing diverges."""
-        settings, updates = self.settings, shape.fixed_batch_updates
-        every = settings.updates_between_tests(max(updates, settings.fewest_updates))
-        return settings.earliest_switch(every), settings.warmup_updates(updates)
+        return self.settings.switch_range(shape.fixed_batch_updates)
 
     def factor(self, clock: SampleClock) -> float:
         assert self.machine is not None
@@ -176,22 +156,10 @@ class AdaptiveWarmup(MethodCallback):
         return self._lr / self._reference_lr
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
-        switched_at = None if self.machine is None else self.machine.switched_at
-        start = self.settings.max_warmup if switched_at is None else switched_at
-        climb = Phase("warm-up, at most" if switched_at is None else "warm-up", 0.0, start)
-        decay = self.settings.decay.phases() or (Phase("decay", 0.0, 1.0),)
-        return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
+        return self.settings.phases(None if self.machine is None else self.machine.switched_at)
 
     def facts(self, shape: RunShape) -> dict[str, str]:
-        settings = self.settings
-        every = settings.updates_between_tests(max(shape.fixed_batch_updates, settings.fewest_updates))
-        earliest, latest = self.switch_range(shape)
-        return {
-            "adaptive warm-up": f"lr {settings.min_lr:g} to at most {settings.max_lr:g}; the switch falls between "
-            f"update {earliest:,} and {latest:,}, by a test every {every:,}",
-            "after the switch": f"{settings.decay} from the lr of the lowest loss"
-            + (f" x {settings.lr_scale:g}" if settings.lr_scale != 1.0 else ""),
-        }
+        return self.settings.facts(shape.fixed_batch_updates)
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         return [
@@ -208,31 +176,19 @@ class AdaptiveWarmup(MethodCallback):
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self.decays and any(other.name == "batch_size_ramp" for other in members_of(trainer)):
-            raise MisconfigurationException(
-                f"AdaptiveWarmup: BatchSizeRamp is attached too, and decay={self.settings.decay} would lower the "
-                "learning rate as well; set decay=Constant() here and begin='after_warmup' there"
-            )
+        if stage == "fit":
+            warmup_company.check_ramp(self.settings, trainer)
         super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        for other in members_of(trainer):
-            if other.name in FIGHTING:
-                why = FIGHTING[other.name]
-                raise MisconfigurationException(
-                    f"AdaptiveWarmup: {type(other).__name__} is attached too, and it {why}; keep one of the two"
-                )
-        if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit decided is not this one's
-            self._state = None
+        if stage == "fit":
+            warmup_company.check_fighting(trainer)
+            if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit decided is over
+                self._state = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         assert self.machine is not None
-        if trainer.global_step > 0 and not self._continues:
-            raise MisconfigurationException(
-                f"AdaptiveWarmup: training goes on at step {trainer.global_step} from a checkpoint that was made "
-                "without it, so the losses of its climb are not known; train from the start, or load the weights alone"
-            )
+        if not self._continues:
+            warmup_company.check_from_the_start(trainer)
         if self.settings.keeps and self.machine.phase == "warm-up" and self._snapshot is None:
             self._snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
 
@@ -338,16 +294,6 @@ class AdaptiveWarmup(MethodCallback):
         if self._run is not None and self.machine is not None:
             self._state = self._state_of_run(None)  # the ranks may not all come here (an exception)
         super()._leave(trainer)
-
-
-def _largest_lr(optimizer: Optimizer) -> float:
-    largest = max(float(group["lr"]) for group in optimizer.param_groups)
-    if not largest > 0.0:
-        raise MisconfigurationException(
-            "AdaptiveWarmup: every parameter group has a learning rate of 0, so their ratio is not known; give the "
-            "optimizer one above 0 (its size does not matter)"
-        )
-    return largest
 
 
 def _short(value: float) -> float:

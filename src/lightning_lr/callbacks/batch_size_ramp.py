@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -16,13 +16,13 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule, has_plain_batch_norm
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_run import RampedRun
-from lightning_lr.batch_size.streamed_run import StreamedRun, is_streamed, streamed_plan
-from lightning_lr.callbacks import changed
+from lightning_lr.batch_size.streamed_run import StreamedRun, is_streamed
+from lightning_lr.callbacks import changed, ramp_in_flight
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.after_warmup import Begin, warmup_before
-from lightning_lr.callbacks.base import MethodCallback, members_of
-from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
+from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.micro_batch_probe import largest_micro_batch
+from lightning_lr.callbacks.ramp_settings import Decided, RampSettings
 from lightning_lr.callbacks.ramped_loader import RampedLoader
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
@@ -80,25 +80,7 @@ class BatchSizeRamp(MethodCallback):
         begin: Begin = "start",
     ) -> None:
         super().__init__()
-        if not isinstance(schedule, RampSchedule):
-            raise TypeError(
-                f"BatchSizeRamp: got schedule={schedule!r}; give a RampSchedule, for example StepRamp([60, 120, 160])"
-            )
-        if lr_rule not in get_args(LRRule):
-            raise ValueError(f"BatchSizeRamp: got lr_rule={lr_rule!r}; allowed are {get_args(LRRule)}")
-        for argument, value in (("max_batch_size", max_batch_size), ("max_micro_batch_size", max_micro_batch_size)):
-            if value is None or (value == "auto" and argument == "max_micro_batch_size"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                or_auto = ' (or "auto")' if argument == "max_micro_batch_size" else ""
-                raise ValueError(f"BatchSizeRamp: got {argument}={value!r}; a batch is a whole number from 1{or_auto}")
-        if begin not in get_args(Begin):
-            raise ValueError(f"BatchSizeRamp: got begin={begin!r}; allowed are {get_args(Begin)}")
-        self.schedule = schedule
-        self.max_batch_size = max_batch_size
-        self.max_micro_batch_size = max_micro_batch_size
-        self.lr_rule = lr_rule
-        self.begin = begin
+        self.settings = RampSettings(schedule, max_batch_size, max_micro_batch_size, lr_rule, begin)
         self._begin_samples = 0 if begin == "start" else None
         """Samples of the run before the ramp, over all devices; ``None`` while it has not begun."""
         self._warmup: AdaptiveWarmup | None = None
@@ -109,25 +91,18 @@ class BatchSizeRamp(MethodCallback):
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
 
+    @property
+    def schedule(self) -> RampSchedule:
+        """How far the noise scale has fallen, over the run."""
+        return self.settings.schedule
+
     # ------------------------------------------------------------------ what the method says
     @property
     def decays(self) -> bool:
         return True
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        who = type(self).__name__
-        if trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException(
-                f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
-                "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
-            )
-        if trainer.strategy.handles_gradient_accumulation:
-            raise MisconfigurationException(
-                f"{who}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of micro-batches; "
-                "use DDP or one device"
-            )
-        if isinstance(self.schedule, AdaptiveRamp):
-            self._check_adaptive(trainer)
+        self.settings.check(type(self).__name__, trainer)
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._ramped.stream is not None and internals.engine_holds_gradients(trainer):
@@ -139,11 +114,11 @@ class BatchSizeRamp(MethodCallback):
         if self._ramped.stream is not None:
             inside = self.clock_state is not None and self.clock_state["window_samples"] > 0
             self._ramped.stream.resume(trainer, inside)
-        elif self.max_micro_batch_size == "auto" and self._fitting is None:
+        elif self.settings.max_micro_batch_size == "auto" and self._fitting is None:
             plan = self._ramped.plan
             self._fitting = largest_micro_batch(trainer, module, self._ramped.given, plan.largest_window_per_device)
             plan = replace(plan, max_micro_batch_size=self._fitting)
-            self._refuse_nothing_to_compare(plan)
+            self.settings.refuse_nothing_to_compare(plan)
             self._ramped.recut(trainer, plan)
 
     def reshape(self, shape: RunShape) -> RampedRun:
@@ -154,36 +129,9 @@ class BatchSizeRamp(MethodCallback):
 
     def plan_for(self, shape: RunShape) -> RampPlan:
         """The plan of this ramp for a run of a shape that a fixed batch would have."""
-        epoch = shape.epoch
+        plan = self.settings.plan_for(shape, self._decided(shape.epoch.micro_batch_size))
         if is_streamed(shape):
-            return self._streamed_plan_for(shape)
-        if epoch.micro_batch_size is None or epoch.device_samples is None:
-            raise MisconfigurationException(
-                "BatchSizeRamp: the loader does not tell its batch size (a batch sampler of its own, or none); give "
-                "the DataLoader a batch_size"
-            )
-        batches = -(-epoch.device_samples // epoch.micro_batch_size)
-        limited = epoch.micro_batches is not None and epoch.micro_batches < batches
-        device_samples = (epoch.micro_batches or 0) * epoch.micro_batch_size if limited else epoch.device_samples
-        try:
-            plan = RampPlan(
-                self.schedule,
-                dataset_size=device_samples * epoch.world_size,
-                batch_size=epoch.micro_batch_size * epoch.world_size,
-                world_size=epoch.world_size,
-                max_epochs=shape.max_epochs,
-                max_updates=shape.max_updates,
-                max_batch_size=self.max_batch_size,
-                max_micro_batch_size=self._micro_batch_limit(epoch.micro_batch_size),
-                lr_rule=self.lr_rule,
-                device_samples=device_samples,
-                begin_samples=self._begin_samples,
-                growths=self._growths,
-            )
-        except ValueError as error:
-            raise MisconfigurationException(f"BatchSizeRamp: {error}") from error
-        if self.max_micro_batch_size != "auto" or self._fitting is not None:
-            self._refuse_nothing_to_compare(plan)
+            return plan
         if self._loader is None and self._warmup is not None:  # drawn is what can happen, at the latest
             return plan.begun(self._warmup.switch_range(shape)[1] * plan.starting_batch_size)
         return plan
@@ -197,26 +145,11 @@ class BatchSizeRamp(MethodCallback):
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         assert isinstance(shape, RampedRun)
-        epochs = shape.plan.epochs
-        rows = [(f"batch {phase.batch_size * shape.unit}", phase.start_epoch / epochs) for phase in shape.plan.phases]
-        ends = [start for _, start in rows[1:]] + [1.0]
-        return tuple(Phase(name, start, end) for (name, start), end in zip(rows, ends, strict=True))
+        return shape.phases()
 
     def facts(self, shape: RunShape) -> dict[str, str]:
         assert isinstance(shape, RampedRun)
-        plan = shape.plan
-        start, largest = plan.starting_batch_size * shape.unit, plan.largest_batch_size * shape.unit
-        facts = {
-            "batch ramp": f"{self.schedule}: {start} to at most {largest}",
-            "updates": f"{self._total_updates(shape)} against {plan.fixed_batch_updates:,} with a fixed batch",
-        }
-        if self.max_micro_batch_size == "auto":
-            facts["micro-batch"] = (
-                "to be found on the device before training; shown as if every batch fitted"
-                if self._fitting is None
-                else f"at most {self._fitting} samples, found on the device"
-            )
-        return facts
+        return self.settings.facts(shape, self._total_updates(shape), self._fitting)
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedRun)
@@ -242,12 +175,12 @@ class BatchSizeRamp(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._warmup = warmup_before(self.begin, trainer)
+            self._warmup = warmup_before(self.settings.begin, trainer)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(trainer, Trainer):  # a plan has callbacks and no Trainer
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
                 self._seed, self._growths, self._fitting = None, (), None
-                self._begin_samples = 0 if self.begin == "start" else None
+                self._begin_samples = 0 if self.settings.begin == "start" else None
             self._loader = RampedLoader(trainer, partial(self._taken_over, trainer), self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -282,9 +215,11 @@ class BatchSizeRamp(MethodCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if isinstance(self.schedule, AdaptiveRamp) and internals.update_ends(trainer):
-            self._decide(trainer, self.schedule)
-        if self._ramped.stream is not None and internals.update_ends(trainer):
+        ends, schedule = internals.update_ends(trainer), self.settings.schedule
+        if ends and isinstance(schedule, AdaptiveRamp):
+            assert self._run is not None
+            self._growths = ramp_in_flight.grow(trainer, self._run, self._ramped, schedule, self._growths, self)
+        if ends and self._ramped.stream is not None:
             self._ramped.stream.end_update(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -298,8 +233,9 @@ class BatchSizeRamp(MethodCallback):
             self._ramped.stream.correct(pl_module, self._run.clock.batch_size)
 
     def on_warmup_end(self, trainer: Trainer) -> None:
-        if self.begin == "after_warmup":
-            self._begin_ramp(trainer)
+        if self.settings.begin == "after_warmup":
+            assert self._run is not None
+            self._begin_samples = ramp_in_flight.begin(trainer, self._run, self._ramped, self)
 
     def state_dict(self) -> dict[str, Any]:
         seed = self._seed if self._loader is None else self._loader.seed
@@ -335,107 +271,20 @@ class BatchSizeRamp(MethodCallback):
         assert self._loader is not None
         return self._loader
 
-    def _streamed_plan_for(self, shape: RunShape) -> RampPlan:
-        micro, limit = shape.epoch.micro_batch_size, self.max_micro_batch_size
-        assert micro is not None
-        if self.begin == "after_warmup":
-            raise MisconfigurationException(
-                'BatchSizeRamp: begin="after_warmup" is not there for iterable data; use a map-style data set, or '
-                'begin="start"'
-            )
-        if isinstance(limit, int) and limit < micro:
-            raise MisconfigurationException(
-                f"BatchSizeRamp: max_micro_batch_size={limit} is below the loader's batch_size of {micro}, which is "
-                "the micro-batch of an iterable data set; lower the DataLoader's batch_size"
-            )
-        try:
-            plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule, self._growths)
-        except ValueError as error:
-            raise MisconfigurationException(str(error)) from error
-        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size == 1:
-            raise MisconfigurationException(
-                "BatchSizeRamp: AdaptiveRamp compares two gradients per update, and iterable data on one device begin "
-                "with one micro-batch; use a map-style data set with max_micro_batch_size, or more devices"
-            )
-        return plan
-
-    def _micro_batch_limit(self, micro_batch_size: int) -> int | None:
-        if self.max_micro_batch_size != "auto":
-            return self.max_micro_batch_size
-        if self._fitting is None and self._loader is not None:
-            return micro_batch_size  # until it has been tried, as long an epoch as without a ramp
-        return self._fitting
-
-    def _refuse_nothing_to_compare(self, plan: RampPlan) -> None:
-        first = plan.windows(0)[0]
-        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size * len(first.micro_sizes) == 1:
-            raise MisconfigurationException(
-                "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
-                f"{first.size} make one; give a max_micro_batch_size below {first.size}"
-            )
-
-    def _check_adaptive(self, trainer: Trainer) -> None:
-        if not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):
-            raise MisconfigurationException(
-                "BatchSizeRamp: AdaptiveRamp follows the measured gradient noise scale; attach GradientNoiseScale too"
-            )
-        if trainer.max_steps != -1:
-            raise MisconfigurationException(
-                f"BatchSizeRamp: got max_steps={trainer.max_steps} with an AdaptiveRamp, whose batches are not known "
-                "ahead, so neither are the samples of the run; end it by max_epochs"
-            )
-
-    def _decide(self, trainer: Trainer, schedule: AdaptiveRamp) -> None:
-        """Grow the batch from the first window on of which no micro-batch has been prefetched, if it is time to."""
-        assert self._run is not None
-        clock, plan = self._run.clock, self._ramped.plan
-        if clock.updates % schedule.check_every or plan.begin_samples is None:
-            return
-        place = self._ramped.next_free_place(trainer, trainer.current_epoch)
-        last = self._growths[-1] if self._growths else None
-        current = last.batch_size if last is not None else plan.starting_batch_size
-        measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
-        unit = clock.shape.unit if isinstance(clock.shape, RampedRun) else 1
-        in_units = None if measured is None else measured / unit
-        wanted = schedule.next_batch_size(current, in_units, plan.largest_batch_size)
-        if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
-            wanted = current  # the run ends, or the decision before has not taken effect yet
-        wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))
-        if wanted == current:
-            return
-        plan = plan.grown(wanted, *place_of_all)
-        self._growths = plan.growths
-        self._ramped.replan(trainer, plan)
-        clock.shape = type(self.reshape(clock.shape)).of(clock.shape, plan)
-        journal = self._run.journal(self.name)
-        if journal is not None:
-            journal.append(clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
-
-    # ------------------------------------------------------------------ after an adaptive warm-up
-    def _begin_ramp(self, trainer: Trainer) -> None:
-        """Begin the ramp at the first window of which no micro-batch has been prefetched on rank 0."""
-        assert self._run is not None
-        clock, plan = self._run.clock, self._ramped.plan
-        epoch, start = trainer.strategy.broadcast(self._ramped.next_free_place(trainer, trainer.current_epoch))
-        self._begin_samples = epoch * plan.samples_per_device * plan.world_size + start
-        plan = plan.begun(self._begin_samples)
-        self._ramped.replan(trainer, plan)
-        shape = RampedRun.of(clock.shape, plan)
-        clock.shape, clock.total = shape, shape.total_units  # ended by updates, the run has more samples now
-        journal = self._run.journal(self.name)
-        if journal is not None:
-            journal.append(
-                clock.updates - 1,  # counted before the update that was just made: a checkpoint after it holds this
-                "begin",
-                samples=self._begin_samples,
-                phases=[[phase.name, phase.start, phase.end] for phase in self.phases(shape)],
-                total=clock.total,
-                total_updates=shape.total_updates,
-            )
+    def _decided(self, micro_batch_size: int | None) -> Decided:
+        limit = self.settings.max_micro_batch_size
+        found = limit != "auto" or self._fitting is not None
+        if limit == "auto":
+            limit = self._fitting
+            if not found and self._loader is not None:
+                limit = micro_batch_size  # until it has been tried, as long an epoch as without a ramp
+        return Decided(self._begin_samples, self._growths, limit, found)
 
     def _total_updates(self, shape: RampedRun) -> str:
         """In words; what a plan shows depends on a switch that is not known."""
         plan = shape.plan
+        if isinstance(self.schedule, AdaptiveRamp) and plan.phases[-1].batch_size < plan.largest_batch_size:
+            return f"at most {plan.total_updates:,}"
         if self._warmup is None or self._loader is not None:
             return f"{plan.total_updates:,}"
         earliest, latest = (updates * plan.starting_batch_size for updates in self._warmup.switch_range(shape))

@@ -191,16 +191,9 @@ class GradualUnfreezing(MethodCallback):
             self._frozen.drop_gradients()
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._restore()
-
     # ------------------------------------------------------------------ inside
-    def _restore(self) -> None:
+    def _leave(self, trainer: Trainer) -> None:
+        super()._leave(trainer)
         if self._frozen is not None:
             self._frozen.restore()
         self._frozen = None

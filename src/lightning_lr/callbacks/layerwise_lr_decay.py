@@ -116,14 +116,6 @@ class LayerwiseLRDecay(MethodCallback):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         self._factors = [self._group_factor(group) for group in writer.optimizer.param_groups]
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        self._restore()
-
     # ------------------------------------------------------------------ state
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("optimizer_states")
@@ -177,6 +169,10 @@ class LayerwiseLRDecay(MethodCallback):
                 f"({_shown(saved)}), this run's has {len(now)} ({_shown(now)}); resume with the layers and "
                 "no_weight_decay of the run that wrote it, or load its weights only"
             )
+
+    def _leave(self, trainer: Trainer) -> None:
+        super()._leave(trainer)
+        self._restore()
 
     def _restore(self) -> None:
         self._undo()

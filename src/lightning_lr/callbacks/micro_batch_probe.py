@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
+from lightning_lr.learning_rate import stand_still
 
 WHO = 'BatchSizeRamp(max_micro_batch_size="auto")'
 
@@ -94,8 +95,7 @@ class _Trial:
                 part.__dict__["log"] = part.__dict__["log_dict"] = _log_nothing
             if isinstance(part, nn.SyncBatchNorm):
                 part.__class__ = _LocalBatchNorm  # type: ignore[assignment]
-        for group in self._optimizer.param_groups:
-            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+        stand_still(self._optimizer)
 
     def fits(self, loader: DataLoader[Any], samples: list[Any]) -> bool:
         """Whether this device can train on ``samples``."""

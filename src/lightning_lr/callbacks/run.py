@@ -149,21 +149,33 @@ class Run:
         """Write down what a method decided for the whole run."""
         journal = self.journal(member.name)
         if journal is not None:
-            shape = self.clock.shape
             journal.append(
                 self.clock.updates,
                 "start",
                 callback=type(member).__name__,
-                facts=member.facts(shape),
-                phases=[[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
                 counts=self.clock.counts,
-                total=self.clock.total,
-                total_updates=shape.total_updates,
                 samples_seen=self.clock.samples_seen,
                 scheduled_lr={
                     n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
                 },
+                **self._outlook(member),
             )
+
+    def note_change(self, member: Member, update: int, event: str, **decided: Any) -> None:
+        """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""
+        journal = self.journal(member.name)
+        if journal is not None:
+            journal.append(update, event, **decided, **self._outlook(member))
+
+    def _outlook(self, member: Member) -> dict[str, Any]:
+        """What a method holds the whole run to be, as things stand."""
+        shape = self.clock.shape
+        return {
+            "facts": member.facts(shape),
+            "phases": [[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
+            "total": self.clock.total,
+            "total_updates": shape.total_updates,
+        }
 
     def log(self, trainer: Trainer) -> None:
         """Log what was used in the update that has just been made, under the names of the public documentation."""

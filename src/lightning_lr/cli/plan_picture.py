@@ -22,7 +22,7 @@ from lightning_lr.cli.figure import (
     short_number,
     spans_decades,
 )
-from lightning_lr.cli.planning import Plan
+from lightning_lr.cli.run_plan import Plan
 
 
 def draw_learning_rate(ax: Axes, plan: Plan) -> None:

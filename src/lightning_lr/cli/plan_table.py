@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.planned_time import duration
-from lightning_lr.cli.planning import Addendum, Plan, PlanRow
+from lightning_lr.cli.run_plan import Addendum, Plan, PlanRow
 from lightning_lr.cli.terminal import facts_block
 
 

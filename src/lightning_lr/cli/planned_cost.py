@@ -17,7 +17,7 @@ from lightning_lr.cli.plan_options import PlanOptions
 from lightning_lr.cli.planned_memory import MANY, saved_bytes, stepping
 from lightning_lr.cli.planned_states import RANKS, Sharding, StatesOf, states_addendum
 from lightning_lr.cli.planned_time import Cost, timed
-from lightning_lr.cli.planning import Plan
+from lightning_lr.cli.run_plan import Plan
 from lightning_lr.sharded_memory import ModelSize
 from lightning_lr.step_time import StepTime, measure_step_time
 

@@ -28,7 +28,8 @@ from lightning_lr.cli.planned_cost import with_costs
 from lightning_lr.cli.planned_epoch import epoch_of, limited
 from lightning_lr.cli.planned_memory import activation_facts, compression_facts
 from lightning_lr.cli.planned_states import Sharding
-from lightning_lr.cli.planning import Plan, Schedulers, make_plan
+from lightning_lr.cli.planning import Schedulers, make_plan
+from lightning_lr.cli.run_plan import Plan
 from lightning_lr.progress import EpochShape, RunShape
 
 

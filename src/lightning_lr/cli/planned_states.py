@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
-from lightning_lr.cli.planning import Addendum
+from lightning_lr.cli.run_plan import Addendum
 from lightning_lr.sharded_memory import (
     EngineSettings,
     Held,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lightning_lr.cli.planning import Plan
+from lightning_lr.cli.run_plan import Plan
 from lightning_lr.sharded_memory import ModelSize, Stage, communication_bytes
 from lightning_lr.step_time import Network, StepTime, collectives, run_seconds
 

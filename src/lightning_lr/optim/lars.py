@@ -16,21 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.optim.arguments import check_flags, check_learning_rate, check_not_negative
 from lightning_lr.optim.host_norms import norms_on_host
-from lightning_lr.optim.trust_ratio import (
-    HALF,
-    WHOLE,
-    Adapt,
-    Piece,
-    TrustRatioOptimizer,
-    alike,
-    check_flags,
-    check_learning_rate,
-    check_not_negative,
-    learning_rate,
-    taken_in_turn,
-    trust_ratios,
-)
+from lightning_lr.optim.norms import trust_ratios
+from lightning_lr.optim.pieces import HALF, WHOLE, Piece, alike, learning_rate, taken_in_turn
+from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer
 
 Group = dict[str, Any]
 

@@ -9,15 +9,30 @@ weights while the step lasts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_lr.optim.trust_ratio import HALF, Piece, TrustRatioOptimizer, adapts, alike
+from lightning_lr.optim.pieces import HALF, Piece, adapts, alike
 from lightning_lr.shards import Partition, partition_of, sum_over_shards
 
 Group = dict[str, Any]
+
+
+class TrustRatioStep(Protocol):
+    """What is asked of an optimizer; every ``TrustRatioOptimizer`` has it."""
+
+    def begin(self, group: Group, pieces: list[Piece]) -> None: ...
+    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]: ...
+    def ratio(self, group: Group, weight: Any, other: Any) -> Any: ...
+    def move(
+        self,
+        group: Group,
+        pieces: list[Piece],
+        compared: list[Tensor] | None,
+        ratios: Sequence[float | Tensor | None],
+    ) -> None: ...
 
 
 class _Compared(NamedTuple):
@@ -29,12 +44,15 @@ class _Compared(NamedTuple):
     rows: list[int]
 
 
-def update_sharded(optimizer: TrustRatioOptimizer, work: Sequence[tuple[Group, list[Piece]]]) -> None:
+def update_sharded(optimizer: TrustRatioStep, work: Sequence[tuple[Group, list[Piece]]]) -> list[Tensor]:
     """Make one update.
 
     Args:
         optimizer: whose groups they are.
         work: each group with the pieces of it that this rank holds, which may be none.
+
+    Returns:
+        The trust ratios of each group that has any.
 
     Raises:
         RuntimeError: where flat vectors come to the optimizer one after the other.
@@ -44,7 +62,7 @@ def update_sharded(optimizer: TrustRatioOptimizer, work: Sequence[tuple[Group, l
     holders: list[Tensor | Partition] = []
     if partition is not None:
         if not _all_here(optimizer, vectors, partition):
-            return
+            return []
         holders = [partition] * len(partition.tensors)
     questions: list[_Compared] = []
     rows_of: list[list[int]] = []
@@ -66,20 +84,22 @@ def update_sharded(optimizer: TrustRatioOptimizer, work: Sequence[tuple[Group, l
                 questions.append(_Compared(group, adapted, optimizer.compared(group, adapted), own))
         rows_of.append(rows)
     norms = _norms(questions, holders, partition)
+    of_groups: list[Tensor] = []
     ratios = torch.ones_like(norms[:, 0])
     for (group, _), rows in zip(work, rows_of, strict=True):
         if rows:
             weight, other = norms[rows].unbind(1)
             found = torch.where((weight > 0) & (other > 0), optimizer.ratio(group, weight, other), 1.0)
-            optimizer._ratios.append(found)
+            of_groups.append(found)
             ratios[rows] = found
     for question in questions:
         theirs = ratios[question.rows].to(question.pieces[0].weight.device)
         on_host = question.pieces[0].on_host
         optimizer.move(question.group, question.pieces, question.others, theirs.tolist() if on_host else list(theirs))
+    return of_groups
 
 
-def _all_here(optimizer: TrustRatioOptimizer, vectors: Sequence[Tensor], partition: Partition) -> bool:
+def _all_here(optimizer: TrustRatioStep, vectors: Sequence[Tensor], partition: Partition) -> bool:
     """Whether there is an update to make; a flat vector that is absent would miss its part of the norms."""
     here = sum(vector.grad is not None for vector in vectors)
     if here not in (0, partition.vectors):

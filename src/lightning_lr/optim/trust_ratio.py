@@ -9,8 +9,7 @@ as plain numbers into torch's fused kernels, one tensor after the other, while i
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_lr.checks import is_rate
-from lightning_lr.optim.host_norms import norms_on_host
-from lightning_lr.shards import Segment, Whole, flat_of, local, partition_of, sum_over_shards
+from lightning_lr.optim.pieces import HALF, WHOLE, Piece, adapts, real
+from lightning_lr.optim.sharded import update_sharded
+from lightning_lr.shards import flat_of, local, partition_of
 
 Adapt = Literal["ndim>1", "all", "none"] | Callable[[Tensor], bool]
 """Which parameters have a trust ratio; the others are updated as with a ratio of 1."""
@@ -32,40 +31,6 @@ _RULES: dict[str, Callable[[Tensor], bool]] = {
     "all": lambda parameter: True,
     "none": lambda parameter: False,
 }
-HALF, WHOLE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
-
-
-@dataclass(slots=True)
-class Piece:
-    """One parameter's share of a step, as real tensors that this rank holds.
-
-    Args:
-        parameter: the parameter as the user knows it.
-        weight: its values on this rank.
-        grad: its gradient, laid out as it came.
-        state: the optimizer's tensors, by name.
-        adapted: whether it has a trust ratio.
-        fuses: whether torch's fused kernels take it.
-        segment: where it lies in ``parameter``, if that is a flat vector.
-    """
-
-    parameter: Tensor
-    weight: Tensor
-    grad: Tensor
-    state: dict[str, Tensor]
-    adapted: bool
-    fuses: bool
-    segment: Segment | None = None
-
-    @property
-    def on_host(self) -> bool:
-        """Whether a number can be read from it without waiting for a device."""
-        return self.weight.device.type == "cpu"
-
-    @property
-    def sharded(self) -> bool:
-        """Whether its norm needs other ranks."""
-        return self.segment is not None or isinstance(self.parameter, DTensor)
 
 
 class TrustRatioOptimizer(Optimizer):
@@ -145,9 +110,7 @@ class TrustRatioOptimizer(Optimizer):
         self._ratios, self._sharded = [], False
         work = [(group, self._pieces(group)) for group in self.param_groups]
         if self._sharded:
-            from lightning_lr.optim.sharded import update_sharded  # which builds on this module
-
-            update_sharded(self, work)
+            self._ratios += update_sharded(self, work)
             return loss
         for group, pieces in work:
             if pieces:
@@ -219,7 +182,7 @@ class TrustRatioOptimizer(Optimizer):
                 self._sharded = self._sharded or isinstance(parameter, DTensor)
                 if isinstance(grad, DTensor) and grad.placements != parameter.placements:
                     grad = grad.redistribute(placements=parameter.placements)
-                weight, grad, *shaped = (_real(local(tensor)) for tensor in (parameter, grad, *shaped))
+                weight, grad, *shaped = (real(local(tensor)) for tensor in (parameter, grad, *shaped))
                 state = {**state, **dict(zip(names, shaped, strict=True))}
             fuses = may_fuse and self._fuses(weight, grad, *shaped)
             pieces.append(Piece(parameter, weight, grad, state, rule(parameter) if rule else adapt[index], fuses))
@@ -269,99 +232,3 @@ class TrustRatioOptimizer(Optimizer):
                 "ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies in it, so "
                 "its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
             )
-
-
-def adapts(group: dict[str, Any], whole: Whole) -> bool:
-    """Whether a tensor that was flattened has a trust ratio."""
-    adapt = group["adapt"]
-    if isinstance(adapt, str):
-        return adapt == "all" or (adapt == "ndim>1" and len(whole.shape) > 1)
-    return bool(adapt[whole.place])
-
-
-# ---------------------------------------------------------------------- norms
-def norms(tensors: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
-    """The 2-norm of each tensor as one vector, over all ranks that hold a part of the piece it belongs to.
-
-    Half-precision tensors are summed in fp32.
-    """
-    parts = torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_sums_in(tensors)))
-    if not any(piece.sharded for piece in pieces):
-        return parts
-    return sum_over_shards(parts.square(), [piece.parameter for piece in pieces]).sqrt()
-
-
-def trust_ratios(
-    pieces: Sequence[Piece], others: Sequence[Tensor], formula: Callable[[Any, Any], Any]
-) -> Tensor | list[float]:
-    """``formula(norm of weight, norm of other)`` of each piece, 1 where a norm is 0.
-
-    A vector on the device, or a number for one tensor on the host (see :func:`in_turn`), where it costs less.
-    """
-    weights = [piece.weight for piece in pieces]
-    if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:
-        weight, other = norms_on_host(weights[0], others[0])
-        return [formula(weight, other) if weight > 0 and other > 0 else 1.0]
-    both = norms([*weights, *others], [*pieces, *pieces])
-    ratio: Tensor = formula(*both.chunk(2))
-    return torch.where(both.view(2, -1).amin(0) > 0, ratio, torch.ones_like(ratio))
-
-
-def _sums_in(tensors: Sequence[Tensor]) -> torch.dtype | None:
-    return torch.float32 if tensors[0].dtype in HALF else None
-
-
-def alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that one multi-tensor kernel can take together: by device and dtype."""
-    together: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
-    for piece in pieces:
-        together.setdefault((piece.weight.device, piece.weight.dtype), []).append(piece)
-    yield from together.values()
-
-
-def taken_in_turn(pieces: list[Piece]) -> bool:
-    """Whether :func:`in_turn` takes these one by one."""
-    return bool(pieces) and pieces[0].on_host and not any(piece.sharded for piece in pieces)
-
-
-def in_turn(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """What to take together: on the host one tensor after the other, each while it is in the cache; on a device, or
-    over shards, all of them, so that there is one question about norms."""
-    if taken_in_turn(pieces):
-        yield from ([piece] for piece in pieces)
-    elif pieces:
-        yield pieces
-
-
-def learning_rate(group: dict[str, Any], piece: Piece) -> float | Tensor:
-    """The group's lr: a tensor stays one where it lies on the piece's device; one of the CPU is read there."""
-    lr: float | Tensor = group["lr"]
-    return float(lr) if isinstance(lr, Tensor) and lr.device != piece.weight.device else lr
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-# ---------------------------------------------------------------------- arguments
-def check_learning_rate(who: str, lr: float | Tensor) -> None:
-    """Refuse a learning rate that no optimizer of torch's would take."""
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"{who}: got an lr tensor with {lr.numel()} elements; give one with a single element")
-    check_not_negative(who, lr=float(lr) if isinstance(lr, Tensor) else lr)
-
-
-def check_flags(who: str, foreach: bool | None = None, **flags: bool) -> None:
-    """Refuse what is neither True nor False, by name; ``foreach`` may be None."""
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"{who}: got {name}={value!r}; give True or False")
-    if foreach is not None and not isinstance(foreach, bool):
-        raise ValueError(f"{who}: got foreach={foreach!r}; give True, False, or None for what is fastest")
-
-
-def check_not_negative(who: str, **arguments: float) -> None:
-    """Refuse what is negative or not a number, by name."""
-    for name, value in arguments.items():
-        if not is_rate(value):
-            raise ValueError(f"{who}: got {name}={value!r}; give a finite number that is not negative, within float32")

@@ -9,54 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.strategies import zero_checkpoint, zero_engine, zero_loading, zero_settings
+from lightning_lr.strategies import zero_checkpoint, zero_checks, zero_engine, zero_loading, zero_settings
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
+from lightning_lr.strategies.zero_precision import ZeROPrecision
 from lightning_lr.strategies.zero_segments import ShardedUpdate
-
-
-class ZeROPrecision(DeepSpeedPrecision):
-    """The engine's backward and step, with Lightning as the one who says where an update ends."""
-
-    def backward(  # type: ignore[override]
-        self, tensor: Tensor, model: LightningModule, optimizer: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        engine = model.trainer.model
-        zero_engine.backward(engine, tensor, internals.update_ends(model.trainer), *args, **kwargs)
-
-    def optimizer_step(  # type: ignore[override]
-        self, optimizer: Any, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
-    ) -> Any:
-        loss = closure()
-        self._after_closure(model, optimizer)
-        if loss is None:
-            raise MisconfigurationException(
-                "ZeROStrategy: training_step returned None for the last micro-batch of an update, and the other ranks "
-                "wait for its gradients; return a loss (times 0 to leave a batch out)"
-            )
-        strategy = model.trainer.strategy
-        assert isinstance(strategy, ZeROStrategy)
-        if zero_engine.step(model.trainer.model, **kwargs):
-            strategy._update_made()
-        return loss
 
 
 class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
@@ -176,7 +150,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         assert self.lightning_module is not None
         return zero_engine.weights_finite(self.lightning_module)
 
-    def _update_made(self) -> None:
+    def update_made(self) -> None:
+        """Tell all who asked by :meth:`after_update`."""
         for act in list(self._after_update):
             act()
 
@@ -210,7 +185,8 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._check(trainer)
+            assert self.lightning_module is not None
+            zero_checks.check_trainer(type(self).__name__, trainer, self.lightning_module)
             self._undo.append(internals.let_accumulation_change(trainer))
         super().setup(trainer)
 
@@ -269,20 +245,6 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         return loaded
 
     # ------------------------------------------------------------------ inside
-    def _check(self, trainer: Trainer) -> None:
-        who, module = type(self).__name__, self.lightning_module
-        assert module is not None
-        if not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{who}: {type(module).__name__} uses manual optimization (automatic_optimization=False), where the "
-                "engine is not told which backward ends an update; use automatic optimization, or strategy='ddp'"
-            )
-        if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
-            raise MisconfigurationException(
-                f"{who}: got gradient_clip_algorithm='value' (gradient_clip_val={trainer.gradient_clip_val}), and the "
-                "engine clips the norm of the whole gradient; use gradient_clip_algorithm='norm', or strategy='ddp'"
-            )
-
     def _load_config(self, config: Any) -> None:
         """Keep the user's configuration aside: Lightning would drop every default of its own for it."""
         self._given = super()._load_config(config) or {}
@@ -296,7 +258,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         who = type(self).__name__
         assert self.lightning_module is not None
         assert self.config is not None
-        undo = internals.around_configure_optimizers(self.lightning_module, self._exactly_one)
+        undo = internals.around_configure_optimizers(self.lightning_module, partial(zero_checks.exactly_one, who))
         try:
             optimizers, schedulers = internals.optimizers_and_schedulers(self.lightning_module)
         except (RuntimeError, ImportError) as error:
@@ -316,16 +278,6 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]
         self.lr_scheduler_configs = schedulers
-
-    def _exactly_one(self, configure: Callable[[], Any]) -> Any:
-        returned = configure()
-        count = len(internals.configured_optimizers(returned)[0])
-        if count != 1:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: configure_optimizers returned {count} optimizers, and an engine has one; "
-                "return exactly one (its parameter groups may have different settings), or use strategy='ddp'"
-            )
-        return returned
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         assert self.config is not None

@@ -26,7 +26,7 @@ NOISE = 100.0
 AGAIN = 1.0
 """and the size of the loss itself above it (at a tiny lr neither range nor noise need be of any size)."""
 
-Share = Callable[[Tensor], Tensor]
+Maximum = Callable[[Tensor], Tensor]
 """Maximum over the ranks of a scalar on the loss's device; finite or plus infinity."""
 
 
@@ -43,11 +43,11 @@ class DivergenceWatch:
     """Follows the loss of every update without making the host wait for the device.
 
     Args:
-        share: the maximum over the ranks, where a run has several; every rank then knows at the same update.
+        maximum: the maximum over the ranks, where a run has several; every rank then knows at the same update.
     """
 
-    def __init__(self, share: Share | None = None) -> None:
-        self.share = share
+    def __init__(self, maximum: Maximum | None = None) -> None:
+        self.maximum = maximum
         self.limit = math.inf
         """Loss above which two updates in a row count as an explosion."""
         self.exploded = False
@@ -61,9 +61,9 @@ class DivergenceWatch:
         """Send the loss of an update on its way to the host; a tensor is a scalar."""
         if isinstance(loss, Tensor):
             loss = loss.detach()
-        if self.share is not None:  # a maximum may lose a NaN
+        if self.maximum is not None:  # a maximum may lose a NaN
             loss = torch.nan_to_num(torch.as_tensor(loss), nan=math.inf, posinf=math.inf, neginf=math.inf)
-            loss = self.share(loss)
+            loss = self.maximum(loss)
         self._under_way.append(_sent(loss) if isinstance(loss, Tensor) else (loss, None))
 
     def diverged(self) -> bool:

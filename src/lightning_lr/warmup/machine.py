@@ -14,72 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_lr.curves import SNAP
-from lightning_lr.warmup.divergence import DivergenceWatch, Share, limit_of
+from lightning_lr.warmup.decision import Action, Decision, Reason
+from lightning_lr.warmup.divergence import DivergenceWatch, Maximum, limit_of
 from lightning_lr.warmup.history import LossHistory
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS
 from lightning_lr.warmup.settings import WarmupSettings
-from lightning_lr.warmup.smoother import FEWEST_BLOCKS
 from lightning_lr.warmup.switch import SwitchTest, look, picture, safe_lr
-
-Phase = Literal["warm-up", "decay"]
-
-Reason = Literal["test", "switch", "timeout", "divergence"]
-
-Action = Literal["continue", "switch", "rollback", "raise"]
 
 Reduce = Callable[[Tensor], Tensor]
 """Mean over the ranks of the losses since the last test: a vector on their device, or on the host after a resume."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a test or a divergence came to: plain values, which ranks can send each other.
-
-    Args:
-        reason: what it was: an ordinary ``"test"``, or why the warm-up ends.
-        action: what to do. ``"rollback"``: restore the state that was kept last, then switch. ``"raise"``: stop the
-            run with ``message``.
-        progress: share of the run done; the decay begins here.
-        updates: updates observed.
-        reached_lr: learning rate of the last update.
-        lr: learning rate from which the decay begins, or would begin if the warm-up ended now.
-        probability: that the smoothed loss has risen above its lowest point.
-        positive: positive tests in a row, this one included.
-        keep: whether the state now is the best so far, the one to keep for a rollback. (Before the first test that is
-            the state at the start of the run.)
-        limit: loss above which two updates in a row count as an explosion from now on.
-        non_finite: whether a loss was NaN or infinite, so that the weights may be so too and a mere switch of the
-            learning rate may not help.
-        informative: whether the loss depended on the learning rate at all, with the confidence asked for.
-        message: for the user, where there is something to say.
-        picture: block means, posterior mean and band over the learning rate, for the report.
-    """
-
-    reason: Reason
-    action: Action
-    progress: float
-    updates: int
-    reached_lr: float
-    lr: float
-    probability: float
-    positive: int
-    keep: bool
-    limit: float
-    non_finite: bool = False
-    informative: bool = True
-    message: str = ""
-    picture: dict[str, Any] = field(default_factory=dict)
-
-    def facts(self) -> dict[str, Any]:
-        """The numbers of the decision for a line of the journal, without the picture."""
-        names = ("reason", "action", "progress", "reached_lr", "lr", "probability", "positive", "keep", "informative")
-        return {name: getattr(self, name) for name in names}
 
 
 class WarmupMachine:
@@ -88,18 +38,18 @@ class WarmupMachine:
     Args:
         settings: what the user asked for.
         total_updates: updates in the whole run.
-        share: the maximum over the ranks of a scalar, where a run has several; called after every update of the
+        maximum: the maximum over the ranks of a scalar, where a run has several; called after every update of the
             warm-up, with the loss (not finite: plus infinity).
 
     Raises:
         ValueError: where the run is too short for ``patience`` tests.
     """
 
-    def __init__(self, settings: WarmupSettings, total_updates: int, share: Share | None = None) -> None:
+    def __init__(self, settings: WarmupSettings, total_updates: int, maximum: Maximum | None = None) -> None:
         self.settings = settings
         self.check_every = settings.updates_between_tests(total_updates)
         """Updates between two tests."""
-        self.phase: Phase = "warm-up"
+        self.phase: Literal["warm-up", "decay"] = "warm-up"
         self.reason: Reason | None = None
         """Why the warm-up ended, once it has."""
         self.peak_lr: float | None = None
@@ -115,7 +65,8 @@ class WarmupMachine:
         self._kept_lr: float | None = None  # at the state that is kept for a rollback
         self._lrs: list[float] = []
         self._losses: list[Tensor | float] = []
-        self._watch = DivergenceWatch(share)
+        self._watch = DivergenceWatch(maximum)
+        import_module("lightning_lr.warmup.gaussian_process")  # takes a second: now, and not inside the first test
 
     # ------------------------------------------------------------------ every update
     def lr(self, progress: float, width: float = 0.0) -> float:

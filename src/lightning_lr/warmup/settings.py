@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_lr.checks import is_count, is_rate, is_real
-from lightning_lr.curves import SNAP, Cosine, Curve
-from lightning_lr.warmup.smoother import FEWEST_BLOCKS
+from lightning_lr.curves import SNAP, Cosine, Curve, Phase
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS
 
 OnDivergence = Literal["switch", "rollback", "raise"]
 
@@ -146,6 +146,41 @@ class WarmupSettings:
     def fewest_updates(self) -> int:
         """Updates of the shortest run that is not too short."""
         return self._updates_with(self.earliest_switch(self.check_every or 1))
+
+    def switch_range(self, total_updates: int) -> tuple[int, int]:
+        """Updates after which the switch falls, the earliest and the latest, if nothing diverges.
+
+        Args:
+            total_updates: of the whole run.
+        """
+        every = self.updates_between_tests(max(total_updates, self.fewest_updates))
+        return self.earliest_switch(every), self.warmup_updates(total_updates)
+
+    def phases(self, switched_at: float | None) -> tuple[Phase, ...]:
+        """The named parts of the run: the warm-up, and those of the decay.
+
+        Args:
+            switched_at: share of the run at the switch; ``None``: not known yet, at most ``max_warmup``.
+        """
+        start = self.max_warmup if switched_at is None else switched_at
+        climb = Phase("warm-up, at most" if switched_at is None else "warm-up", 0.0, start)
+        decay = self.decay.phases() or (Phase("decay", 0.0, 1.0),)
+        return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
+
+    def facts(self, total_updates: int) -> dict[str, str]:
+        """What a plan says about the warm-up.
+
+        Args:
+            total_updates: of the whole run.
+        """
+        every = self.updates_between_tests(max(total_updates, self.fewest_updates))
+        earliest, latest = self.switch_range(total_updates)
+        return {
+            "adaptive warm-up": f"lr {self.min_lr:g} to at most {self.max_lr:g}; the switch falls between "
+            f"update {earliest:,} and {latest:,}, by a test every {every:,}",
+            "after the switch": f"{self.decay} from the lr of the lowest loss"
+            + (f" x {self.lr_scale:g}" if self.lr_scale != 1.0 else ""),
+        }
 
     def _updates_with(self, warmup: int) -> int:
         return math.floor((warmup - 1) / self.max_warmup + SNAP) + 1

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import gpytorch
 import torch
 from torch import Tensor
 
 from lightning_lr.warmup.history import Block
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS, SMALLEST_NOISE, Posterior
 
 LENGTHSCALES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5)
 """In decades of the learning rate: from the width of a sharp minimum to that of half a warm-up."""
@@ -32,100 +31,11 @@ NOISE_RATIOS = (0.5, 1.0, 2.0)
 NO_SIGNAL_WEIGHT = 0.5
 """Prior probability that the loss does not depend on the learning rate."""
 
-SMALLEST_NOISE = 1e-4
-"""Least noise variance of standardised losses, so that a noiseless loss still has a well-conditioned covariance."""
-
 KEPT = 6
 """Models of the grid that predict; the others have next to no weight."""
 
 GRID = 100
 """Learning rates at which the posterior is evaluated."""
-
-FEWEST_BLOCKS = 6
-"""Blocks below which there is nothing to smooth."""
-
-
-class BlockGP(gpytorch.models.ExactGP):  # type: ignore[misc]
-    """One exact GP per row of hyperparameters, evaluated as a batch.
-
-    Args:
-        inputs: log learning rates, shape (n,).
-        targets: standardised losses, shape (n,).
-        hyperparameters: lengthscale, signal variance and noise variance of each model, shape (models, 3).
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor, hyperparameters: Tensor) -> None:
-        models = torch.Size([len(hyperparameters)])
-        inputs = inputs.reshape(1, -1, 1).expand(*models, -1, -1)
-        likelihood = gpytorch.likelihoods.GaussianLikelihood(
-            noise_constraint=gpytorch.constraints.GreaterThan(SMALLEST_NOISE / 2), batch_shape=models
-        )
-        super().__init__(inputs, targets.expand(*models, -1), likelihood)
-        self.mean_module = gpytorch.means.ConstantMean(batch_shape=models)
-        self.covar_module = gpytorch.kernels.ScaleKernel(
-            gpytorch.kernels.RBFKernel(batch_shape=models), batch_shape=models
-        )
-        self.to(inputs)
-        lengthscale, signal, noise = hyperparameters.unbind(1)
-        self.covar_module.base_kernel.lengthscale = lengthscale.reshape(-1, 1, 1)
-        self.covar_module.outputscale = signal
-        likelihood.noise = noise.reshape(-1, 1)
-
-    def forward(self, inputs: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(inputs), self.covar_module(inputs))
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """The smoothed loss on a grid of log learning rates: a mixture of Gaussian processes.
-
-    Args:
-        log_lr: natural log learning rates, ascending, shape (points,).
-        weights: posterior weight of each model, shape (models,).
-        means: of each model, in the unit of the loss, shape (models, points).
-        covariances: of each model, in its square, shape (models, points, points).
-    """
-
-    log_lr: Tensor
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the smoothed loss, shape (points,)."""
-        return self.weights @ self.means
-
-    @property
-    def sd(self) -> Tensor:
-        """Standard deviation of the smoothed loss, shape (points,): within the models and between them."""
-        spread = self.means - self.mean
-        return (self.weights @ (self.covariances.diagonal(dim1=1, dim2=2).clamp_min(0.0) + spread**2)).sqrt()
-
-    @property
-    def argmin(self) -> float:
-        """Log learning rate at the lowest mean, between grid points by a parabola through three of them."""
-        mean = self.mean
-        index = int(mean.argmin())
-        if not 0 < index < len(mean) - 1:
-            return float(self.log_lr[index])
-        left, centre, right = mean[index - 1 : index + 2].tolist()
-        bend = left - 2.0 * centre + right
-        shift = 0.5 * (left - right) / bend if bend > 0.0 else 0.0
-        return float(self.log_lr[index]) + shift * float(self.log_lr[1] - self.log_lr[0])
-
-    def mean_at(self, log_lr: float) -> float:
-        """Mean of the smoothed loss at the nearest point of the grid."""
-        return float(self.mean[int((self.log_lr - log_lr).abs().argmin())])
-
-    def probability_above(self, point: int, earlier: int) -> float:
-        """Probability that the smoothed loss is higher at one grid point than at another, by their joint posterior."""
-        difference = self.means[:, point] - self.means[:, earlier]
-        cov = self.covariances
-        variance = cov[:, point, point] + cov[:, earlier, earlier] - 2.0 * cov[:, point, earlier]
-        # rounding can leave a difference that is certain with a variance of -0
-        ratio = difference / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
-        return float(self.weights @ torch.special.ndtr(ratio))
 
 
 def fit(blocks: Sequence[Block]) -> Posterior:
@@ -160,19 +70,14 @@ def fit(blocks: Sequence[Block]) -> Posterior:
         flat = centre.expand(1, GRID)
         return Posterior(points, torch.ones(1, dtype=torch.float64), flat, torch.zeros(1, GRID, GRID).double())
     targets = (losses - centre) / scale
-    # Our own instances of the model are evaluated as they are: exact Cholesky, no gradient, no cached state of others.
-    with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False), gpytorch.settings.debug(False):
+    from lightning_lr.warmup.gaussian_process import predicted  # GPyTorch: not where it is only imported
+
+    with torch.no_grad():
         hyperparameters, log_prior = _grid(targets)
         log_weights = log_prior + _log_evidence(inputs, targets, hyperparameters)
         kept = log_weights.topk(KEPT).indices.sort().values
-        model = BlockGP(inputs, targets, hyperparameters[kept]).eval()
-        prediction = model(points.reshape(1, -1, 1).expand(KEPT, -1, -1))
-        return Posterior(
-            points,
-            torch.softmax(log_weights[kept], 0),
-            centre + scale * prediction.mean,
-            scale**2 * prediction.covariance_matrix,
-        )
+        mean, covariance = predicted(inputs, targets, hyperparameters[kept], points)
+        return Posterior(points, torch.softmax(log_weights[kept], 0), centre + scale * mean, scale**2 * covariance)
 
 
 def _grid(targets: Tensor) -> tuple[Tensor, Tensor]:

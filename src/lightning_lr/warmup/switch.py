@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_lr.warmup.history import Block
-from lightning_lr.warmup.smoother import FEWEST_BLOCKS, Posterior, fit
+from lightning_lr.warmup.posterior import FEWEST_BLOCKS, Posterior
+from lightning_lr.warmup.smoother import fit
 
 DIVERGENCE_BACKOFF = 0.5
 """Share of the learning rate of a divergence that is safe: on a quadratic descent is stable below 2 / curvature and

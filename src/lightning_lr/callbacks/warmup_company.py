@@ -1,0 +1,106 @@
+"""What cannot stand beside an adaptive warm-up, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.base import members_of
+from lightning_lr.warmup import WarmupSettings
+
+FIGHTING = {
+    "schedule": "would bend the climb",
+    "linear_scaling": "would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
+}
+"""Multipliers that leave the warm-up no meaning, and why."""
+
+
+def check_keeping(settings: WarmupSettings, trainer: Trainer) -> None:
+    """Refuse to keep a copy of parameters that are not whole.
+
+    Raises:
+        MisconfigurationException: names the strategy.
+    """
+    whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
+    whole = whole and not internals.engine_holds_gradients(trainer)
+    if settings.keeps and not whole:
+        asked = "restore_best=True" if settings.restore_best else "on_divergence='rollback'"
+        raise MisconfigurationException(
+            f"AdaptiveWarmup: {asked} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
+            "over devices; use on_divergence='switch' without restore_best, or DDP"
+        )
+
+
+def check_schedulers(schedulers: Sequence[Any]) -> None:
+    """Refuse the user's LR schedulers.
+
+    Raises:
+        MisconfigurationException: names the first.
+    """
+    if schedulers:
+        raise MisconfigurationException(
+            f"AdaptiveWarmup: configure_optimizers also returns a {type(schedulers[0]).__name__}, whose schedule "
+            "would fight with the warm-up over the learning rate; remove it (what follows the warm-up is the "
+            "argument decay)"
+        )
+
+
+def check_from_the_start(trainer: Trainer) -> None:
+    """Refuse a run that goes on without the losses of its climb.
+
+    Raises:
+        MisconfigurationException: says at which step.
+    """
+    if trainer.global_step > 0:
+        raise MisconfigurationException(
+            f"AdaptiveWarmup: training goes on at step {trainer.global_step} from a checkpoint that was made "
+            "without it, so the losses of its climb are not known; train from the start, or load the weights alone"
+        )
+
+
+def check_ramp(settings: WarmupSettings, trainer: Trainer) -> None:
+    """Refuse a decay beside a ramp, which takes its place.
+
+    Raises:
+        MisconfigurationException: says what to set on either.
+    """
+    if settings.decay.decays and any(other.name == "batch_size_ramp" for other in members_of(trainer)):
+        raise MisconfigurationException(
+            f"AdaptiveWarmup: BatchSizeRamp is attached too, and decay={settings.decay} would lower the "
+            "learning rate as well; set decay=Constant() here and begin='after_warmup' there"
+        )
+
+
+def check_fighting(trainer: Trainer) -> None:
+    """Refuse a callback of ours that would leave the warm-up no meaning.
+
+    Raises:
+        MisconfigurationException: names it.
+    """
+    for other in members_of(trainer):
+        if other.name in FIGHTING:
+            why = FIGHTING[other.name]
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: {type(other).__name__} is attached too, and it {why}; keep one of the two"
+            )
+
+
+def largest_lr(optimizer: Optimizer) -> float:
+    """The largest learning rate of the groups, to which the others keep their ratio.
+
+    Raises:
+        MisconfigurationException: where all are 0.
+    """
+    largest = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not largest > 0.0:
+        raise MisconfigurationException(
+            "AdaptiveWarmup: every parameter group has a learning rate of 0, so their ratio is not known; give the "
+            "optimizer one above 0 (its size does not matter)"
+        )
+    return largest

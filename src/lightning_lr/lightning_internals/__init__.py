@@ -1,0 +1,113 @@
+"""Every touch of what Lightning does not promise: private attributes, and the order in which its loop calls things.
+
+Checked against Lightning 2.6.6. Each function is named for its purpose; a new Lightning release can break this one
+room and no other. Users take it whole: ``from lightning_lr import lightning_internals as internals``.
+"""
+
+from lightning_lr.lightning_internals.loaders import (
+    batch_on_device,
+    epoch_shape,
+    forget_loader_states,
+    given_loader_without_length,
+    length_of,
+    limited_batches,
+    loader_shape,
+    on_train_loader,
+    replace_batch_sampler,
+    restart_iterator,
+    set_up_train_loader,
+    train_loader_count,
+)
+from lightning_lr.lightning_internals.logs import journal_folder, leaves_no_trace, log_metrics, logs_now, silent_loggers
+from lightning_lr.lightning_internals.loop import (
+    begin_epoch_after_resume,
+    epochs_of_updates,
+    next_position,
+    roll_back_to,
+    set_epoch_length,
+    update_ends,
+)
+from lightning_lr.lightning_internals.optimizers import (
+    Scheduled,
+    around_configure_optimizers,
+    configured_optimizers,
+    optimizers_and_schedulers,
+)
+from lightning_lr.lightning_internals.ranks import maximum_over_ranks, mean_over_ranks, take_from_rank_zero
+from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, left_in_gradients, loss_scale
+from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
+from lightning_lr.lightning_internals.strategies import (
+    engine_holds_gradients,
+    holds_whole_parameters,
+    let_accumulation_change,
+    reduced_on_arrival,
+    unseen_gradients,
+    weights_finite,
+)
+from lightning_lr.lightning_internals.training_step import (
+    around_training_step,
+    is_compiled,
+    loss_apart_from_training,
+    takes_the_iterator,
+    training_step_arguments,
+)
+from lightning_lr.lightning_internals.updates import (
+    after_gradient_clipping,
+    after_optimizer_step,
+    before_optimizer_step,
+    with_gradient_norm,
+)
+
+__all__ = [
+    "Scheduled",
+    "after_gradient_clipping",
+    "after_optimizer_step",
+    "around_configure_optimizers",
+    "around_training_step",
+    "batch_on_device",
+    "before_optimizer_step",
+    "begin_epoch_after_resume",
+    "bracket_lr_writers",
+    "bracket_scheduler_steps",
+    "configured_optimizers",
+    "engine_holds_gradients",
+    "epoch_shape",
+    "epochs_of_updates",
+    "forget_loader_states",
+    "given_loader_without_length",
+    "gradient_scale",
+    "has_loss_scaler",
+    "holds_whole_parameters",
+    "is_compiled",
+    "journal_folder",
+    "leaves_no_trace",
+    "left_in_gradients",
+    "length_of",
+    "let_accumulation_change",
+    "limited_batches",
+    "loader_shape",
+    "log_metrics",
+    "logs_now",
+    "loss_apart_from_training",
+    "loss_scale",
+    "maximum_over_ranks",
+    "mean_over_ranks",
+    "next_position",
+    "on_train_loader",
+    "optimizers_and_schedulers",
+    "reduced_on_arrival",
+    "replace_batch_sampler",
+    "restart_iterator",
+    "roll_back_to",
+    "set_epoch_length",
+    "set_up_train_loader",
+    "silent_loggers",
+    "take_from_rank_zero",
+    "takes_the_iterator",
+    "train_loader_count",
+    "training_step_arguments",
+    "unseen_gradients",
+    "update_ends",
+    "weights_finite",
+    "with_gradient_norm",
+]

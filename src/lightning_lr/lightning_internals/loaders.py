@@ -1,0 +1,119 @@
+"""Training loaders: what an epoch of them yields, and changing them before and while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch import Trainer
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from lightning_lr.batch_size.sampler import RampBatchSampler
+from lightning_lr.progress import EpochShape
+
+
+def epoch_shape(trainer: Trainer) -> EpochShape:
+    """What an epoch of the loaded training data yields (after ``fit`` has set the loaders up)."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    batches = trainer.num_training_batches
+    return loader_shape(combined.flattened[0], None if batches == float("inf") else int(batches), trainer.world_size)
+
+
+def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> EpochShape:
+    """What an epoch of ``loader`` yields on each of ``world_size`` devices in ``micro_batches`` micro-batches.
+
+    Only torch's own ``BatchSampler`` tells the size of each batch; a subclass or another class may do anything. An
+    iterable data set is batched inside the workers, so only the nominal size is known there.
+    """
+    if not isinstance(loader, DataLoader):
+        return EpochShape(micro_batches, None, None, world_size)
+    if isinstance(loader.dataset, IterableDataset):
+        return EpochShape(micro_batches, loader.batch_size, None, world_size)
+    sampler = loader.batch_sampler
+    if type(sampler) not in (BatchSampler, RampBatchSampler):
+        return EpochShape(micro_batches, None, None, world_size)
+    assert isinstance(sampler, BatchSampler)
+    return EpochShape(micro_batches, sampler.batch_size, len(sampler.sampler), world_size)  # type: ignore[arg-type]
+
+
+def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[[], None]:
+    """Let ``change`` see every training loader before Lightning measures it and makes its iterator.
+
+    Lightning passes each loader through the strategy's ``process_dataloader`` after it has injected samplers; loops
+    and callbacks are restored by then. It is shadowed on this one strategy; returns a function that undoes this.
+    """
+    strategy = trainer.strategy
+    process = strategy.process_dataloader
+
+    def processed(loader: object) -> object:
+        loader = process(loader)
+        return change(loader) if trainer.training else loader
+
+    strategy.__dict__["process_dataloader"] = processed
+    return lambda: strategy.__dict__.pop("process_dataloader", None)
+
+
+def train_loader_count(trainer: Trainer) -> int:
+    """Number of training loaders that are read side by side."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    return len(combined.flattened)
+
+
+def length_of(loader: Any) -> int | None:
+    """Batches in an epoch of a loader, or ``None`` where it has no length."""
+    return sized_len(loader)
+
+
+def limited_batches(trainer: Trainer, batches: int) -> int:
+    """Batches of an epoch that ``limit_train_batches`` leaves."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def replace_batch_sampler(loader: DataLoader[Any], batch_sampler: BatchSampler) -> None:
+    """Put another batch sampler into a loader that has no iterator yet; torch forbids it after construction."""
+    loader.__dict__["batch_sampler"] = batch_sampler
+
+
+def restart_iterator(trainer: Trainer) -> None:
+    """Make the epoch's iterator anew: the one that exists began somewhere else (workers, too, are started again)."""
+    loop = trainer.fit_loop
+    assert loop._combined_loader is not None
+    assert loop._data_fetcher is not None
+    loop._combined_loader.reset()
+    iter(loop._data_fetcher)
+
+
+def set_up_train_loader(trainer: Trainer) -> None:
+    """Make the training loader now, as ``estimated_stepping_batches`` does in ``configure_optimizers``."""
+    trainer.fit_loop.setup_data()
+
+
+def forget_loader_states(trainer: Trainer) -> None:
+    """Keep Lightning from handing a resumable loader its saved state: who calls this places the loader itself."""
+    trainer.fit_loop._combined_loader_states_to_load = []
+
+
+def given_loader_without_length(trainer: Trainer) -> bool:
+    """Whether ``fit`` was handed a loader (not a hook that makes one) which has no length.
+
+    Asked before training starts, where calling the user's hook would run it once more than without us.
+    """
+    source = trainer.fit_loop._data_source
+    if source.is_module() or isinstance(trainer.limit_train_batches, int):
+        return False
+    loader = source.instance
+    try:
+        return isinstance(loader, DataLoader) and len(loader) is None
+    except TypeError:  # an IterableDataset without __len__
+        return True
+
+
+def batch_on_device(trainer: Trainer, batch: Any) -> Any:
+    """A collated batch as ``training_step`` gets it: the hooks of module or data module, and the move to the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,0 +1,186 @@
+"""The house is as docs/house.md says: floors, circles, one writer, Lightning's and DeepSpeed's privates, public names.
+
+What is read is the code itself, by its syntax tree, and what a fresh interpreter imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentParser
+
+import lightning_lr as lr
+from lightning_lr import optim
+
+SOURCE = Path(__file__).parents[1] / "src" / "lightning_lr"
+ROOMS = ("batch_size", "warmup", "layers", "hypergradient", "optim", "activations")
+SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks")
+METHODS = (*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", "step_time", "stopwatch")
+PUBLIC = {
+    **{name: getattr(lr, name) for name in lr.__all__},
+    **{f"optim.{name}": getattr(optim, name) for name in optim.__all__},
+}
+
+
+def trees(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Path below the sources and syntax tree of every module, or of those of some rooms."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        place = path.relative_to(SOURCE)
+        if not rooms or place.parts[0].removesuffix(".py") in rooms:
+            yield place, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Every name that a module imports, in full."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports_of(room: str) -> set[str]:
+    """What the modules of a room import, by the first two parts of its path."""
+    return {".".join(name.split(".")[:2]) for _, tree in trees(room) for name in imports(tree)}
+
+
+# ---------------------------------------------------------------------- floors
+@pytest.mark.parametrize("room", [*METHODS, *SHARED])
+def test_methods_import_neither_lightning_nor_each_other(room: str) -> None:
+    allowed = {f"lightning_lr.{name}" for name in (*SHARED, room, *(["activations"] if room == "memory" else []))}
+    imported = imports_of(room)
+    assert imported, "nothing was read"
+    assert {name for name in imported if name.startswith("lightning_lr")} <= allowed
+    assert not {name for name in imported if name.split(".")[0] in ("lightning", "pytorch_lightning")}
+
+
+@pytest.mark.parametrize("room", ["callbacks", "strategies", "lightning_internals"])
+def test_adapters_do_not_import_the_command_line(room: str) -> None:
+    assert "lightning_lr.cli" not in imports_of(room)
+
+
+def test_every_room_is_on_a_floor() -> None:
+    here = {place.parts[0].removesuffix(".py") for place, _ in trees()} - {"__init__"}
+    assert here == {"cli", "callbacks", "strategies", "lightning_internals", *METHODS, *SHARED}
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    names = {".".join(("lightning_lr", *place.with_suffix("").parts)).removesuffix(".__init__") for place, _ in trees()}
+    arrows: dict[str, set[str]] = {}
+    for place, tree in trees():
+        name = ".".join(("lightning_lr", *place.with_suffix("").parts)).removesuffix(".__init__")
+        found = {full if full in names else full.rpartition(".")[0] for full in imports(tree)}
+        arrows[name] = (found & names) - {name}
+    while ground := {name for name, below in arrows.items() if not below & set(arrows)}:
+        arrows = {name: below for name, below in arrows.items() if name not in ground}
+    assert not arrows
+
+
+# ---------------------------------------------------------------------- who may touch what
+def test_learning_rates_are_written_in_one_module() -> None:
+    writers = set()
+    for place, tree in trees():
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets = [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else targets
+            for target in targets:
+                if isinstance(target, ast.Subscript) and ast.unparse(target.slice) == "'lr'":
+                    writers.add(str(place))
+    assert writers == {"learning_rate.py"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_privates_of_lightning_are_touched_in_one_room() -> None:
+    theirs = ("trainer", "loop", "strategy", "plugin", "connector", "logger")
+    touched: dict[str, list[str]] = {}
+    for place, tree in trees():
+        found = [
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and is_private(node.attr)
+            and any(word in ast.unparse(node.value).rpartition(".")[2] for word in theirs)
+        ]
+        found += [
+            name for name in imports(tree) if name.startswith("lightning.") and any(map(is_private, name.split(".")))
+        ]
+        if found:
+            touched.setdefault(place.parts[0], []).extend(found)
+    assert set(touched) == {"lightning_internals"}
+
+
+def test_deepspeed_is_imported_by_strategies_alone() -> None:
+    rooms = {
+        place.parts[0] for place, tree in trees() if any(name.split(".")[0] == "deepspeed" for name in imports(tree))
+    }
+    assert rooms == {"strategies"}
+
+
+# ---------------------------------------------------------------------- public names
+def test_importing_the_package_loads_nothing_heavy_that_lightning_does_not() -> None:
+    heavy = ("gpytorch", "linear_operator", "matplotlib", "deepspeed", "triton", "transformers", "pytorch_optimizer")
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules); import lightning_lr; "
+        f"print([name for name in {heavy} if name in sys.modules and name not in before])"
+    )
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_star_import_brings_the_public_names_alone() -> None:
+    names: dict[str, Any] = {}
+    exec("from lightning_lr import *", names)
+    assert set(names) - {"__builtins__"} == set(lr.__all__)
+    assert not [name for name in lr.__all__ if name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, value in PUBLIC.items() if isinstance(value, type) or inspect.isfunction(value)]
+)
+def test_every_public_name_is_documented(name: str) -> None:
+    value = PUBLIC[name]
+    assert value.__doc__
+    parameters = inspect.signature(value).parameters
+    if parameters and name != "Curve":  # whose arguments are its subclasses'
+        assert "Args:" in value.__doc__
+    for argument in parameters.values():
+        if argument.kind is argument.POSITIONAL_OR_KEYWORD:
+            assert f"{argument.name}" in value.__doc__
+    for member in vars(value) if isinstance(value, type) else ():
+        foreign = any(hasattr(base, member) for base in value.__mro__[1:] if "lightning_lr" not in base.__module__)
+        if not member.startswith("_") and inspect.isroutine(getattr(value, member)) and not foreign:
+            assert inspect.getdoc(getattr(value, member)), member
+
+
+class Messages(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if isinstance(value, type)])
+def test_every_argument_is_checked_when_it_comes_from_yaml(name: str) -> None:
+    """A type that jsonargparse cannot resolve accepts anything, and is only said to its debug log."""
+    if inspect.isabstract(PUBLIC[name]):
+        pytest.skip("is not made from YAML itself")
+    messages = Messages()
+    logger = logging.Logger(name, logging.DEBUG)
+    logger.addHandler(messages)
+    ArgumentParser(logger=logger).add_class_arguments(PUBLIC[name], "made")
+    assert not [text for text in messages.texts if "validated" in text]
