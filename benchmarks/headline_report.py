@@ -272,7 +272,10 @@ def write(
             samples, values = mean_curve(runs, price_of.get((model, row.arm), Price()))
             lines.append(picture.Line(row.arm, samples, values, row.final))
         panels.append(picture.Panel(model, TASKS[model].metric, goal[model], lines))
-    picture.draw(panels, summary(table), image)
+    # half a comparison misleads: a task that lacks arms is in the table alone, unless there is nothing else to draw
+    whole = [panel for panel in panels if len(panel.lines) == len(arms)] or panels
+    drawn = {panel.title for panel in whole}
+    picture.draw(whole, summary([row for row in table if row.model in drawn]), image)
     text = _markdown(image.name, table, searched, records)
     absent = _absent(records, [task.name for task in tasks], arms, seeds)
     if absent:
