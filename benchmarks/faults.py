@@ -235,7 +235,7 @@ def row_of_kills(name: str, world: int, seed: int, reference: Reference) -> dict
                 "reached": attempt.reached,
                 "seconds_to_end": round(seconds, 3),
                 "codes": codes,
-                "checkpoint": None if newest is None else _step_of(newest),
+                "checkpoint": None if newest is None else step_of(newest),
                 "left_in_tmp": len(list((folder / "tmp").iterdir())),
             }
             kills.append(kill)
@@ -270,7 +270,7 @@ def _kill(attempt: Attempt, chance: random.Random, reference: Reference, world: 
     return {"ranks": who, "last_word": last, "in_save": last.startswith("saving")}
 
 
-def _step_of(checkpoint: Path) -> int | str:
+def step_of(checkpoint: Path) -> int | str:
     try:
         return int(torch.load(checkpoint, weights_only=False, map_location="cpu")["global_step"])
     except Exception as error:

@@ -1,17 +1,18 @@
-"""The recipes of `configs/` that combine several methods parse, plan and train, on small images for theirs.
-
-One for a model too big for the device (ZeRO, checkpointing, layer-wise rates) joins with the strategies of ZeRO.
-"""
+"""The recipes of `configs/` that combine several methods parse, plan and train, on small data for theirs."""
 
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from zero import needs_deepspeed
 
 from lightning_lr.cli import main
 
@@ -101,3 +102,42 @@ def test_an_unknown_learning_rate_is_raised(tmp_path: Path, monkeypatch: pytest.
     factors = numbers(rows, "hypergradient/factor/group_0")
     assert factors[-1] > 5
     assert max(numbers(rows, "lr/group_0")) > 5e-5
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_model_too_big_for_the_device(tmp_path: Path) -> None:
+    """ZeRO 2, every block computed again and rates by layer: the real engine, in two processes, as it is typed."""
+    size = ["--model.network.init_args.dim", "32", "--model.network.init_args.heads", "2",
+            "--model.network.init_args.context", "32", "--data.context", "32", "--data.max_bytes", "60000",
+            "--trainer.max_steps", "12", "--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "6",
+            "--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    paths = [str(CONFIGS.parent / "src"), str(CONFIGS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+    def typed(command: str, *more: str) -> str:
+        words = [sys.executable, "-m", "lightning_lr.cli", command, "--config", str(CONFIGS / "too_big.yaml"), *size]
+        done = subprocess.run(
+            [*words, *more], cwd=tmp_path, env=environ, check=False, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    planned = " ".join(typed("plan", "--device-memory", "24GB").split())
+    assert "32 = 16 x 1 x 2" in planned
+    assert "6 of 6 blocks are computed again, in 6 segments" in planned
+    assert "first to fit 24.0 GB" in planned
+    typed("fit")
+    folder = tmp_path / "runs" / "too_big" / "version_0"
+    (journal,) = folder.glob("lightning_lr/checkpointing.jsonl")
+    assert "6 of 6 blocks are computed again" in json.loads(journal.read_text().splitlines()[0])["facts"]["activations"]
+    with (folder / "metrics.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("updates")]
+    lrs = [numbers(rows, key) for key in rows[0] if key.startswith("lr/")]
+    assert len(lrs) == 15
+    assert len(rows) == 12
+    ratios = {round(min(update) / max(update), 6) for update in zip(*lrs, strict=True)}
+    assert ratios == {round(0.8**7, 6)}, "seven layers below the head, at every update"
+    top = [max(update) for update in zip(*lrs, strict=True)]
+    assert max(top) == pytest.approx(0.002, rel=0.1)
+    assert top[-1] < 0.1 * max(top), "a cosine over the run"

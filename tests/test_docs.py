@@ -44,7 +44,7 @@ from lightning_lr.cli.trainer_cli import LearningRateCLI
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "lightning_lr"
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house", "clusters", "evidence")]
+CARDS = [path for path in DOCUMENTS[1:] if path.stem not in ("index", "house", "clusters", "resuming", "evidence")]
 SUMMARIES = [path for path in DOCUMENTS if path.name in ("README.md", "evidence.md")]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 FOLDERS = "benchmarks|configs|docs|examples|scripts|src|tests"

@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_lr.curves import Constant, Cosine, SlantedTriangle, Step, WarmupStableDecay
 from lightning_lr.warmup import Decision, DivergenceWatch, WarmupMachine, WarmupSettings
 from lightning_lr.warmup import divergence as divergence_module
-from lightning_lr.warmup.divergence import Share
+from lightning_lr.warmup.divergence import Maximum
 
 EPOCHS, PER_EPOCH = 120, 78
 LONG = EPOCHS * PER_EPOCH
@@ -309,7 +309,7 @@ def test_the_state_to_go_back_to_is_the_best_one() -> None:
 )
 @pytest.mark.parametrize("share", [None, lambda loss: loss])
 def test_a_loss_on_a_device_is_judged_one_update_later(
-    monkeypatch: pytest.MonkeyPatch, losses: list[float], known_after: int | None, share: Share | None
+    monkeypatch: pytest.MonkeyPatch, losses: list[float], known_after: int | None, share: Maximum | None
 ) -> None:
     """Through a checkpoint after every update. No device here: what is on the host is taken for under way."""
     monkeypatch.setattr(divergence_module, "_is_here", lambda pair: False)

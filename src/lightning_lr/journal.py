@@ -12,6 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+CONTINUES = "continues"
+"""In a ``start`` line: the log directory, seen from the one of this journal, of the run that this one goes on with."""
+
 
 class Journal:
     """An append-only file of decisions.
@@ -49,7 +52,7 @@ class Journal:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a journal, in order; an unreadable line (cut short by a crash) is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

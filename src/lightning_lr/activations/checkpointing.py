@@ -69,7 +69,7 @@ class CheckpointPlan:
         repeated = sum(part.stop - part.start for part in self.parts if part.recompute)
         budget = f" of a budget of {self.budget:,}" if self.budget else ""
         return (
-            f"{segments} segments of {repeated} of {len(self.chain)} blocks are computed again; "
+            f"{repeated} of {len(self.chain)} blocks are computed again, in {segments} segment{'s' * (segments != 1)}; "
             f"saved activations peak at {self.peak_bytes:,} bytes{budget}, {self.plain_bytes:,} without"
         )
 

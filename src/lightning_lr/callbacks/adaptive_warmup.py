@@ -277,6 +277,10 @@ class AdaptiveWarmup(MethodCallback):
         event = facts.pop("reason")
         if machine.phase == "decay":
             facts["phases"] = [[p.name, p.start, p.end] for p in self.phases(run.clock.shape)]
+            facts["facts"] = {
+                "adaptive warm-up": f"lr {self.settings.min_lr:g} to {decision.reached_lr:.4g} in "
+                f"{run.clock.updates:,} updates, and on from {decision.lr:.4g}"
+            }
         read = {name: [_short(pair[i]) for pair in machine.last_read] for i, name in enumerate(("lr", "loss"))}
         # counted by the updates before the one that was just made: a checkpoint after it holds the decision
         journal.append(run.clock.updates - 1, event, **facts, read=read, picture=decision.picture)

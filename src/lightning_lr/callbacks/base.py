@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.company import refuse_company
+from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
@@ -51,6 +52,8 @@ class MethodCallback(Callback):
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
         self.loaded: dict[str, Any] | None = None
         """The state in a checkpoint, from its being loaded until training goes on."""
+        self.journals_before: str | None = None
+        """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._shape_facts: dict[str, int | None] | None = None
         self._run: Run | None = None
 
@@ -222,8 +225,13 @@ class MethodCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning has dumped the optimizer before it asks the callbacks: put the scheduled values there
         states = checkpoint.get("optimizer_states")
-        if self._run is not None and self._run.is_first(self) and states and states[0]:  # FSDP2: only rank 0 has one
-            self._run.writer.rewrite_state(states[0])
+        if self._run is not None and self._run.is_first(self):
+            if states and states[0]:  # FSDP2: only rank 0 has one
+                self._run.writer.rewrite_state(states[0])
+            self._run.sign(checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.journals_before = journals_of(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         self._keep_place()
@@ -240,7 +248,7 @@ class MethodCallback(Callback):
             self._shape_facts = changed.facts_of(self._run.clock.shape)
 
     def _leave(self, trainer: Trainer) -> None:
-        self.loaded = None
+        self.loaded = self.journals_before = None
         if self._run is not None:
             self._keep_place()
             self._run.detach()

@@ -187,13 +187,10 @@ class HypergradientDescent(MethodCallback):
         return {"hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {reach}{waits}"}
 
     def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
-        reach = ", ".join(
-            f"{self.bounds[0] * float(g['lr']):.3g} to {self.bounds[1] * float(g['lr']):.3g}"
-            for g in optimizer.param_groups[:3]
-        )
+        low, high = self.bounds
         notes = [
-            "HypergradientDescent: the learning rates planned here are without its factor, within whose bounds they "
-            f"can reach {reach}."
+            "HypergradientDescent: the learning rates planned here are without its factor, which can make them "
+            f"{low:g} to {high:g} times as large."
         ]
         if family(optimizer) == "adam":
             notes.append("HypergradientDescent: a well-tuned Adam may become worse with it; compare with one without.")

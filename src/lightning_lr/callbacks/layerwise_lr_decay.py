@@ -118,6 +118,7 @@ class LayerwiseLRDecay(MethodCallback):
 
     # ------------------------------------------------------------------ state
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         states = checkpoint.get("optimizer_states")
         if states and isinstance(states[0], dict) and "param_groups" in states[0]:
             self._saved_structure = _structure(states[0]["param_groups"])

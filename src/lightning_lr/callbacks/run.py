@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import changed
+from lightning_lr.callbacks import changed, continuation
 from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -37,6 +37,7 @@ class Member(Protocol):
     count_samples: CountSamples | None
     clock_state: dict[str, Any] | None
     loaded: dict[str, Any] | None
+    journals_before: str | None
 
     def reshape(self, shape: RunShape) -> RunShape: ...
     def factor(self, clock: SampleClock) -> float | list[float]: ...
@@ -159,7 +160,12 @@ class Run:
                     n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
                 },
                 **self._outlook(member),
+                **continuation.continued(member.journals_before, self._journals, self.clock.updates),
             )
+
+    def sign(self, checkpoint: dict[str, Any]) -> None:
+        """Say in a checkpoint where this run writes its decisions."""
+        continuation.sign(checkpoint, self._journals)
 
     def note_change(self, member: Member, update: int, event: str, **decided: Any) -> None:
         """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""

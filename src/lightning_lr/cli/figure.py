@@ -7,8 +7,9 @@ and a later method adds its own. matplotlib alone, on its own canvas, so nothing
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +27,11 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#3d3d3d", "#56
 """One per line of a panel; the first two also stand for training and validation. Okabe and Ito's, which colour-blind
 readers tell apart (a brown for their yellow, which is pale on white)."""
 
+LABEL_INCHES = 0.15  # a line of text beside the end of a line
+
+LOWEST, TALL = 1.1, 14.0
+"""Inches that the panels of a picture have together, and one at least: many are made lower."""
+
 MAX_LINES = 8
 """Parameter groups that are drawn one by one; of more, the envelope is drawn."""
 
@@ -33,6 +39,8 @@ LOG_RANGE = 30.0
 """A panel has a logarithmic axis where the highest value is more than this many times the usual ones."""
 
 WIDTH, DPI = 10.0, 120  # inches, dots per inch: 1200 px
+LETTERS = 135
+"""Of a line above the panels, which holds about 140 of them."""
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -119,9 +127,11 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         ValueError: where the ending of ``out`` is no format of matplotlib's.
     """
     panels = sorted((panel for panel in panels if panel.has(data)), key=lambda panel: panel.own_axis)
+    frame = replace(frame, lines=_fitting(frame.lines))
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         head, strip = 0.32 + 0.2 * len(frame.lines), 0.26 * len(frame.strips) + 0.02
-        heights = [strip, *(panel.height for panel in panels)]
+        low = min(1.0, TALL / (sum(panel.height for panel in panels) or TALL))
+        heights = [strip, *(max(LOWEST, low * panel.height) for panel in panels)]
         figure = Figure(figsize=(WIDTH, head + sum(heights) + 0.35 * len(panels) + 0.6), dpi=DPI, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         top = 1 - head / figure.get_figheight()
@@ -179,7 +189,7 @@ def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     ax.annotate(text, (x, y), color=color, fontsize=8.5, bbox=box, **place)
 
 
-def label_ends(ax: Axes, labels: Sequence[EndLabel], line_height: float = 0.075) -> None:
+def label_ends(ax: Axes, labels: Sequence[EndLabel]) -> None:
     """Write what a line came to beside its end; labels that would overlap are moved apart.
 
     They stand right of the panel, or inside it where the lines end early (a run that is still going).
@@ -187,8 +197,11 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel], line_height: float = 0.075)
     Args:
         ax: the panel, its limits and scale already set.
         labels: one for each line.
-        line_height: height of a line of text, as a share of the panel's.
     """
+    spec = ax.get_subplotspec()
+    heights: Any = [2.0] if spec is None else spec.get_gridspec().get_height_ratios()
+    inches = float(heights[0 if spec is None else spec.rowspan.start])
+    line_height = LABEL_INCHES / inches
     ax.autoscale_view()  # else limits that are not asked for are computed later, and the heights below are not true
     to_share = ax.transData + ax.transAxes.inverted()
     ends = [float(to_share.transform((label.x, label.y))[0]) for label in labels]
@@ -208,6 +221,12 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel], line_height: float = 0.075)
 
 
 # ---------------------------------------------------------------------- around the panels
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """Lines that are too long, broken; of a table only the first line, the rest is for the terminal."""
+    firsts = [line.partition("\n")[0] for line in lines]
+    return [piece for line in firsts for piece in textwrap.wrap(line, LETTERS, subsequent_indent="      ")]
+
+
 def _write_head(figure: Figure, frame: Frame) -> None:
     height = figure.get_figheight()
     figure.text(0.012, 1 - 0.1 / height, frame.title, fontsize=13, fontweight="bold", va="top", color="#222222")

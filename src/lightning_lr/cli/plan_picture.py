@@ -52,20 +52,31 @@ def draw_learning_rate(ax: Axes, plan: Plan) -> None:
 
 
 def draw_batch_size(ax: Axes, plan: Plan) -> None:
-    """Samples per update, labelled with what they are made of."""
-    for row in plan.rows:
-        assert row.batch_size is not None
-        ax.plot(row.units, [row.batch_size] * 2, color=COLORS[2], solid_capstyle="butt", linewidth=2.4)
-    levels = [row.batch_size or 0 for row in plan.rows]
+    """Samples per update; where they change for good, what they are made of."""
+    sizes = [size or 0 for size in plan.batch_sizes]
+    units = [*plan.units, plan.shape.total_units]
+    ax.step(units, [*sizes, sizes[-1]], where="post", color=COLORS[2], linewidth=2.2)
+    if max(sizes) >= MANY_TIMES * min(sizes) > 0:
+        ax.set_yscale("log", base=2)
+        ax.set_ylim(min(sizes) / 1.5, max(sizes) * 1.7)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        ax.set_ylim(0, 1.45 * max(sizes))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     for before, row in zip([None, *plan.rows], plan.rows, strict=False):
         if before is None or before.batch_size != row.batch_size:
             text = f"{row.batch_size:,} = {row.batch.micro_batch_size} x {row.batch.accumulation} x {row.world_size}"
+            # a batch that grows leaves the place before it free, one late in the run has none after it
+            late = row.units[0] > 0.3 * plan.shape.total_units and before is not None
+            place: tuple[int, int] = (-5, 1) if late else (5, 4)
             ax.annotate(
-                text, (row.units[0], row.batch_size or 0), (5, 4), textcoords="offset points", fontsize=8.5, va="bottom"
-            )
-    ax.set_ylim(0, 1.45 * max(levels))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+                text, (row.units[0], row.batch_size or 0), place, textcoords="offset points", fontsize=8.5,
+                va="bottom", ha="right" if late else "left",
+            )  # fmt: skip
 
+
+MANY_TIMES = 6
+"""From so many times the first batch on, doublings are drawn alike: the axis is logarithmic."""
 
 PANELS: list[Panel[Plan]] = [
     Panel("learning rate", lambda plan: not plan.relative, draw_learning_rate, height=3.2),
@@ -74,7 +85,7 @@ PANELS: list[Panel[Plan]] = [
         "batch size\n(samples / update)",
         lambda plan: len({row.batch_size for row in plan.rows} - {None}) > 1,
         draw_batch_size,
-        height=1.3,
+        height=1.6,
     ),
 ]
 """What is drawn, from top to bottom. A panel is left out where the plan has nothing for it."""

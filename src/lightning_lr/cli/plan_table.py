@@ -57,6 +57,12 @@ def _batch(row: PlanRow) -> str:
     return f"{total}{'?' if micro is None else f'{micro:,}'} x {accumulation} x {row.world_size}"
 
 
+def _batches(row: PlanRow) -> str:
+    last = row.batch_last
+    grows = last is not None and last.size is not None and last.size != row.batch.size
+    return _batch(row) + (f" -> {last.size:,}" if last is not None and grows else "")
+
+
 def _lr(pick: Callable[..., float]) -> Callable[[PlanRow], str]:
     def cell(row: PlanRow) -> str:
         return f"{pick(row.lr_first):.4g} -> {pick(row.lr_last):.4g}"
@@ -69,7 +75,7 @@ COLUMNS: list[Column] = [
     Column(lambda plan: "epochs", lambda row: None if row.epochs is None else _range(*row.epochs, decimals=2)),
     Column(lambda plan: "updates", lambda row: f"{row.updates[1] - row.updates[0]:,}"),
     Column(lambda plan: plan.unit, lambda row: f"{row.units[1] - row.units[0]:,}"),
-    Column(lambda plan: "batch = micro x acc. x devices", _batch),
+    Column(lambda plan: "batch = micro x acc. x devices", _batches),
     Column(
         lambda plan: "noise scale",
         lambda row: None if row.noise_scale is None else "{:.4g} -> {:.4g}".format(*row.noise_scale),

@@ -118,6 +118,7 @@ def make_plan(
         units=walker.units,
         lr=[list(values) for values in zip(*walker.lr, strict=True)],
         relative=relative,
+        batch_sizes=tuple(walker.batch_sizes),
     )
 
 
@@ -127,6 +128,7 @@ class _Edge(NamedTuple):
     update: int
     units: int
     lr: tuple[float, ...]
+    batch: Batch
 
 
 @dataclass
@@ -144,6 +146,7 @@ class _Walker:
     updates: list[int] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
     lr: list[tuple[float, ...]] = field(default_factory=list)
+    batch_sizes: list[int | None] = field(default_factory=list)
 
     def go(self) -> None:
         for method in self.methods:
@@ -151,18 +154,17 @@ class _Walker:
         total = self.shape.total_updates
         stride = math.ceil(total / MAX_POINTS)
         begun: _Edge | None = None
-        batch = self.shape.batch_at(0, 0)
         for clock in walk(self.shape):
             update, units = clock.updates, clock.samples_seen
             after = units + round(clock.width * clock.total)
             ends = update + 1 == total or self._part(after) != self._part(units)
+            batch = self.shape.batch_at(clock.epoch, clock.micro_batch)
             if begun is None or ends or update % stride == 0:
-                self._note(clock)
+                self._note(clock, batch)
             if begun is None:
-                begun = _Edge(update, units, self.lr[-1])
-                batch = self.shape.batch_at(clock.epoch, clock.micro_batch)
+                begun = _Edge(update, units, self.lr[-1], batch)
             if ends:
-                self._close_row(begun, _Edge(update + 1, after, self.lr[-1]), batch)
+                self._close_row(begun, _Edge(update + 1, after, self.lr[-1], batch))
                 begun = None
             self._step_schedulers(epoch_ends=self._epoch(after) > self._epoch(units))
 
@@ -176,15 +178,16 @@ class _Walker:
         part = bisect_right(starts, units / self.shape.total_units + SNAP) - 1
         return part, self.shape.accumulation_in(self._epoch(units))
 
-    def _note(self, clock: SampleClock) -> None:
+    def _note(self, clock: SampleClock, batch: Batch) -> None:
         for method in self.methods:
             self.writer.set_multiplier(method.name, method.factor(clock))
         self.writer.write()
         self.updates.append(clock.updates)
         self.units.append(clock.samples_seen)
+        self.batch_sizes.append(batch.size)
         self.lr.append(tuple(float(value) for value in self.writer.effective()))
 
-    def _close_row(self, first: _Edge, last: _Edge, batch: Batch) -> None:
+    def _close_row(self, first: _Edge, last: _Edge) -> None:
         epoch_units = self.shape.epoch.total_units
         part, _ = self._part(first.units)
         self.rows.append(
@@ -193,11 +196,12 @@ class _Walker:
                 updates=(first.update, last.update),
                 units=(first.units, last.units),
                 epochs=(first.units / epoch_units, last.units / epoch_units) if epoch_units else None,
-                batch=batch,
+                batch=first.batch,
+                batch_last=last.batch,
                 world_size=self.shape.epoch.world_size,
                 lr_first=first.lr,
                 lr_last=last.lr,
-                noise_scale=self._noise_scales(first.lr[0], last.lr[0], batch.size),
+                noise_scale=self._noise_scales(first.lr[0], last.lr[0], first.batch.size),
             )
         )
 

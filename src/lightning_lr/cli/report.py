@@ -11,9 +11,10 @@ from pathlib import Path
 
 from lightning_lr.cli.comparison import BETTER, compare
 from lightning_lr.cli.comparison_summary import comparison_summary
+from lightning_lr.cli.continued_run import read_whole_run
 from lightning_lr.cli.errors import ConfigurationError, refusing
 from lightning_lr.cli.report_summary import picture_title, report_summary
-from lightning_lr.cli.run_record import find_run, read_run
+from lightning_lr.cli.run_record import find_run
 from lightning_lr.cli.terminal import terminal
 
 
@@ -54,7 +55,7 @@ def report(words: Sequence[str]) -> None:
 
 
 def _report(directory: Path, given: Path, out: Path | None) -> None:
-    record = read_run(directory)
+    record = read_whole_run(directory)
     title = f"Report of {directory}"
     if directory != given:
         title += f" (the newest run below {given})"
@@ -77,7 +78,9 @@ def _compare(directories: Sequence[Path], given: argparse.Namespace) -> None:
             raise ConfigurationError(
                 f"report: {directory} was given twice (of a directory above a run the newest is taken); name each run"
             )
-    comparison = compare([read_run(directory) for directory in directories], given.metric, given.better, given.target)
+    comparison = compare(
+        [read_whole_run(directory) for directory in directories], given.metric, given.better, given.target
+    )
     console = terminal()
     console.print(comparison_summary(comparison))
     if given.out is not None:

@@ -7,13 +7,13 @@ says whether a run has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 from lightning_lr.cli.compression_picture import draw_compression, has_compression
 from lightning_lr.cli.figure import (
@@ -45,6 +45,9 @@ from lightning_lr.cli.run_record import RunRecord
 from lightning_lr.cli.smoothing import DENSE, running_mean, smoothing_window
 from lightning_lr.cli.warmup_picture import draw_warmup, has_warmup
 from lightning_lr.curves import Phase
+
+FEW = 6
+"""Batches of a run that steps; one that follows a curve has more."""
 
 
 def _losses(record: RunRecord) -> list[str]:
@@ -86,14 +89,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     lines = {group: record.points(name) for group, name in record.learning_rates.items()}
     labels = []
     if len(lines) > MAX_LINES:
-        at = next(iter(lines.values()))[0]
-        stacked = [values for x, values in lines.values() if len(x) == len(at)]
-        lows, highs = np.nanmin(stacked, axis=0), np.nanmax(stacked, axis=0)
-        ax.fill_between(at, lows, highs, color=COLORS[0], alpha=0.2, linewidth=0)
-        for values, word in ((highs, "highest"), (lows, "lowest")):
-            ax.plot(at, values, color=COLORS[0])
-            text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
-            labels.append(EndLabel(record.now, float(values[-1]), text, COLORS[0]))
+        labels = _draw_envelope(ax, record, lines)
     else:
         for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
@@ -112,10 +108,28 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     label_ends(ax, labels)
 
 
+def _draw_envelope(ax: Axes, record: RunRecord, lines: Mapping[str, tuple[list[float], list[float]]]) -> list[EndLabel]:
+    """The highest and the lowest of many groups; the labels of their ends."""
+    at = next(iter(lines.values()))[0]
+    stacked = [values for x, values in lines.values() if len(x) == len(at)]
+    lows, highs = np.nanmin(stacked, axis=0), np.nanmax(stacked, axis=0)
+    ax.fill_between(at, lows, highs, color=COLORS[0], alpha=0.2, linewidth=0)
+    labels = []
+    for values, word in ((highs, "highest"), (lows, "lowest")):
+        ax.plot(at, values, color=COLORS[0])
+        text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
+        labels.append(EndLabel(record.now, float(values[-1]), text, COLORS[0]))
+    return labels
+
+
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
     at, values = record.points("batch_size")[0], full_batches(record)
-    ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
+    every_update = len(at) == record.metrics["batch_size"].steps[-1] + 1
+    if every_update or len(set(values)) <= FEW:
+        ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
+    else:  # a curve's: between the logged updates it was something between
+        ax.plot([0.0, *at], [values[0], *values], color=COLORS[2], marker="o" if len(at) < 40 else "", markersize=3)
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     label_ends(ax, [EndLabel(record.now, values[-1], f"{values[-1]:g}", COLORS[2])])
@@ -155,6 +169,8 @@ def draw_hypergradient_factor(ax: Axes, record: RunRecord) -> None:
     ax.axhline(1.0, color="#888888", linewidth=0.8)
     _draw_hypergradient(ax, record, "factor")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter())  # within a decade: 0.5, not 5 x 10^-1
 
 
 def draw_hypergradient_cosine(ax: Axes, record: RunRecord) -> None:
@@ -166,8 +182,11 @@ def draw_hypergradient_cosine(ax: Axes, record: RunRecord) -> None:
 
 def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
     series = _hypergradient(record, what)
+    if len(series) > MAX_LINES:
+        label_ends(ax, _draw_envelope(ax, record, {group: record.points(name) for group, name in series.items()}))
+        return
     labels = []
-    for color, (group, name) in zip(COLORS, list(series.items())[:MAX_LINES], strict=False):
+    for color, (group, name) in zip(COLORS, series.items(), strict=False):
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)

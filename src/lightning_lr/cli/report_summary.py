@@ -131,6 +131,8 @@ def run_lines(record: RunRecord) -> dict[str, str]:
     resumed = sorted({r["update"] for rs in record.journals.values() for r in rs if r["event"] == "start"} - {0})
     if resumed:
         lines["resumed"] = "at update " + ", ".join(map(str, resumed))
+        if len(record.parts) > 1:
+            lines["resumed"] += f"; in {', '.join(part.name for part in record.parts)}, which are one run"
     if "batch_size" in record.metrics and not batch_varies(record):
         size = max(record.metrics["batch_size"].values)
         made = [
@@ -141,6 +143,29 @@ def run_lines(record: RunRecord) -> dict[str, str]:
     if constant_learning_rate(record):
         lines["learning rate"] = constant_learning_rate(record)
     return lines | record.facts
+
+
+def drawn_lines(record: RunRecord) -> dict[str, str]:
+    """What the picture draws and nothing else says in words, by heading: where it began, what it came to."""
+    lines = {}
+    if "batch_size" in record.metrics and batch_varies(record):
+        sizes = full_batches(record)
+        lines["batch"] = f"{sizes[0]:g}, highest {max(sizes):g}, last {sizes[-1]:g} (of the logged updates)"
+    for name in ("noise_scale", "gradient_noise_scale", "compression/bits"):
+        values = [value for _, value in record.metrics[name].finite] if name in record.metrics else []
+        if values:
+            heading = name.replace("_", " ").replace("/", " ")
+            lines[heading] = f"{values[0]:.4g}, highest {max(values):.4g}, last {values[-1]:.4g}"
+    for what in ("factor", "cosine"):
+        ends = [
+            series.finite[-1][1]
+            for name, series in record.metrics.items()
+            if name.startswith(f"hypergradient/{what}/") and series.finite
+        ]
+        if ends:
+            last = " to ".join(dict.fromkeys(f"{end:.2g}" for end in (min(ends), max(ends))))
+            lines[f"hypergradient {what}"] = f"{last} at the last logged update"
+    return lines
 
 
 def constant_learning_rate(record: RunRecord) -> str:
@@ -212,7 +237,11 @@ def _fact(value: object) -> str:
 def report_summary(record: RunRecord, title: str) -> RenderableType:
     """The report as something that rich prints."""
     age = duration(time.time() - record.modified)
-    facts = {**run_lines(record), "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago"}
+    facts = {
+        **run_lines(record),
+        **drawn_lines(record),
+        "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago",
+    }
     parts: list[RenderableType] = [Text(title, style="bold"), Text(), facts_block(facts)]
     names = model_metrics(record)
     if names:

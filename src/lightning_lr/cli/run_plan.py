@@ -18,6 +18,7 @@ class PlanRow:
         units: samples (micro-batches where sizes are not known) consumed before the first and after the last.
         epochs: the same in epochs; ``None`` where an epoch has no known length.
         batch: how the batch of the first update is made up.
+        batch_last: the same of the last update; a curve changes it all the time.
         world_size: devices.
         lr_first: learning rate of each group in the first update.
         lr_last: learning rate of each group in the last update.
@@ -36,6 +37,7 @@ class PlanRow:
     lr_last: tuple[float, ...]
     noise_scale: tuple[float, float] | None
     seconds: float | None = None
+    batch_last: Batch | None = None
 
     @property
     def batch_size(self) -> int | None:
@@ -74,6 +76,7 @@ class Plan:
         updates: the updates at which the learning rate was evaluated.
         units: samples consumed before each of these.
         lr: learning rate of each group at each of these; factors on it where ``relative``.
+        batch_sizes: samples of a full update at each of these; ``None`` where not known.
         relative: whether the optimizer is not known, so that only factors could be planned.
         addenda: further tables.
     """
@@ -89,6 +92,7 @@ class Plan:
     lr: list[list[float]]
     relative: bool = False
     addenda: tuple[Addendum, ...] = ()
+    batch_sizes: tuple[int | None, ...] = ()
 
     @property
     def unit(self) -> str:

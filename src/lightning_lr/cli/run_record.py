@@ -63,6 +63,7 @@ class RunRecord:
         sources: where the metrics were read from.
         modified: when something was last written, in seconds since the epoch.
         timing: seconds of training, where something tells them.
+        parts: the directories of a run that went on in another one, the first one first; its own alone otherwise.
     """
 
     directory: Path
@@ -71,6 +72,7 @@ class RunRecord:
     sources: tuple[str, ...] = ()
     modified: float = 0.0
     timing: Timing | None = None
+    parts: tuple[Path, ...] = ()
 
     # ------------------------------------------------------------------ the axis
     @property

@@ -7,8 +7,10 @@ A configuration that is refused leaves nothing on disk, as far as this package w
 from __future__ import annotations
 
 import argparse
+import signal
 import typing
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
@@ -23,6 +27,7 @@ from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, re
 from lightning_lr.cli.nearest import Known, unknown_names
 from lightning_lr.curves import Curve
 from lightning_lr.journal import Journal
+from lightning_lr.lightning_internals.shadow import shadow
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
@@ -47,10 +52,12 @@ class LateSaveConfigCallback(SaveConfigCallback):
             return
         log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
         exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
+        self.overwrite |= stage == "fit" and self.config.ckpt_path is not None  # it goes on, as it is configured now
         if trainer.strategy.broadcast(exists) and not self.overwrite:
             raise MisconfigurationException(
                 f"{log_dir} holds the {self.config_filename} of an earlier run, which this one would overwrite; move "
-                "it away, or set trainer.logger or trainer.default_root_dir to another place"
+                "it away, or set trainer.logger or trainer.default_root_dir to another place, or go on with that run "
+                "from its checkpoint (--ckpt_path)"
             )
         if stage != "fit":
             super().setup(trainer, pl_module, stage)
@@ -64,6 +71,18 @@ class Begun(Callback):
 
     def __init__(self) -> None:
         self.begun = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        load = trainer.strategy.load_checkpoint  # by then it is known which one `last` is
+
+        def load_whole(path: str | Path, *args: Any, **kwargs: Any) -> Any:
+            refuse_half_a_checkpoint(path)
+            return load(path, *args, **kwargs)
+
+        self._undo = shadow(trainer.strategy, "load_checkpoint", load_whole)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._undo()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
@@ -79,6 +98,27 @@ class Begun(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
+
+
+class Stoppable(Callback):
+    """Lets SIGTERM end a run of several processes as it ends a run of one: after a micro-batch, by way of saving."""
+
+    def __init__(self) -> None:
+        self._undo: Callable[[], None] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._undo = internals.let_sigterm_end_all(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
 
 class Timed(Callback):
@@ -139,6 +179,8 @@ class LearningRateCLI(LightningCLI):
         except argparse.ArgumentError as error:
             complaints = unknown_names(self.words, self.known())
             raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
+        with refusing(kinds=REFUSALS):  # LightningCLI reads hyperparameters from it before anything else
+            refuse_half_a_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def instantiate_classes(self) -> None:
         with refusing(kinds=REFUSALS):
@@ -153,6 +195,23 @@ class LearningRateCLI(LightningCLI):
         return Known(command, list(parser.get_defaults().keys()), types, BASES)
 
 
+def refuse_half_a_checkpoint(path: Any) -> None:
+    """Say which file it is that cannot be read; torch says of a part of one what it stumbled over.
+
+    Raises:
+        MisconfigurationException: for a file that is empty, or begins as torch's archives do and does not end so.
+    """
+    if path is None or not Path(path).is_file() or zipfile.is_zipfile(path):
+        return
+    with Path(path).open("rb") as file:
+        begins = file.read(2)
+    if begins in (b"", b"PK"):
+        raise MisconfigurationException(
+            f"{path} is no whole checkpoint ({Path(path).stat().st_size:,} bytes are there): it was cut short while it "
+            "was written or copied; go on from an earlier one (--ckpt_path)"
+        )
+
+
 def run_trainer(words: Sequence[str]) -> None:
     """Run a command of Lightning's.
 
@@ -161,10 +220,13 @@ def run_trainer(words: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: for a configuration that cannot work, found before the first batch.
+        SystemExit: 143 where the process was asked to end (SIGTERM) and did.
     """
     begun = Begun()
     try:
-        LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Timed()]})
+        LearningRateCLI(words, trainer_defaults={"callbacks": [begun, Stoppable(), Timed()]})
+    except SIGTERMException as stopped:  # which Lightning lets end with 0, as if there were nothing left to do
+        raise SystemExit(128 + signal.SIGTERM if getattr(rank_zero_only, "rank", 0) == 0 else 0) from stopped
     except (MisconfigurationException, argparse.ArgumentError) as error:  # the latter: hyperparameters in a checkpoint
         raise ConfigurationError(described(error)) from error
     except EXPLAINED as error:

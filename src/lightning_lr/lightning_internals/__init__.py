@@ -36,6 +36,7 @@ from lightning_lr.lightning_internals.optimizers import (
 from lightning_lr.lightning_internals.ranks import maximum_over_ranks, mean_over_ranks, take_from_rank_zero
 from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, left_in_gradients, loss_scale
 from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
+from lightning_lr.lightning_internals.stopping import let_sigterm_end_all
 from lightning_lr.lightning_internals.strategies import (
     engine_holds_gradients,
     holds_whole_parameters,
@@ -84,6 +85,7 @@ __all__ = [
     "left_in_gradients",
     "length_of",
     "let_accumulation_change",
+    "let_sigterm_end_all",
     "limited_batches",
     "loader_shape",
     "log_metrics",
