@@ -1,5 +1,5 @@
-"""Table and picture of `headline`: what the tuned baseline's accuracy costs each way of training, with the search that
-it needs. Nothing is trained here."""
+"""Table of `headline`: what the tuned baseline's quality costs each way of training, with the search that it needs.
+Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from benchmarks import headline_picture as picture
 from benchmarks._common import Interval, markdown_table, t_interval, write_keeping_findings
+from benchmarks.headline_arms import TUNED
+from benchmarks.headline_tasks import TASKS, Metric, Task
 
 Record = dict[str, Any]
-TUNED = ("AdamW, tuned", "SGD, tuned")
-MARGIN = 0.005
-"""How far below the tuned baseline's mean final accuracy the target is, as a share."""
-CHANCE = 0.1
-BELOW = 0.35
-"""How far below the target the picture ends, as a share."""
+SAID = ("AdaptiveWarmup", "LearningRateFinder, per step")
+"""Arms of which the picture's title tells: ours at its defaults, and the best of the others."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,12 @@ class Price:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train one model, over its seeds; accuracies as shares, samples and seconds with the search.
+    """One way to train one model, over its seeds; samples and seconds with the search.
 
     Args:
         model: by name.
         arm: way to train, by name.
-        final: test accuracy at the end, with a 95 % interval.
+        final: the metric on the test data at the end, with a 95 % interval.
         diverged: runs that ended with a loss that is not finite.
         price: of the search, in ``samples`` and ``cpu_seconds`` already.
         reached: runs that got to the target and did not diverge.
@@ -70,14 +66,29 @@ def prices(searched: Sequence[Record], records: Sequence[Record]) -> dict[tuple[
     }
 
 
+def metric_of(record: Record) -> Metric:
+    """What the record's task measures."""
+    return TASKS[record["config"]["model"]].metric
+
+
+def final(record: Record) -> float:
+    """The metric on the test data at the end."""
+    return float(record[f"test_{metric_of(record).name}"])
+
+
 def targets(records: Sequence[Record]) -> dict[str, float]:
-    """By model, the accuracy to reach: the better tuned baseline's mean at the end, less the margin."""
+    """By model, the value to reach: the better tuned baseline's mean at the end, worse by the metric's margin."""
     finals: dict[tuple[str, str], list[float]] = {}
     for record in records:
         if record["config"]["arm"] in TUNED:
-            finals.setdefault(_key(record), []).append(record["test_accuracy"])
-    models = {model for model, _ in finals}
-    return {model: max(fmean(v) for (of, _), v in finals.items() if of == model) - MARGIN for model in models}
+            finals.setdefault(_key(record), []).append(final(record))
+    found = {}
+    for model in TASKS:
+        means = [fmean(values) for (of, _), values in finals.items() if of == model]
+        if means:
+            metric = TASKS[model].metric
+            found[model] = metric.worse_by_margin(max(means, key=metric.key))
+    return found
 
 
 def reached_at(record: Record, target: float, price: Price) -> tuple[float, float] | None:
@@ -85,7 +96,8 @@ def reached_at(record: Record, target: float, price: Price) -> tuple[float, floa
     not or that diverged."""
     if record["diverged"]:
         return None
-    hits = ((samples, seconds) for samples, seconds, accuracy in record["curve"] if accuracy >= target)
+    metric = metric_of(record)
+    hits = ((samples, seconds) for samples, seconds, value in record["curve"] if metric.better(value, target))
     first = next(hits, None)
     return None if first is None else (first[0] + price.samples, first[1] + price.cpu_seconds)
 
@@ -94,7 +106,7 @@ def rows(searched: Sequence[Record], records: Sequence[Record], arms: Sequence[s
     """A row for each model and arm with runs, in the order of ``arms``; models without a target are left out."""
     goal, price_of = targets(records), prices(searched, records)
     found = []
-    for model in sorted(goal):
+    for model in goal:
         for arm in arms:
             runs = [record for record in records if _key(record) == (model, arm)]
             if runs:
@@ -109,7 +121,7 @@ def _row(model: str, arm: str, runs: Sequence[Record], target: float, price: Pri
     return Row(
         model,
         arm,
-        final=t_interval([run["test_accuracy"] for run in runs]),
+        final=t_interval([final(run) for run in runs]),
         diverged=sum(run["diverged"] for run in runs),
         price=price if arm in TUNED else Price(max(run["finder_samples"] for run in runs)),
         reached=len(hits),
@@ -123,27 +135,59 @@ def _key(record: Record) -> tuple[str, str]:
     return record["config"]["model"], record["config"]["arm"]
 
 
+def mean_curve(runs: Sequence[Record], price: Price) -> tuple[list[float], list[float]]:
+    """Samples with the search, and the mean of the metric, at every evaluation; a run that diverged counts as guessing
+    from there on."""
+    longest = max((run["curve"] for run in runs), key=len)
+    counts = [float(samples + price.samples) for samples, _, _ in longest]
+
+    def value(run: Record, point: int) -> float:
+        ended = len(run["curve"]) - (1 if run["diverged"] else 0)  # the last point of such a run is of broken weights
+        return float(run["curve"][point][2]) if point < ended else metric_of(run).guess
+
+    return counts, [fmean(value(run, point) for run in runs) for point in range(len(longest))]
+
+
+def summary(table: Sequence[Row]) -> str:
+    """The result in three lines: how far from the searched rate a run without a search ends, above 0 where better."""
+    lines = ["How a run without a search ends, against AdamW with the best of five rates"]
+    for arm in SAID:
+        gaps = []
+        for model in dict.fromkeys(row.model for row in table):
+            metric = TASKS[model].metric
+            of = {row.arm: row.final.mean for row in table if row.model == model}
+            if {TUNED[0], arm} <= of.keys():
+                gap = metric.scale * (metric.key(of[arm]) - metric.key(of[TUNED[0]]))
+                gaps.append(f"{model} {gap:+.{metric.digits - 1}f} {'points' if metric.unit == '%' else metric.unit}")
+        if gaps:
+            lines.append(f"{arm}: {', '.join(gaps)}".replace("-", "\N{MINUS SIGN}"))
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------------- table
-HEADINGS = (
-    "arm",
-    "lr chosen",
-    "final accuracy (%)",
-    "diverged",
-    "reached the target",
-    "search (samples)",
-    "samples until then, search included",
-    "CPU s until then, search included",
-)
+def headings(metric: Metric) -> tuple[str, ...]:
+    """Of the columns."""
+    return (
+        "arm",
+        "lr chosen",
+        f"{metric.heading} at the end",
+        "diverged",
+        "reached the target",
+        "search (samples)",
+        "samples until then, search included",
+        "CPU s until then, search included",
+    )
 
 
 def cells(row: Row) -> list[str]:
     """A row in words, in the order of the headings."""
     low, high = row.learning_rates or (None, None)
     rate = "-" if low is None else f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+    metric = TASKS[row.model].metric
     return [
         row.arm,
         rate,
-        row.final.text(100),
+        row.final.text(metric.scale, metric.digits),
         str(row.diverged),
         f"{row.reached} of {row.final.count}",
         str(row.price.samples),
@@ -152,32 +196,41 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _markdown(picture: str, table: Sequence[Row], searched: Sequence[Record], records: Sequence[Record]) -> str:
-    config, goal = records[0]["config"], targets(records)
-    grids = {
-        arm: sorted({r["config"]["lr"] for r in searched if r["config"]["arm"] == arm}) for arm in dict.fromkeys(TUNED)
-    }
-    tried = "; ".join(f"{arm.split(',')[0]}: {', '.join(f'{lr:g}' for lr in rates)}" for arm, rates in grids.items())
+def _markdown(image: str, table: Sequence[Row], searched: Sequence[Record], records: Sequence[Record]) -> str:
+    goal = targets(records)
     seeds = ", ".join(map(str, sorted({record["config"]["seed"] for record in records})))
-    images, val_images = config["train_size"], config["val_size"]
-    text = f"""# The learning rate is unknown: what does the tuned baseline's accuracy cost?
+    text = f"""# The learning rate is unknown: what does the tuned baseline's quality cost?
 
-Made by `python -m benchmarks.headline`. Fashion-MNIST, {images} training images, {config["epochs"]} epochs at batch
-{config["batch_size"]}, seeds {seeds}; a small CNN and a small ViT.
-What each arm is, and what is counted, is in the module's docstring.
-Search: {tried};
-one seed, judged on {val_images} validation images; its price is the runs at the rates that lost, since the winner's run
-is kept. The target is the better tuned baseline's mean test accuracy at the end, less {100 * MARGIN:g} points. *Samples
-until then* is the mean over the runs that reached it, at the first end of an epoch with that accuracy; ± is a 95 %
-interval of the mean by Student's distribution (the 10 000 test images alone carry about 0.4 points of noise). CPU
-seconds were taken on a machine that was shared with other work: compare them roughly.
+Made by `python -m benchmarks.headline`; what each task and arm is, and what is counted, is in the modules' docstrings.
+Seeds {seeds}. The search has one seed and is judged on validation data; its price is the runs at the rates that lost,
+since the winner's run is kept. The target is the better tuned baseline's mean at the end, less the margin. *Samples
+until then* is the mean over the runs that reached it, at the first evaluation with that value; ± is a 95 % interval of
+the mean by Student's distribution. CPU seconds were taken on machines that were shared with other work: compare them
+roughly, within one task.
 
-![accuracy against samples, search included](./{picture})
+![quality against samples, search included](./{image})
 """
-    for model in sorted(goal):
-        body = [cells(row) for row in table if row.model == model]
-        text += f"\n## {model}: target {100 * goal[model]:.2f} %\n\n{markdown_table(HEADINGS, body)}"
+    for model, target in goal.items():
+        text += _section(TASKS[model], target, [row for row in table if row.model == model], searched, records)
     return text
+
+
+def _section(
+    task: Task, target: float, table: Sequence[Row], searched: Sequence[Record], records: Sequence[Record]
+) -> str:
+    metric, config = task.metric, next(r["config"] for r in records if r["config"]["model"] == task.name)
+    tried = "; ".join(
+        f"{arm.split(',')[0]}: {', '.join(f'{lr:g}' for lr in rates)}" for arm, rates in task.grid.items()
+    )
+    margin = f"{metric.margin * metric.scale:g} {'points' if metric.unit == '%' else metric.unit}"
+    epochs = "one epoch" if config["epochs"] == 1 else f"{config['epochs']} epochs"
+    return (
+        f"\n## {task.name}: target {metric.scale * target:.{metric.digits}f} {metric.unit}\n\n"
+        f"{task.words[0].upper()}{task.words[1:]}: {config['train_size']} {task.sample}, {epochs} at batch "
+        f"{config['batch_size']}; margin {margin}. "
+        f"Search: {tried}; judged on {config['val_size']} {task.sample}.\n\n"
+        f"{markdown_table(headings(metric), [cells(row) for row in table])}"
+    )
 
 
 def _absent(records: Sequence[Record], models: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -187,73 +240,12 @@ def _absent(records: Sequence[Record], models: Sequence[str], arms: Sequence[str
     return [f"{model}, {arm} ({n} of {len(seeds)} seeds)" for (model, arm), n in counts.items() if n < len(seeds)]
 
 
-# ---------------------------------------------------------------------- picture
-STYLES: dict[str, dict[str, Any]] = {
-    "AdamW, tuned": {"color": "black", "linewidth": 2.0},
-    "SGD, tuned": {"color": "0.5", "linewidth": 2.0},
-    "AdaptiveWarmup": {"color": "C3", "linewidth": 2.0},
-    "AdaptiveWarmup + BatchSizeRamp": {"color": "C1", "linewidth": 2.0},
-    "AdaptiveWarmup + HypergradientDescent": {"color": "C4", "linewidth": 2.0},
-    "HypergradientDescent from 1e-5": {"color": "C5", "linewidth": 2.0},
-    "LearningRateFinder": {"color": "C2", "linestyle": ":"},
-    "AdamW at 1e-3": {"color": "0.3", "linestyle": ":"},
-    "Prodigy": {"color": "C0", "linestyle": "--"},
-    "DAdaptAdam": {"color": "C9", "linestyle": "--"},
-    "ScheduleFreeAdamW": {"color": "C8", "linestyle": "--"},
-}
-
-
-def mean_curve(runs: Sequence[Record], price: Price) -> tuple[list[float], list[float]]:
-    """Samples with the search, and the mean accuracy, at every epoch; a run that diverged counts as guessing from
-    there on."""
-    longest = max((run["curve"] for run in runs), key=len)
-    counts = [samples + price.samples for samples, _, _ in longest]
-
-    def accuracy(run: Record, epoch: int) -> float:
-        ended = len(run["curve"]) - (1 if run["diverged"] else 0)  # the last point of such a run is of broken weights
-        return float(run["curve"][epoch][2]) if epoch < ended else CHANCE
-
-    return counts, [fmean(accuracy(run, epoch) for run in runs) for epoch in range(len(longest))]
-
-
-def draw(searched: Sequence[Record], records: Sequence[Record], arms: Sequence[str], path: Path) -> None:
-    """Mean accuracy over samples with the search, a panel per model."""
-    goal, price_of = targets(records), prices(searched, records)
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    panels = figure.subplots(1, len(goal), squeeze=False, sharex=True)[0]
-    for panel, model in zip(panels, sorted(goal), strict=True):
-        for arm in arms:
-            runs = [record for record in records if _key(record) == (model, arm) and record["curve"]]
-            if runs:
-                samples, accuracies = mean_curve(runs, price_of.get((model, arm), Price()))
-                style = {"marker": "o", "markersize": 3.5, "linewidth": 1.5, **STYLES[arm]}
-                label = arm if max(accuracies) > goal[model] - BELOW else f"{arm} (below the picture)"
-                panel.plot(samples, [100 * accuracy for accuracy in accuracies], label=label, **style)
-        _dress(panel, model, 100 * goal[model])
-    panels[0].set_ylabel("test accuracy (%), mean over seeds")
-    handles = {
-        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=130)
-
-
-def _dress(panel: Axes, model: str, target: float) -> None:
-    panel.axhline(target, color="black", linewidth=0.8, linestyle=(0, (1, 2)))
-    panel.annotate("tuned baseline - 0.5", (0.01, target), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
-    panel.set_title(model)
-    panel.set_xscale("log")
-    panel.set_ylim(target - 100 * BELOW, target + 4)
-    panel.set_xlabel("samples trained on, search included (log scale)")
-    panel.grid(alpha=0.25, which="both")
-
-
 # ---------------------------------------------------------------------- everything
 def write(
     target: Path,
     searched: Sequence[Record],
     records: Sequence[Record],
-    models: Sequence[str],
+    tasks: Sequence[Task],
     arms: Sequence[str],
     seeds: Sequence[int],
 ) -> None:
@@ -263,7 +255,7 @@ def write(
         target: path without a suffix.
         searched: runs of the baselines' grids.
         records: runs that are compared.
-        models: of the plan; what is missing is named.
+        tasks: of the plan; what is missing is named.
         arms: of the plan, in the order of the table.
         seeds: of the plan.
     """
@@ -271,13 +263,24 @@ def write(
     if not table:
         print("no tuned baseline has a run yet")
         return
-    picture = target.with_suffix(".png")
-    draw(searched, records, arms, picture)
-    text = _markdown(picture.name, table, searched, records)
-    absent = _absent(records, models, arms, seeds)
+    image, goal, price_of = target.with_suffix(".png"), targets(records), prices(searched, records)
+    panels = []
+    for model in goal:
+        lines = []
+        for row in (row for row in table if row.model == model):
+            runs = [record for record in records if _key(record) == (model, row.arm)]
+            samples, values = mean_curve(runs, price_of.get((model, row.arm), Price()))
+            lines.append(picture.Line(row.arm, samples, values, row.final))
+        panels.append(picture.Panel(model, TASKS[model].metric, goal[model], lines))
+    # half a comparison misleads: a task that lacks arms is in the table alone, unless there is nothing else to draw
+    whole = [panel for panel in panels if len(panel.lines) == len(arms)] or panels
+    drawn = {panel.title for panel in whole}
+    picture.draw(whole, summary([row for row in table if row.model in drawn]), image)
+    text = _markdown(image.name, table, searched, records)
+    absent = _absent(records, [task.name for task in tasks], arms, seeds)
     if absent:
         text += f"\nOf the grid not run, or not with every seed: {'; '.join(absent)}.\n"
     write_keeping_findings(target.with_suffix(".md"), text)
     for row in table:
         print(row.model, *cells(row), sep=" | ")
-    print(f"written: {target.name}.md, {picture.name}")
+    print(f"written: {target.name}.md, {image.name}")
