@@ -7,7 +7,8 @@ the state that the optimizer has anyway, ``rules`` turn it into a factor on the 
 is ``HypergradientDescent`` that calls both. Baydin et al. 2018 (ICLR), arXiv 1703.04782.
 """
 
-from lightning_lr.hypergradient.estimate import Alignment, AlignmentEstimator, read
+from lightning_lr.hypergradient.alignment import Alignment, read
+from lightning_lr.hypergradient.estimate import AlignmentEstimator
 from lightning_lr.hypergradient.learner import FactorLearner, Scope
 from lightning_lr.hypergradient.rules import HYPER_LR, Additive, Multiplicative, Normalized, Rule, RuleName, make_rule
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lightning_lr.checks import is_list, is_real
+from lightning_lr.hypergradient.alignment import Alignment, cosine
 from lightning_lr.hypergradient.directions import Family
-from lightning_lr.hypergradient.estimate import Alignment, cosine
 from lightning_lr.hypergradient.rules import Feedback, Rule, RuleName, make_rule
 
 Scope = Literal["group", "global"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args
 
 from lightning_lr.checks import is_real
+from lightning_lr.hypergradient.alignment import cosine
 from lightning_lr.hypergradient.directions import Family
-from lightning_lr.hypergradient.estimate import cosine
 
 RuleName = Literal["additive", "multiplicative", "normalized"]
 
