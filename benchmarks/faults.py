@@ -33,13 +33,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import gpytorch  # type: ignore[import-untyped]  # noqa: F401  # before the fork: it takes seconds
 import torch
 
 from benchmarks import faults_report as report
 from benchmarks import faults_runs as runs
 from benchmarks._common import RESULTS, ResultStore, environment
+from benchmarks._processes import end_with_parent
 from lightning_lr.journal import read_journal
+from lightning_lr.strategies.zero_checkpoint import TAG, saved_in
 
 FOLDER = RESULTS / "faults"
 KILLS_IN_A_ROW = 8
@@ -62,10 +63,11 @@ class Attempt:
     @classmethod
     def begin(cls, name: str, world: int, folder: Path, number: int) -> Attempt:
         read, write = os.pipe()
-        pids = []
+        pids, starter = list[int](), os.getpid()
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
+                end_with_parent(starter)
                 os.close(read)
                 tempfile.tempdir = str(folder / "tmp")  # where Lightning writes before it renames
                 runs.child(name, world, rank, folder, number, write)
@@ -236,7 +238,7 @@ def row_of_kills(name: str, world: int, seed: int, reference: Reference) -> dict
                 "seconds_to_end": round(seconds, 3),
                 "codes": codes,
                 "checkpoint": None if newest is None else step_of(newest),
-                "left_in_tmp": len(list((folder / "tmp").iterdir())),
+                "left_in_tmp": len([*(folder / "tmp").iterdir(), *folder.glob("*.partial"), *folder.glob("*.removed")]),
             }
             kills.append(kill)
             number += 1
@@ -272,6 +274,12 @@ def _kill(attempt: Attempt, chance: random.Random, reference: Reference, world: 
 
 def step_of(checkpoint: Path) -> int | str:
     try:
+        if checkpoint.is_dir():  # under ZeRO, a shard for each process
+            saved, shards = saved_in(checkpoint), [*(checkpoint / TAG).glob("*_optim_states.pt")]
+            for shard in shards:
+                torch.load(shard, weights_only=False)
+            whole = len(shards) == saved["dp_world_size"]
+            return int(saved["global_step"]) if whole else f"{len(shards)} shards"
         return int(torch.load(checkpoint, weights_only=False, map_location="cpu")["global_step"])
     except Exception as error:
         return f"{type(error).__name__}: {error}"
@@ -308,6 +316,8 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = [task for task in runs.tasks() if options.only in task[0]]
     references: dict[tuple[str, int], Reference] = {}
     made = seed = 0
+    if not options.report:
+        runs.import_before_forking()
     while not options.report and made < options.kills:
         for name, world in tasks:
             if made >= options.kills:

@@ -60,13 +60,18 @@ def write(records: Sequence[Record], path: Path) -> int:
     return 0 if all(map(trained_alike, records)) else 1
 
 
+def _end_of_warmup(switch: Any) -> list[Any]:
+    """Why and when; the first records have the update before, and only where a test had ended it."""
+    return switch if isinstance(switch, list) else [] if switch is None else ["switch", switch + 1]
+
+
 def _line(record: Record) -> list[str]:
     kills = record["kills"]
     moments = [sum(kill["moment"] == moment for kill in kills) for moment in ("training", "saving", "starting")]
     return [
         str(record["config"]["world"]),
         str(record["updates"]),
-        " at ".join(map(str, record["switch"])) if isinstance(record["switch"], list) else "",
+        " at ".join(map(str, _end_of_warmup(record["switch"]))),
         f"{record['largest_batch']:g}",
         str(len(kills)),
         " / ".join(map(str, moments)),

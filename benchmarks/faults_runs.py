@@ -8,6 +8,7 @@ anew, whatever callbacks are attached.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import traceback
@@ -49,12 +50,14 @@ from lightning_lr import (
     NormalizedWeightDecay,
     SlantedTriangle,
     StepRamp,
+    ZeROStrategy,
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB
+from lightning_lr.strategies import consolidate, zero_engine
 
 SAVE_EVERY = 3  # updates
-LOGS, FINAL, ERRORS = "logs", "final.pt", "errors.txt"
+LOGS, FINAL, ERRORS, END = "logs", "final.pt", "errors.txt", "end.ckpt"
 
 
 # ---------------------------------------------------------------------- data
@@ -144,13 +147,15 @@ def lamb(parameters: Any) -> torch.optim.Optimizer:
 # ---------------------------------------------------------------------- configurations
 @dataclass(frozen=True)
 class Configuration:
-    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places."""
+    """What is trained. ``ramps``: the loader is a plain shuffled one, which the ramp takes over and places. ``zero``:
+    the stage, under DeepSpeed's engine."""
 
     callbacks: Callable[[], list[Callback]]
     network: Callable[[], nn.Module] = perceptron
     optimizer: Callable[[Any], torch.optim.Optimizer] = sgd
     ramps: bool = False
     checkpointed: bool = False
+    zero: int | None = None
     worlds: tuple[int, ...] = (1,)
     epochs: int = 4
     batch_size: int = 8
@@ -220,12 +225,30 @@ CONFIGURATIONS = {
         worlds=(1, 2),
         epochs=4,
     ),
+    "ZeRO stage 2, layer-wise, schedule": Configuration(
+        lambda: [LayerwiseLRDecay(0.7), LearningRateSchedule(Cosine(warmup=0.1))], optimizer=adamw, zero=2, worlds=(2,)
+    ),
+    "ZeRO stage 3, layer-wise, ramp": Configuration(
+        lambda: [LayerwiseLRDecay(0.7), BatchSizeRamp(StepRamp([1, 2], factor=2), max_micro_batch_size=16)],
+        ramps=True,
+        zero=3,
+        worlds=(2,),
+    ),
 }
 
 
 def tasks() -> list[tuple[str, int]]:
     """Configurations and numbers of processes."""
     return [(name, world) for name, configuration in CONFIGURATIONS.items() for world in configuration.worlds]
+
+
+def import_before_forking() -> None:
+    """What the children would each take seconds to import."""
+    import gpytorch  # type: ignore[import-untyped]  # noqa: F401
+
+    if importlib.util.find_spec("deepspeed") is not None:
+        zero_engine.choose_accelerator()
+        import deepspeed  # noqa: F401
 
 
 # ---------------------------------------------------------------------- the child
@@ -238,6 +261,17 @@ class Teller(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.tell(f"saving {checkpoint['global_step']}")
         super().save_checkpoint(checkpoint, path, storage_options)
+        self.tell(f"saved {checkpoint['global_step']}")
+
+
+class TellingZeRO(ZeROStrategy):
+    """Says it too: DeepSpeed writes its folders itself."""
+
+    tell: Callable[[str], None]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self.tell(f"saving {checkpoint['global_step']}")
+        super().save_checkpoint(checkpoint, filepath, storage_options)
         self.tell(f"saved {checkpoint['global_step']}")
 
 
@@ -254,6 +288,10 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.tell(f"update {trainer.global_step}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.strategy, ZeROStrategy):  # whose shards are gone after training
+            trainer.save_checkpoint(Path(trainer.default_root_dir, END))
 
 
 class _Attached(LightningEnvironment):
@@ -278,10 +316,11 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
     trainer = Trainer(
         accelerator="cpu",
         devices=world,
-        strategy=_strategy(chosen, world),
+        strategy=_strategy(chosen, world, tell),
         max_epochs=chosen.epochs,
         callbacks=callbacks,
         plugins=[Teller(tell)],
+        default_root_dir=folder,
         logger=CSVLogger(folder, name="", version=LOGS, flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         use_distributed_sampler=chosen.ramps,
@@ -296,10 +335,16 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
     )
     trainer.fit(module, loader, ckpt_path="last")
     if rank == 0:
+        if chosen.zero is not None:  # the shards of all ranks, put together
+            consolidate(folder / END, folder / "end.pt")
+            state = torch.load(folder / "end.pt", weights_only=False)
+            weights, optimizer = state["state_dict"], state["optimizer_states"][0]
+        else:
+            weights, optimizer = module.state_dict(), trainer.optimizers[0].state_dict()
         torch.save(
             {
-                "weights": module.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict(),
+                "weights": weights,
+                "optimizer": optimizer,
                 "callbacks": {
                     type(callback).__name__: callback.state_dict()
                     for callback in callbacks
@@ -311,7 +356,16 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
         )
 
 
-def _strategy(chosen: Configuration, world: int) -> str | Strategy:
+def _strategy(chosen: Configuration, world: int, tell: Callable[[str], None]) -> str | Strategy:
+    if chosen.zero is not None:
+        zero = TellingZeRO(
+            stage=chosen.zero,  # type: ignore[arg-type]
+            cluster_environment=_Attached(),
+            process_group_backend="gloo",
+            logging_level=logging.ERROR,
+        )
+        zero.tell = tell
+        return zero
     policy = CheckpointPolicy(segments="every_block")
     if world == 1:
         return CheckpointedStrategy(policy) if chosen.checkpointed else "auto"

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._common import RESULTS, environment, markdown_table
+from benchmarks._processes import spawn
 from lightning_lr.sharded_memory import EngineSettings, Held, ModelSize, Stage, engine_bytes
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -120,8 +121,7 @@ def measure(case: Case) -> list[dict[str, float]]:
     # each case has processes of its own, forked from one that has done the imports
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, "deepspeed"])
     with tempfile.TemporaryDirectory() as folder:
-        start = torch.multiprocessing.start_processes
-        start(_rank, args=(port, case, folder), nprocs=case.ranks, start_method="forkserver")
+        spawn(_rank, (port, case, folder), nprocs=case.ranks, start_method="forkserver")
         return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 

@@ -1,13 +1,14 @@
 """Step time of `ZeROStrategy` against Lightning's own `DeepSpeedStrategy` on the same engine settings.
 
-    python -m benchmarks.zero_speed
+    python -m benchmarks.zero_speed [--rounds 4] [--report]
 
 Two processes on gloo, one thread each, a multilayer perceptron with AdamW in fp32, stages 1, 2 and 3. Both strategies
 have an engine in the same process group and train in turn, a few updates at a time, in random order within each pair of
-blocks, so that what else the machine does hits both alike. Printed and written to ``benchmarks/results/zero_speed.*``:
-the median over pairs of ours over Lightning's with a 95 % interval (bootstrap over pairs), of the CPU time of both
-processes and of wall time; the same for Lightning's against itself, which is the noise of the method; and the largest
-difference between the weights that both end with.
+blocks, so that what else the machine does hits both alike. A round is a pair of fresh processes; each is added to
+``benchmarks/results/zero_speed.json``, so that it can be stopped and continued (delete the file to begin anew). Printed
+and written to ``benchmarks/results/zero_speed.md``: the median over pairs of ours over Lightning's with a 95 % interval
+(bootstrap over pairs), of the CPU time of both processes and of wall time; the same for Lightning's against itself,
+which is the noise of the method; and the largest difference between the weights that both end with.
 
 Lightning's strategy refuses everything but CUDA. Here it is lifted over its three checks of the device and is unchanged
 in all else; accumulation is 1, where both mean the same.
@@ -40,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._common import RESULTS, environment, markdown_table, one_thread_steady_memory, write_keeping_findings
+from benchmarks._processes import spawn
 from benchmarks.overhead import median_with_interval
 from lightning_lr import ZeROStrategy
 from lightning_lr.strategies import zero_engine
@@ -195,9 +197,9 @@ def train(callback: TakesTurns, stage: int, steps: int, options: argparse.Namesp
         os._exit(1)
 
 
-def compare(pair: tuple[str, str], stage: int, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+def compare(pair: tuple[str, str], stage: int, options: argparse.Namespace, folder: str, seed: int) -> dict[str, Any]:
     """Train both in turn; returns the seconds of each block by arm, and how far the weights are apart."""
-    shuffled = random.Random(stage)
+    shuffled = random.Random(f"{stage} {seed}")
     timed = [arm for _ in range(options.pairs) for arm in shuffled.sample(pair, 2)]
     turns = Turns([*pair * WARMUP_BLOCKS, *timed, *pair])
     callbacks = [TakesTurns(arm, turns, options.block) for arm in pair]
@@ -214,7 +216,7 @@ def compare(pair: tuple[str, str], stage: int, options: argparse.Namespace, fold
 
 
 # ---------------------------------------------------------------------- processes
-def work(rank: int, port: int, options: argparse.Namespace, folder: str) -> None:
+def work(rank: int, port: int, options: argparse.Namespace, folder: str, seed: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
     os.environ.update(WORLD_SIZE=str(WORLD), RANK=str(rank))
     zero_engine.choose_accelerator()
@@ -228,39 +230,44 @@ def work(rank: int, port: int, options: argparse.Namespace, folder: str) -> None
     for stage in options.stages:
         for title, pair in ARMS.items():
             every: list[Any] = [None] * WORLD
-            torch.distributed.all_gather_object(every, compare(pair, stage, options, folder))
-            rows.append({"stage": stage, "compared": title, **summary(pair, every, options.block)})
-            if rank == 0:
-                print(" | ".join(cells(rows[-1])), flush=True)
+            torch.distributed.all_gather_object(every, compare(pair, stage, options, folder, seed))
+            rows.append({"stage": stage, "compared": title, **seconds_of(pair, every)})
     if rank == 0:
         Path(folder, "rows.json").write_text(json.dumps(rows))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def summary(pair: tuple[str, str], ranks: Sequence[dict[str, Any]], block: int) -> dict[str, Any]:
-    """Ratios pair by pair: of the CPU time of all ranks together, and of the wall time of the slowest."""
+def seconds_of(pair: tuple[str, str], ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of each block, pair by pair: CPU time of all ranks together, and wall time of the slowest."""
     row: dict[str, Any] = {}
     for index, (clock, over_ranks) in enumerate((("cpu", sum), ("wall", max))):
-        first, second = (
-            [
-                over_ranks(seconds)
-                for seconds in zip(*([s[index] for s in r["seconds"][arm]] for r in ranks), strict=True)
-            ]
-            for arm in pair
-        )
-        row[clock] = median_with_interval([ours / theirs for ours, theirs in zip(first, second, strict=True)])
-        row[f"{clock}_ms"] = 1e3 * median_with_interval(second)["median"] / block
+        arms = [zip(*([s[index] for s in rank["seconds"][arm]] for rank in ranks), strict=True) for arm in pair]
+        row[clock] = [[round(over_ranks(block), 6) for block in arm] for arm in arms]
     return {**row, "apart": max(rank["largest difference of a weight"] for rank in ranks)}
 
 
-def measure(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
-    """Both comparisons in each stage, in two processes."""
+def measure(options: argparse.Namespace, folder: str, seed: int) -> list[dict[str, Any]]:
+    """A round: both comparisons in each stage, in two fresh processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, args=(port, options, folder), nprocs=WORLD)
+    spawn(work, (port, options, folder, seed), nprocs=WORLD)
     rows: list[dict[str, Any]] = json.loads(Path(folder, "rows.json").read_text())
+    return rows
+
+
+def summary(rounds: Sequence[dict[str, Any]], block: int) -> list[dict[str, Any]]:
+    """Ratios over the pairs of all rounds."""
+    rows = []
+    for stage, title in dict.fromkeys((row["stage"], row["compared"]) for one in rounds for row in one["rows"]):
+        same = [row for one in rounds for row in one["rows"] if (row["stage"], row["compared"]) == (stage, title)]
+        found: dict[str, Any] = {"stage": stage, "compared": title, "apart": max(row["apart"] for row in same)}
+        for clock in ("cpu", "wall"):
+            first, second = ([seconds for row in same for seconds in row[clock][arm]] for arm in (0, 1))
+            found[clock] = median_with_interval([a / b for a, b in zip(first, second, strict=True)])
+            found[f"{clock}_ms"] = 1e3 * median_with_interval(second)["median"] / block
+        rows.append({**found, "pairs": len(first)})
     return rows
 
 
@@ -274,22 +281,27 @@ def cells(row: dict[str, Any]) -> list[str]:
 def table(result: dict[str, Any]) -> str:
     headings = [
         "stage", "compared", "CPU time, ratio [95 %]", "wall time, ratio [95 %]", "CPU ms per step", "wall ms per step",
-        "largest difference of a weight",
+        "largest difference of a weight", "pairs",
     ]  # fmt: skip
-    facts = result["settings"]
+    facts, rounds = result["settings"], result["rounds"]
+    loads = [one["load"] for one in rounds]
+    rows = summary(rounds, facts["block"])
     return (
         "# Step time of ZeROStrategy against Lightning's DeepSpeedStrategy\n\n"
         f"`python -m benchmarks.zero_speed`: {WORLD} processes of one thread on gloo, {facts['layers']} layers of "
-        f"width {facts['width']}, {facts['batch']} samples per process, AdamW in fp32, {facts['pairs']} pairs of "
-        f"blocks of {facts['block']} updates; {result['environment']['device']}, {result['cores']} cores, load of the "
-        f"machine {result['load']:.0f}. CPU time is that of both processes; times are Lightning's, medians.\n\n"
-        + markdown_table(headings, [cells(row) for row in result["rows"]])
+        f"width {facts['width']}, {facts['batch']} samples per process, AdamW in fp32, {len(rounds)} rounds of "
+        f"{facts['pairs']} pairs of blocks of {facts['block']} updates; {rounds[-1]['environment']['device']}, "
+        f"{result['cores']} cores, load of the machine {min(loads):.0f} to {max(loads):.0f}. CPU time is that of both "
+        "processes; times are Lightning's, medians.\n\n"
+        + markdown_table(headings, [[*cells(row), str(row["pairs"])] for row in rows])
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks per comparison")
+    parser.add_argument("--rounds", type=int, default=4, help="how many to add to those that there are")
+    parser.add_argument("--report", action="store_true", help="add none, write the table of those that there are")
+    parser.add_argument("--pairs", type=int, default=10, help="pairs of blocks per comparison and round")
     parser.add_argument("--block", type=int, default=3, help="updates per block")
     parser.add_argument("--width", type=int, default=512, help="of each layer")
     parser.add_argument("--layers", type=int, default=4, help="of the perceptron")
@@ -297,15 +309,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of zero_speed.json and zero_speed.md")
     options = parser.parse_args(arguments)
-    with TemporaryDirectory() as folder:
-        rows = measure(options, folder)
     settings = {name: getattr(options, name) for name in ("pairs", "block", "width", "layers", "batch")}
-    result = {
-        "environment": environment(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "settings": settings,
-        "rows": rows,
-    }  # fmt: skip
-    (options.results / "zero_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    file = options.results / "zero_speed.json"
+    result: dict[str, Any] = {"cores": os.cpu_count(), "settings": settings, "rounds": []}
+    if file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["settings"] != settings or "rounds" not in result:
+            parser.error(f"{file} has {result['settings']}, and {settings} was asked for; delete it to begin anew")
+    for _ in range(0 if options.report else options.rounds):
+        with TemporaryDirectory() as folder:
+            rows = measure(options, folder, seed=len(result["rounds"]))
+        result["rounds"].append({"environment": environment(), "load": os.getloadavg()[0], "rows": rows})
+        file.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        print(f"round {len(result['rounds'])}, load {os.getloadavg()[0]:.0f}", flush=True)
+    if not result["rounds"]:
+        parser.error(f"there is nothing in {file}; leave --report out")
     write_keeping_findings(options.results / "zero_speed.md", table(result))
+    print(table(result))
 
 
 if __name__ == "__main__":

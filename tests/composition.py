@@ -1,10 +1,13 @@
 """What stands beside what: the parts, each with its closed form, and a run that is held against the product of two.
 
-A part is one of our callbacks, strategies or optimizers, or one of Lightning's own callbacks. Every pair with at least
-one of ours either trains right or is refused before training by an error that names both. `REFUSED` lists the refused
-ones; `test_composition.py` runs them all, and `python -m benchmarks.composition` prints the table.
+A part is one of our callbacks, strategies or optimizers, or one of Lightning's own callbacks (and its strategy for
+FSDP2). Every pair with at least one of ours either trains right or is refused before training by an error that names
+both. `REFUSED` lists the refused ones; `test_composition.py` runs them all, and `python -m benchmarks.composition`
+prints the table.
 
-The strategies of ZeRO join by one more `Part` here, with `strategy` and what they refuse.
+A strategy over several devices joins by one more `Part`, with `joins` and what it refuses. Its pairs are trained by two
+processes, of one group for all of them: the closed forms hold there as well, and what has none (the noise scale, the
+weights themselves) is what it is under plain DDP.
 """
 
 from __future__ import annotations
@@ -12,11 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from ddp import WORLD, ddp, fsdp2, shard
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -27,20 +33,21 @@ from lightning.pytorch.callbacks import (
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, get_ema_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from toy import data, quiet
+from zero import assembled, whole, zero
 
 from lightning_lr import (
     ActivationCompression,
     AdaptiveWarmup,
     BatchSizeRamp,
+    CheckpointedDDPStrategy,
     CheckpointedStrategy,
     CheckpointPolicy,
     Constant,
@@ -58,6 +65,14 @@ from lightning_lr import (
 from lightning_lr.batch_size import GradientNoiseEstimator
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.optim import LAMB, LARS
+from lightning_lr.strategies import consolidate
+
+try:
+    from lightning.pytorch.callbacks import WeightAveraging
+except ImportError:  # it came with Lightning 2.6
+    WeightAveraging = None
+TRIALS = 1 if WeightAveraging is None else 2
+"""Until a `BatchSizeFinder` that starts at 2 has found `FOUND`: before 2.6 it doubled once more after the last."""
 
 SAMPLES, EPOCHS, BATCH = 48, 3, 8
 FOUND = 4
@@ -70,14 +85,17 @@ SWA_FROM = 1
 class Net(LightningModule):
     """A backbone with batch norm and a head; what finders, fine-tuning and ghost batch norm ask of a module."""
 
-    def __init__(self, make_optimizer: Callable[[list[nn.Parameter], float], Optimizer]) -> None:
+    def __init__(self, make_optimizer: Callable[[list[nn.Parameter], float], Optimizer], devices: int = 1) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            self.backbone = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh())
+            # no bias: batch norm takes it away, so that its gradient is rounding, of which LAMB makes whole steps
+            self.backbone = nn.Sequential(nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.Tanh())
             self.head = nn.Linear(16, 1)
-        self.lr, self.batch_size = 0.01, BATCH
-        self._make_optimizer = make_optimizer
+        self.lr, self.batch_size = 0.01, BATCH // devices
+        self.groups: list[list[str]] = []
+        """Names of the parameters in each group, where the optimizer itself does not have them (ZeRO)."""
+        self._make_optimizer, self._devices = make_optimizer, devices
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
@@ -86,10 +104,30 @@ class Net(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Optimizer:
-        return self._make_optimizer([p for p in self.parameters() if p.requires_grad], self.lr)
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad], self.lr)
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        self.groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def groups_of(self, optimizer: Optimizer) -> list[tuple[dict[str, Any], str]]:
+        """Each parameter's group and name."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        known = all(p in names for group in optimizer.param_groups for p in group["params"])
+        if not known or not any(group["params"] for group in optimizer.param_groups):
+            return [(g, name) for g, own in zip(optimizer.param_groups, self.groups, strict=True) for name in own]
+        return [(group, names[p]) for group in optimizer.param_groups for p in group["params"]]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(data(SAMPLES), batch_size=self.batch_size)
+        """Several devices deal 0, 2, 4 .. and 1, 3, 5 .., so that the global batches are those of one."""
+        sampler = DistributedSampler(data(SAMPLES), shuffle=False) if self._devices > 1 else None
+        return DataLoader(data(SAMPLES), batch_size=self.batch_size, sampler=sampler)
+
+
+class ShardedNet(Net):
+    """FSDP2, as Lightning asks for it: the module shards itself."""
+
+    def configure_model(self) -> None:
+        shard(self, self.backbone, self.head, self)
 
 
 class Memory(Logger):
@@ -131,6 +169,7 @@ class Recorder(Callback):
         self.lr: list[dict[str, float]] = []
         self.decay: list[dict[str, float]] = []
         self.weights: list[dict[str, Tensor]] = []
+        self.final: dict[str, Tensor] = {}
         self.hyper: list[dict[str, float]] = []
         self.seen: list[Any] = []
         self.averaged: dict[str, Tensor] = {}
@@ -140,29 +179,33 @@ class Recorder(Callback):
         self._hook: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        assert isinstance(pl_module, Net)
 
         def record(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            groups = [(g, names[p]) for g in optimizer.param_groups for p in g["params"]]
+            groups = pl_module.groups_of(optimizer)
             self.path.append(At(trainer.current_epoch, self._before, self._samples))
             self.lr.append({name: float(group["lr"]) for group, name in groups})
             self.decay.append({name: float(group.get("weight_decay", 0)) for group, name in groups})
-            self.hyper.append(self._hypergradient(trainer, names))
+            self.hyper.append(self._hypergradient(trainer, groups))
             self._before, self._samples = self._before + self._samples, 0
 
         self._hook = trainer.optimizers[0].register_step_post_hook(record)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._samples += len(batch[0])
+        self._samples += len(batch[0]) * trainer.world_size
         if trainer.current_epoch == EPOCHS and not self.averaged:  # the epoch that SWA adds
-            self.averaged = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+            self.averaged = _weights(pl_module)
+        self.seen.append(type(pl_module.backbone[1]).__name__)
+        if trainer.world_size > 1:
+            return
         first = not self._micro  # what is in p.grad then is the last update's, and will be zeroed
         grads = [p.grad.clone() if p.grad is not None and not first else None for p in pl_module.parameters()]
         self._micro.append((len(batch[0]), grads))
-        self.seen.append(type(pl_module.backbone[1]).__name__)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """The noise scale, from what accumulated in ``p.grad`` at each micro-batch."""
+        """The noise scale of one device, from what accumulated in ``p.grad`` at each micro-batch."""
+        if trainer.world_size > 1:
+            return
         parts, micro = [*self._micro, (0, [p.grad for p in pl_module.parameters()])], []
         for (size, before), (_, after) in pairwise(parts):
             kept = [(a, b) for a, b in zip(after, before, strict=True) if a is not None]
@@ -179,20 +222,29 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if len(self.weights) < len(self.path):
-            self.weights.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
+            self.weights.append(_weights(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.final = _weights(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:
             self._hook.remove()
 
     @staticmethod
-    def _hypergradient(trainer: Trainer, names: dict[Any, str]) -> dict[str, float]:
+    def _hypergradient(trainer: Trainer, groups: list[tuple[dict[str, Any], str]]) -> dict[str, float]:
         found = [m for m in members_of(trainer) if isinstance(m, HypergradientDescent)]
         if not found or found[0]._run is None:
             return {}
         writer = found[0]._run.writer
-        groups = enumerate(writer.optimizer.param_groups)
-        return {names[p]: writer.factors(i)["hypergradient"] for i, g in groups for p in g["params"]}
+        index = {id(group): i for i, group in enumerate(writer.optimizer.param_groups)}
+        return {name: writer.factors(index[id(group)])["hypergradient"] for group, name in groups}
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """All of them, whole on every rank."""
+    with whole(module):
+        return {name: assembled(p.detach()).clone() for name, p in module.named_parameters()}
 
 
 @dataclass
@@ -239,7 +291,9 @@ class Part:
         factor: closed form of its factor on the lr of a parameter at an update, without the package.
         optimizer: makes the module's optimizer.
         needs: the optimizer that it cannot do without, where a pair does not bring one.
-        strategy: of the Trainer.
+        strategy: of the Trainer, on one device.
+        joins: Trainer arguments of a strategy over several devices, which join a running process group.
+        net: the module as a strategy asks for it.
         sizes: batch of each update in an epoch.
         accumulates: "needs" two micro-batches per update, or "claims" to decide about them.
         check: what else it has done.
@@ -254,6 +308,8 @@ class Part:
     optimizer: Callable[[list[nn.Parameter], float], Optimizer] | None = None
     needs: str | None = None
     strategy: Callable[[], Strategy] | None = None
+    joins: Callable[[], dict[str, Any]] | None = None
+    net: type[Net] | None = None
     sizes: Callable[[int], list[int]] | None = None
     accumulates: str = ""
     check: Callable[[Outcome], None] = lambda run: None
@@ -316,6 +372,9 @@ def _hyper_learns(run: Outcome) -> None:
 
 def _noise_is_measured(run: Outcome) -> None:
     found = run.the(GradientNoiseScale).estimator
+    if run.trainer.world_size > 1:  # held against DDP's, see `like_ddp`
+        assert found.updates > 0
+        return
     assert found.updates == run.recorded.noise.updates > 0
     assert math.isclose(found._squared_gradient, run.recorded.noise._squared_gradient, rel_tol=1e-3, abs_tol=1e-6)
     assert math.isclose(found._variance, run.recorded.noise._variance, rel_tol=1e-3, abs_tol=1e-6)
@@ -379,7 +438,7 @@ def _swa_averages(run: Outcome) -> None:
 
 
 def _ema(run: Outcome) -> None:
-    for name, parameter in run.module.named_parameters():
+    for name, parameter in run.recorded.final.items():
         average = run.recorded.weights[0][name]
         for weights in run.recorded.weights[1:]:
             average = 0.9 * average + 0.1 * weights[name]
@@ -405,11 +464,19 @@ def _monitors(run: Outcome) -> None:
 
 
 def _saves(run: Outcome) -> None:
-    saved = torch.load(run.folder / "last.ckpt", weights_only=True)
+    file = run.folder / "last.ckpt"
+    if file.is_dir():  # of an engine
+        plain = run.folder / f"plain-{run.trainer.global_rank}.ckpt"
+        consolidate(file, plain)
+        file = plain
+    saved = torch.load(file, weights_only=True)
     groups = saved["optimizer_states"][0]["param_groups"]
     assert all(math.isclose(group["lr"], run.lr, rel_tol=1e-12) for group in groups)
     for name, weights in run.recorded.weights[-1].items():
         assert torch.equal(saved["state_dict"][name], weights)
+
+
+_ALL = CheckpointPolicy("every_block", modules=["backbone", "head"])
 
 
 def _checkpoints(run: Outcome) -> None:
@@ -463,9 +530,18 @@ OURS = [
     Part(
         "CheckpointedStrategy",
         "strategy",
-        strategy=lambda: CheckpointedStrategy(CheckpointPolicy("every_block", modules=["backbone", "head"])),
+        strategy=lambda: CheckpointedStrategy(_ALL),
         check=_checkpoints,
     ),
+    Part(
+        "CheckpointedDDPStrategy",
+        "strategy",
+        joins=lambda: ddp(partial(CheckpointedDDPStrategy, _ALL)),
+        check=_checkpoints,
+    ),
+    Part("ZeROStrategy(stage=1)", "strategy", joins=lambda: zero(1)),
+    Part("ZeROStrategy(stage=2)", "strategy", joins=lambda: zero(2)),
+    Part("ZeROStrategy(stage=3)", "strategy", joins=lambda: zero(3)),
     Part("LARS", "optimizer", optimizer=lambda ps, lr: LARS(ps, lr=lr, weight_decay=1e-4, trust_coefficient=0.1)),
     Part("LAMB", "optimizer", optimizer=lambda ps, lr: LAMB(ps, lr=lr)),
     Part("AdamP", "optimizer", optimizer=_adamp),
@@ -492,7 +568,7 @@ LIGHTNINGS = [
     Part(
         "BatchSizeFinder",
         "lightning",
-        lambda _: [BatchSizeFinder(init_val=2, max_trials=2, steps_per_trial=1)],
+        lambda _: [BatchSizeFinder(init_val=2, max_trials=TRIALS, steps_per_trial=1)],
         sizes=lambda epoch: [FOUND] * (SAMPLES // FOUND),
     ),
     Part(
@@ -522,12 +598,15 @@ LIGHTNINGS = [
         accumulates="claims",
     ),
     Part("LearningRateMonitor", "lightning", lambda _: [LearningRateMonitor("step")], check=_monitors),
+    Part("ModelParallelStrategy", "strategy", joins=fsdp2, net=ShardedNet),
 ]  # fmt: skip
 PARTS = OURS + LIGHTNINGS
+DDP = Part("DDPStrategy", "strategy", joins=ddp)
+"""Not in the table: what the strategies over several devices are held against."""
 
 
 def part(name: str) -> Part:
-    return next(part for part in PARTS if part.name == name)
+    return next(part for part in [*PARTS, DDP] if part.name == name)
 
 
 WARM_UP_ALONE = Part(
@@ -576,8 +655,37 @@ REFUSED = {
     ("BatchSizeRamp", "BatchSizeFinder"): 'set max_micro_batch_size="auto"',
     ("LearningRateScaling", "LearningRateFinder"): "must not be scaled to it again",
     ("AdaptiveWarmup", "LearningRateFinder"): "both find the learning rate",
+    **{
+        (f"ZeROStrategy(stage={stage})", name): reason
+        for stage in (1, 2, 3)
+        for name, reason in {
+            "AdamP": "looks at a tensor's shape or norm, or at all tensors at once",
+            "StochasticWeightAveraging": "the engine trains copies of them in shards",
+            "WeightAveraging": "which the engine does not save",
+            "BackboneFinetuning": "which the engine does not train",
+            "BatchSizeFinder": "a batch that one process finds",
+        }.items()
+    },
+    **{
+        ("GradualUnfreezing", f"ZeROStrategy(stage={stage})"): "keeps gradients and parameters in flat buffers"
+        for stage in (1, 2, 3)
+    },
+    ("ActivationCompression", "ZeROStrategy(stage=3)"): "gathered ones would be taken for activations",
+    ("ActivationCompression", "ModelParallelStrategy"): "gathered ones would be taken for activations",
+    ("GradientNoiseScale", "ModelParallelStrategy"): "averages gradients over the devices before they come",
+    ("CheckpointedDDPStrategy", "BackboneFinetuning"): "DDP averages no gradient of a parameter that was frozen",
+    ("CheckpointedDDPStrategy", "BatchSizeFinder"): "a batch that one process finds",
 }
 """Pairs that are refused, with what the error says. Every other pair has to train right."""
+
+
+OTHERS = {
+    (
+        "AdamP",
+        "ModelParallelStrategy",
+    ): "a rank raises in AdamP's first step on a DTensor, the others wait for it"
+}
+"""Pairs of which neither is ours, and that do not work; nothing of ours is asked that could refuse them."""
 
 
 def pairs() -> list[tuple[Part, Part]]:
@@ -586,8 +694,14 @@ def pairs() -> list[tuple[Part, Part]]:
         (first, second)
         for index, first in enumerate(OURS)
         for second in PARTS[index + 1 :]
-        if not first.kind == second.kind == "optimizer"
+        if not (first.kind == second.kind and first.kind in ("optimizer", "strategy"))
+        and (first.name, second.name) not in OTHERS
     ]
+
+
+def spread(pair: Sequence[Part]) -> bool:
+    """Whether it takes several processes."""
+    return any(part.joins is not None for part in pair)
 
 
 # ---------------------------------------------------------------------- a run
@@ -595,16 +709,20 @@ def train(parts: Sequence[Part], folder: Path, recorder: Recorder | None = None)
     """Fit the net with these parts; whatever none of them brings is plain."""
     brings = [p.optimizer for p in parts if p.optimizer is not None]
     needs = [part(p.needs).optimizer for p in parts if p.needs is not None]
-    module = Net((*brings, *needs, _sgd)[0])  # type: ignore[arg-type]
+    devices = WORLD if spread(parts) else 1
+    net = next((p.net for p in parts if p.net is not None), Net)
+    module = net((*brings, *needs, _sgd)[0], devices)  # type: ignore[arg-type]
     accumulation = {p.accumulates for p in parts}
     arguments: dict[str, Any] = {}
     if "needs" in accumulation and "claims" not in accumulation:
         found = any(p.name == "BatchSizeFinder" for p in parts)
         arguments["accumulate_grad_batches"] = 2
-        module.batch_size = BATCH if found else BATCH // 2
+        module.batch_size = BATCH if found else BATCH // 2 // devices
     for p in parts:
         if p.strategy is not None:
             arguments["strategy"] = p.strategy()
+        if p.joins is not None:
+            arguments |= p.joins()
     recorder, logger = recorder or Recorder(), Memory()
     callbacks = [callback for p in parts for callback in p.make(folder)]
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
@@ -625,10 +743,10 @@ def check(run: Outcome) -> None:
             assert math.isclose(lr, wanted, rel_tol=1e-9), f"update {update}, {name}: lr {lr}, not {wanted}"
     for p in run.parts:
         p.check(run)
-    for name, weights in run.module.named_parameters():
+    for name, weights in run.recorded.final.items():
         assert torch.isfinite(weights).all(), name
-    moved = [not torch.equal(w, v) for w, v in zip(run.module.parameters(), Net(_sgd).parameters(), strict=True)]
-    assert any(moved), "something was learned"
+    began = dict(Net(_sgd).named_parameters())
+    assert any(not torch.equal(w, began[name]) for name, w in run.recorded.final.items()), "something was learned"
     _check_given_back(run)
 
 
@@ -650,11 +768,9 @@ def _check_path(run: Outcome) -> None:
 
 def _check_given_back(run: Outcome) -> None:
     scheduled = [p.scheduled for p in run.parts if p.scheduled is not None]
-    names = {p: name for name, p in run.module.named_parameters()}
-    for group in run.trainer.optimizers[0].param_groups:
-        for parameter in group["params"]:
-            factors = [value(run, len(run.path) - 1, names[parameter]) for value in scheduled]
-            assert math.isclose(group["lr"], run.lr * math.prod(factors), rel_tol=1e-12), names[parameter]
+    for group, name in run.module.groups_of(run.trainer.optimizers[0]):
+        factors = [value(run, len(run.path) - 1, name) for value in scheduled]
+        assert math.isclose(group["lr"], run.lr * math.prod(factors), rel_tol=1e-12), name
     ours = any(isinstance(callback, MethodCallback) for callback in run.callbacks)
     left = {"lr_scheduler_step", "configure_optimizers", "configure_gradient_clipping", "training_step", "log"}
     assert not (left & set(vars(run.module))) or not ours
@@ -662,3 +778,69 @@ def _check_given_back(run: Outcome) -> None:
     assert "train_step_context" not in vars(run.trainer.precision_plugin)
     assert type(run.module.backbone[1]) is nn.BatchNorm1d
     assert all(p.requires_grad for p in run.module.parameters()) or run.has("BackboneFinetuning")
+
+
+# ---------------------------------------------------------------------- several processes
+Facts = dict[str, Any]
+Case = tuple[str, Callable[[], Any]]
+
+
+def key(parts: Sequence[Part]) -> str:
+    return "-".join(p.name + (f" ({p.setting})" if p.setting else "") for p in parts)
+
+
+def _train_and_check(names: Sequence[str], folder: str) -> Facts | tuple[str, bool]:
+    """On one rank: what a pair did, which its closed forms have agreed to; or why it is refused, and whether late."""
+    recorder, place = Recorder(), Path(folder, "-".join(names))
+    place.mkdir(exist_ok=True, parents=True)
+    try:
+        run = train([part(name) for name in names], place, recorder)
+    except MisconfigurationException as refusal:
+        return str(refusal), bool(recorder.path)
+    check(run)
+    noise = [c.estimator for c in run.callbacks if isinstance(c, GradientNoiseScale)]
+    return {
+        "path": [(at.epoch, at.before, at.size) for at in run.path],
+        "lr": recorder.lr,
+        "decay": recorder.decay,
+        "weights": [*recorder.weights, recorder.final],
+        "noise": [value for n in noise for value in (n._squared_gradient, n._variance)],
+        "module lr": run.module.lr,
+    }
+
+
+def cases(wanted: Sequence[Sequence[Part]], folder: Path) -> list[Case]:
+    """The runs of pairs (or parts alone) that take several processes, and those of DDP that they are held against."""
+    names = dict.fromkeys(tuple(p.name for p in parts) for parts in wanted)
+    others = dict.fromkeys(tuple(p.name for p in beside_ddp(parts)) for parts in wanted)
+    return [("-".join(n), partial(_train_and_check, n, str(folder))) for n in dict.fromkeys([*others, *names])]
+
+
+def beside_ddp(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The same with DDP in the strategy's place."""
+    return tuple(DDP if p.joins is not None else p for p in parts)
+
+
+ROUNDS_OTHERWISE = ("ActivationCompression", "CheckpointedDDPStrategy")
+"""Checkpointing leaves other tensors to round, the inputs of segments: the weights are DDP's up to that."""
+
+
+def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
+    """Whether both ranks have trained what DDP trains, up to the order in which sums are made."""
+    within = 0.02 if tuple(p.name for p in parts) == ROUNDS_OTHERWISE else 2e-6
+    for rank in ran:
+        got, wanted = rank[key(parts)], rank[key(beside_ddp(parts))]
+        assert isinstance(got, dict), got
+        assert isinstance(wanted, dict), wanted
+        assert got["path"] == wanted["path"]
+        for kind in ("lr", "decay"):
+            for mine, theirs in zip(got[kind], wanted[kind], strict=True):
+                assert mine.keys() == theirs.keys()
+                assert all(math.isclose(mine[name], theirs[name], rel_tol=1e-5) for name in mine), kind
+        for mine, theirs in zip(got["weights"], wanted["weights"], strict=True):
+            for name in mine:
+                assert torch.allclose(mine[name], theirs[name], rtol=0, atol=within), name
+        assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(got["noise"], wanted["noise"], strict=True))
+        assert math.isclose(got["module lr"], wanted["module lr"], rel_tol=1e-3)
+        first = ran[0][key(parts)]["weights"][-1]
+        assert all(torch.equal(weights, first[name]) for name, weights in got["weights"][-1].items()), "ranks agree"

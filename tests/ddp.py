@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from benchmarks._processes import spawn
 
 WORLD = 2
 
@@ -27,6 +32,21 @@ def ddp(make: Callable[..., Strategy] | None = None, **arguments: Any) -> dict[s
     """Trainer arguments that join the running process group, with DDP or another strategy over several devices."""
     strategy = (make or DDPStrategy)(cluster_environment=_Attached(), process_group_backend="gloo")
     return {"accelerator": "cpu", "devices": WORLD, "strategy": strategy, **arguments}
+
+
+def fsdp2() -> dict[str, Any]:
+    """Trainer arguments that join the running process group with FSDP2; the module shards itself by `shard`."""
+    strategy = ModelParallelStrategy(data_parallel_size=WORLD, tensor_parallel_size=1, process_group_backend="gloo")
+    strategy.cluster_environment = _Attached()
+    return {"accelerator": "cpu", "devices": WORLD, "strategy": strategy}
+
+
+def shard(module: Any, *parts: nn.Module) -> None:
+    """Called by ``configure_model``: FSDP2 as Lightning asks for it. A second ``fit`` finds the module sharded."""
+    assert module.device_mesh is not None
+    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        for part in parts:
+            fully_shard(part, mesh=module.device_mesh["data_parallel"])
 
 
 def _work(rank: int, port: int, cases: Sequence[tuple[str, Callable[[], Any]]], out: str) -> None:
@@ -49,5 +69,5 @@ def run_in_two_processes(cases: Sequence[tuple[str, Callable[[], Any]]], out: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(port, list(cases), str(out)), nprocs=WORLD)
+    spawn(_work, (port, list(cases), str(out)), nprocs=WORLD)
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]

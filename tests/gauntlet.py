@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.strategies import Strategy
 from toy import Toy, data
 
 from lightning_lr import (
     ActivationCompression,
     AdaptiveWarmup,
     BatchSizeRamp,
-    CheckpointedDDPStrategy,
-    CheckpointedStrategy,
     CheckpointPolicy,
     Constant,
     Cosine,
@@ -60,11 +57,11 @@ class Row:
         factor: closed form of the factor on the lr at an update, written without the package.
         yaml: the callbacks in a LightningCLI configuration.
         configure: the user's optimizer, where SGD with momentum will not do.
-        refuses: cases that the method refuses, with what its error says.
+        refuses: cases that the method refuses, and strategies of ``several.py`` by name, with what its error says.
         off_by: relative difference that ``off`` makes to the lr, where nothing is exactly off.
         head: factor on the lr of the head's group, over that of the body's.
-        strategy: the Trainer's strategy, made from the arguments of the plain one, where a strategy is under test.
-        strategy_yaml: the same in a LightningCLI configuration.
+        policy: for the strategy, where checkpointing is under test.
+        strategy_yaml: the strategy of one device in a LightningCLI configuration, where it is not the plain one.
         replay: for a method that follows the gradients, so that there is no closed form: the lr at every update by a
             plain loop, written without the package.
         tolerance: relative, of the lr; 0 for a method whose lr is the same however the gradient was summed.
@@ -81,7 +78,7 @@ class Row:
     refuses: dict[str, str] = field(default_factory=dict)
     off_by: float = 0.0
     head: float = 1.0
-    strategy: Callable[..., Strategy] | None = None
+    policy: CheckpointPolicy | None = None
     strategy_yaml: dict[str, Any] | None = None
     replay: Callable[[list[At]], list[float]] | None = None
     tolerance: float = 0.0
@@ -123,6 +120,10 @@ def _lamb(module: LightningModule) -> torch.optim.Optimizer:
     return LAMB(module.parameters(), lr=0.01)
 
 
+UNFREEZING = dict.fromkeys(("zero_1", "zero_2", "zero_3"), "keeps gradients and parameters in flat buffers")
+"""No layer of a flat buffer can be left out of an update."""
+COMPRESSION = dict.fromkeys(("zero_3", "fsdp2"), "shards parameters, and gathered ones would be taken for activations")
+
 NO_CHANGE = 0.01 * 0.2 / math.sqrt(BATCH / 96)
 """The norm that gives `_adamw` its own decay of 0.2 at lr 0.01 in a run of 96 samples."""
 
@@ -146,12 +147,6 @@ def _warmup_without_a_switch(at: At) -> float:
     if progress < switch:
         return min(0.08, 0.02 * 4 ** (2 * progress)) / at.largest_lr
     return 0.02 * (1 + math.cos(math.pi * (progress - switch) / (1 - switch))) / 2 / at.largest_lr
-
-
-def _checkpointed(**arguments: Any) -> Strategy:
-    """Every layer of the toy recomputed; over several devices where the plain strategy's arguments say so."""
-    policy = CheckpointPolicy("every_block", modules=["body", "head"])
-    return CheckpointedDDPStrategy(policy, **arguments) if arguments else CheckpointedStrategy(policy)
 
 
 # ---------------------------------------------------------------------- hypergradient, in a plain loop
@@ -298,6 +293,7 @@ ROWS = [
         lambda: [GradualUnfreezing(layers=["body|head"])],
         lambda at: 1.0,
         [{"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}}],
+        refuses=UNFREEZING,
     ),
     Row(
         "unfreezing-and-schedule-adam",
@@ -309,6 +305,7 @@ ROWS = [
             {"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}},
         ],
         configure=_adam,
+        refuses=UNFREEZING,
     ),
     Row(
         "layerwise-and-schedule-and-unfreezing",
@@ -321,6 +318,7 @@ ROWS = [
             {"class_path": "GradualUnfreezing", "init_args": {"layers": ["body", "head"]}},
         ],
         head=2.0,
+        refuses=UNFREEZING,
     ),
     Row(
         "checkpointed-and-schedule",
@@ -328,7 +326,7 @@ ROWS = [
         lambda: [LearningRateSchedule(Constant())],
         _cosine_after_warmup,
         [{"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}}],
-        strategy=_checkpointed,
+        policy=CheckpointPolicy("every_block", modules=["body", "head"]),
         strategy_yaml={"class_path": "lightning_lr.CheckpointedStrategy", "init_args": {"policy": {"segments": "every_block", "modules": ["body", "head"]}}},
     ),
     Row(
@@ -388,6 +386,7 @@ ROWS = [
         lambda at: 1.0,
         [{"class_path": "ActivationCompression", "init_args": {"bits": 8, "group_size": 32}}],
         noisy=0.02,
+        refuses=COMPRESSION,
     ),
     Row(
         "compression-auto",
@@ -396,5 +395,6 @@ ROWS = [
         lambda at: 1.0,
         [{"class_path": "ActivationCompression", "init_args": {"bits": "auto", "group_size": 32, "probe_every": 5, "probe_samples": 6}}],
         noisy=0.2,
+        refuses=COMPRESSION,
     ),
 ]  # fmt: skip

@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import composition
 import pytest
 import torch
-from composition import OTHERWISE, OURS, PARTS, REFUSED, Part, Recorder, check, pairs, part, train
+from composition import (
+    OTHERS,
+    OTHERWISE,
+    OURS,
+    PARTS,
+    REFUSED,
+    Part,
+    Recorder,
+    WeightAveraging,
+    check,
+    like_ddp,
+    pairs,
+    part,
+    spread,
+    train,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.utils.data import BatchSampler, DataLoader
 from toy import data, fit
+from zero import run_in_processes
 
 from lightning_lr import BatchSizeRamp, StepRamp
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Pair = tuple[Part, Part]
-RIGHT = [pair for pair in pairs() if (pair[0].name, pair[1].name) not in REFUSED]
+named = composition.key
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+STAGES = tuple(f"ZeROStrategy(stage={stage})" for stage in (1, 2, 3))
 
 
-def named(pair: Pair) -> str:
-    return "-".join(p.name + (f" ({p.setting})" if p.setting else "") for p in pair)
+def _refused(pair: Pair) -> bool:
+    return (pair[0].name, pair[1].name) in REFUSED
+
+
+def _runs(parts: Sequence[Part]) -> bool:
+    return DEEPSPEED or not any(p.name in STAGES for p in parts)
+
+
+RIGHT = [pair for pair in pairs() if not _refused(pair) and not spread(pair)]
+ALONE = [(p,) for p in PARTS if p.joins is not None and _runs((p,))]
+SPREAD = [pair for pair in pairs() if spread(pair) and _runs(pair)]
+"""Pairs with a strategy over several devices."""
+
+
+def _soon(parts: Sequence[Part]) -> bool:
+    """Of the strategies over several devices, the two that take the least time; the others are slow."""
+    return any(p.name in (STAGES[1], "CheckpointedDDPStrategy") for p in parts)
+
+
+def over(several: Sequence[Sequence[Part]]) -> pytest.MarkDecorator:
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "parts", [pytest.param(p, id=named(p), marks=() if _soon(p) else slow) for p in several]
+    )
 
 
 @pytest.fixture(autouse=True)
-def _needs_adamp(request: pytest.FixtureRequest) -> None:
+def _skip_what_is_not_there(request: pytest.FixtureRequest) -> None:
     if "AdamP" in request.node.name:
         pytest.importorskip("pytorch_optimizer")
+    if WeightAveraging is None and re.search("(?<!Stochastic)WeightAveraging", request.node.name):
+        pytest.skip("Lightning has WeightAveraging from 2.6 on")
 
 
-@pytest.mark.parametrize("alone", PARTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("alone", [p for p in PARTS if p.joins is None], ids=lambda p: p.name)
 def test_alone_it_does_what_its_closed_form_says(alone: Part, tmp_path: Path) -> None:
     check(train([alone], tmp_path))
 
@@ -46,7 +93,7 @@ def test_the_order_in_the_trainer_does_not_matter(pair: Pair, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["as listed", "turned round"])
-@pytest.mark.parametrize("names", REFUSED, ids="-".join)
+@pytest.mark.parametrize("names", [n for n in REFUSED if not spread([part(name) for name in n])], ids="-".join)
 def test_a_pair_is_refused_before_training_with_both_names(
     names: tuple[str, str], turned: bool, tmp_path: Path
 ) -> None:
@@ -57,13 +104,51 @@ def test_a_pair_is_refused_before_training_with_both_names(
     assert not recorder.path, "nothing was trained"
 
 
+class Ran:
+    """What two processes did, those that are slow once they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ranks: dict[bool, list[dict[str, Any]]] = {}
+
+    def __call__(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
+        soon = _soon(parts)
+        if soon not in self._ranks:
+            wanted = [p for p in [*ALONE, *SPREAD] if _soon(p) == soon]
+            folder = self.folder / str(soon)
+            self._ranks[soon] = run_in_processes(composition.cases(wanted, folder), folder)
+        return self._ranks[soon]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return Ran(tmp_path_factory.mktemp("several"))
+
+
+@over([*ALONE, *(pair for pair in SPREAD if not _refused(pair))])
+def test_over_several_devices_a_pair_is_the_product_of_the_two_and_trains_what_ddp_trains(
+    parts: Sequence[Part], ran: Ran
+) -> None:
+    like_ddp(parts, ran(parts))
+
+
+@over([pair for pair in SPREAD if _refused(pair)])
+def test_over_several_devices_a_pair_is_refused_before_training_with_both_names(parts: Pair, ran: Ran) -> None:
+    for rank in ran(parts):
+        said, late = rank[named(parts)]
+        assert re.search(REFUSED[parts[0].name, parts[1].name], said)
+        assert all(p.name.partition("(")[0] in said for p in parts)
+        assert not late, "nothing was trained"
+
+
 def test_no_pair_is_left_out() -> None:
-    together = {(a.name, b.name) for a, b in RIGHT} | set(REFUSED)
-    optimizers = [p for p in OURS if p.kind == "optimizer"]
-    assert len(OURS) == 17
-    assert len(PARTS) == 26
+    together = {(a.name, b.name) for a, b in pairs() if not _refused((a, b))} | set(REFUSED)
+    optimizers, strategies = ([p for p in PARTS if p.kind == kind] for kind in ("optimizer", "strategy"))
+    assert len(OURS) == 21
+    assert len(PARTS) == 31
+    assert (len(optimizers), len(strategies)) == (5, 6)
     of_ours, beside = len(OURS) * (len(OURS) - 1) // 2, len(OURS) * (len(PARTS) - len(OURS))
-    assert len(together) == of_ours - len(optimizers) * (len(optimizers) - 1) // 2 + beside
+    assert len(together) == len(pairs()) == of_ours + beside - 5 * 4 // 2 - 6 * 5 // 2 - len(OTHERS)
 
 
 def test_a_loader_that_fit_was_given_comes_back_after_a_finder_and_a_ramp() -> None:

@@ -242,7 +242,7 @@ def test_commands_exist(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     program, *words = shlex.split(line)
     if program == "make":
-        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([\w.-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert set(words) <= set(targets)
     elif program == "python":
         _, module, *options = words

@@ -29,9 +29,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from toy import ResumableLoader, Toy, data, fit, two_groups, weights
+from zero import needs_deepspeed
 
+from benchmarks._processes import end_with_parent
 from benchmarks.faults import decisions, differences, metrics, newest_checkpoint
-from benchmarks.faults_runs import ERRORS, FINAL, LOGS, Net, StatefulLoader, child, resnet, sgd
+from benchmarks.faults_runs import ERRORS, FINAL, LOGS, SAVE_EVERY, Net, StatefulLoader, child, resnet, sgd
 from benchmarks.faults_runs import data as samples
 from lightning_lr import (
     ActivationCompression,
@@ -52,6 +54,7 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks import changed
 from lightning_lr.journal import Journal
+from lightning_lr.strategies.zero_checkpoint import saved_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -62,6 +65,7 @@ LIMIT = 120.0  # seconds for anything that a child has to say
 
 # ---------------------------------------------------------------------- children
 def _work(name: str, world: int, rank: int, folder: Path, attempt: int, pipe: Any, prepare: Any) -> None:
+    end_with_parent()
     os.setpgid(0, 0)
     tempfile.tempdir = str(folder / "tmp")
     if prepare is not None:
@@ -208,6 +212,33 @@ def test_a_rank_that_dies_ends_the_other_and_leaves_a_checkpoint(tmp_path: Path)
     assert checkpoint is not None
     assert torch.load(checkpoint, weights_only=True)["global_step"] >= 6
     assert "RuntimeError" in (tmp_path / ERRORS).read_text()
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(
+    "name",
+    ["ZeRO stage 2, layer-wise, schedule", pytest.param("ZeRO stage 3, layer-wise, ramp", marks=pytest.mark.slow)],
+)
+def test_a_kill_while_shards_are_saved_goes_on_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    """Two ranks write a folder together; one is killed in the midst, then both."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert Child(name, whole, world=2).end() == [0, 0], (whole / ERRORS).read_text()
+    newest = 0
+    for attempt, ranks in enumerate(([1], [0, 1])):
+        running = Child(name, killed, attempt, world=2)
+        assert running.wait_for(f"saving {newest + 6}")
+        time.sleep(0.01 * attempt)
+        for rank in ranks:
+            running.ranks[rank].kill()
+        assert all(code != 0 for code in running.end())
+        checkpoint = newest_checkpoint(killed)
+        assert checkpoint is not None
+        newest = saved_in(checkpoint)["global_step"]
+        assert newest % SAVE_EVERY == 0
+        (killed / LOGS / "metrics.csv").unlink(missing_ok=True)
+    assert Child(name, killed, 2, world=2).end() == [0, 0], (killed / ERRORS).read_text()
+    assert newest >= 6
+    assert_went_on_as(killed, result(whole), began=newest)
 
 
 # ---------------------------------------------------------------------- places that are easily lost

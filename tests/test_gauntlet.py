@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from functools import partial
+import importlib.util
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
 import yaml
-from ddp import ddp, run_in_two_processes
 from gauntlet import BATCH, ROWS, At, Row
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
+from zero import run_in_processes
 
 import lightning_lr
+from lightning_lr import CheckpointedStrategy
+
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -55,15 +61,15 @@ def base_lr(row: Row) -> float:
 def train(row: Row, callbacks: list[Any], **arguments: Any) -> tuple[Toy, Probe]:
     probe = Probe()
     module = arguments.pop("module", None) or Toy(row.configure)
-    if row.strategy is not None and callbacks:
-        arguments.setdefault("strategy", row.strategy())
+    if callbacks:
+        arguments = strategy_of(row) | arguments
     trained, _ = fit([*callbacks, probe], module=module, **arguments)
     assert isinstance(trained, Toy)
     return trained, probe
 
 
 def strategy_of(row: Row) -> dict[str, Any]:
-    return {} if row.strategy is None else {"strategy": row.strategy()}
+    return {} if row.policy is None else {"strategy": CheckpointedStrategy(row.policy)}
 
 
 @rows
@@ -220,40 +226,177 @@ def test_yaml_round_trip_trains_the_same_weights(row: Row, tmp_path: Path, monke
 
 
 # ---------------------------------------------------------------------- two processes
-DDP_SAMPLES = 50
+PAIRS = [pair for pair in several.pairs() if DEEPSPEED or not pair[1].name.startswith("zero")]
+TRAINED = [pair for pair in PAIRS if several.refused(pair) is None]
+REFUSED = [pair for pair in PAIRS if several.refused(pair) is not None]
+Case = tuple[str, Callable[[], Any]]
 
 
-def _ddp_case(index: int) -> tuple[torch.Tensor, list[Any], bool]:
-    row = ROWS[index]
-    # Lightning would inject a sampler that shuffles; this one deals 0, 2, 4.. and 1, 3, 5.., so that the global batches
-    # are those of one process
-    sampler = DistributedSampler(data(DDP_SAMPLES), shuffle=False)
-    loader = DataLoader(data(DDP_SAMPLES), batch_size=BATCH // 2, sampler=sampler)
-    trained, probe = train(row, row.make(), loader=loader, max_epochs=3, **ddp(make=row.strategy))
-    wrapped = "lr_scheduler_step" in vars(trained)
-    return weights(trained), probe.series, wrapped
+def named(pair: several.Pair) -> str:
+    return f"{pair[0].name}-{pair[1].name}"
+
+
+def _key(kind: str, pair: several.Pair) -> str:
+    return f"{kind} {named(pair)}"
+
+
+def _names(pair: several.Pair) -> tuple[str, str]:
+    return pair[0].name, pair[1].name
+
+
+KINDS: dict[str, Callable[[several.Pair, str], Callable[[], Any]]] = {
+    "whole": lambda pair, at: partial(several.run, *_names(pair), save=f"{at}/{named(pair)}"),
+    "resumed": lambda pair, at: partial(
+        several.run, *_names(pair), ckpt_path=f"{at}/{named(pair)}/step={several.SAVED}.ckpt"
+    ),
+    **{
+        f"accumulated {n}": lambda pair, at, n=n: partial(several.accumulated, *_names(pair), n)  # type: ignore[misc]
+        for n in (1, 2, 3)
+    },
+    "yaml": lambda pair, at: partial(several.from_yaml, *_names(pair), at),
+    "bf16-mixed": lambda pair, at: partial(several.run, *_names(pair), precision="bf16-mixed"),
+}
+
+
+def _soon(kind: str, pair: several.Pair) -> bool:
+    """Whether it is run every time: all rows under all strategies, and of the other kinds some; the rest is slow.
+
+    Stage 3 and FSDP2 take as long as all the others.
+    """
+    row, strategy = _names(pair)
+    return {
+        "whole": True,
+        "resumed": strategy == "zero_2" or row in SHOWN,
+        "accumulated 3": strategy in ("ddp", "zero_2") or row in SHOWN,
+    }.get(kind, row in SHOWN[:1])
+
+
+SHOWN = ("layerwise-and-scaling-and-schedule", "lamb-sqrt", "hypergradient")
+"""Several groups and factors; whole tensors; what is kept from update to update."""
+
+
+def _cases(folder: Path, soon: bool) -> list[Case]:
+    wanted = [(kind, pair) for pair in PAIRS for kind in KINDS if pair in TRAINED or kind == "whole"]
+    return [(_key(kind, pair), KINDS[kind](pair, str(folder))) for kind, pair in wanted if _soon(kind, pair) == soon]
+
+
+def over(*kinds: str) -> pytest.MarkDecorator:
+    """Every pair of a row and a strategy that trains, for every kind of run."""
+    return pytest.mark.parametrize(
+        ("kind", "pair"),
+        [
+            pytest.param(kind, pair, id=_key(kind, pair), marks=() if _soon(kind, pair) else pytest.mark.slow)
+            for kind in kinds
+            for pair in TRAINED
+        ],
+    )
+
+
+class Ran:
+    """What the runs did; the slow ones are run when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ranks: dict[bool, list[dict[str, Any]]] = {}
+
+    def facts(self, kind: str, pair: several.Pair) -> list[Any]:
+        """Of each rank."""
+        soon = _soon(kind, pair)
+        if soon not in self._ranks:
+            self._ranks[soon] = run_in_processes(_cases(self.folder, soon), self.folder / str(soon))
+        return [rank[_key(kind, pair)] for rank in self._ranks[soon]]
+
+    def trained(self, kind: str, pair: several.Pair) -> dict[str, Any]:
+        """Of the first rank; the second had the same to the bit."""
+        first, second = self.facts(kind, pair)
+        assert isinstance(first, dict), first
+        assert isinstance(second, dict), second
+        assert first["lrs"] == second["lrs"]
+        assert torch.equal(first["weights"], second["weights"])
+        return first
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    cases = [(row.name, partial(_ddp_case, index)) for index, row in enumerate(ROWS)]
-    return run_in_two_processes(cases, tmp_path_factory.mktemp("ddp"))
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    ran = Ran(tmp_path_factory.mktemp("several"))
+    ran.facts("whole", PAIRS[0])  # slow ones are resumed from what these save
+    return ran
 
 
-@rows
-def test_two_processes_equal_one_with_the_same_global_batch(row: Row, two_processes: list[dict[str, Any]]) -> None:
-    one, probe = train(row, row.make(), loader=DataLoader(data(DDP_SAMPLES), batch_size=BATCH), max_epochs=3)
-    for rank in two_processes:
-        if isinstance(rank[row.name], Exception):
-            raise rank[row.name]
-        two, series, wrapped = rank[row.name]
-        assert not wrapped
-        assert len(series) == 21
-        assert same(row, series, probe.series)
-        assert series == two_processes[0][row.name][1], "the ranks agree to the bit"
-        if row.noisy:
-            assert torch.equal(two, two_processes[0][row.name][0])
-            assert (two - weights(one)).abs().max() < row.noisy
-            continue
-        # means over two ranks are summed in another order; fp32 rounding over 21 updates
-        assert (two - weights(one)).abs().max() < 1e-6
+@pytest.fixture(scope="module")
+def alone() -> Callable[[Row], tuple[torch.Tensor, Probe]]:
+    """One process with the same global batch, trained once for all strategies."""
+
+    @cache
+    def trained(name: str) -> tuple[torch.Tensor, Probe]:
+        row = next(row for row in ROWS if row.name == name)
+        loader = DataLoader(data(several.SAMPLES), batch_size=BATCH)
+        module, probe = train(row, row.make(), loader=loader, max_epochs=several.EPOCHS)
+        return weights(module), probe
+
+    return lambda row: trained(row.name)
+
+
+@over("whole")
+def test_two_processes_equal_one_with_the_same_global_batch(
+    kind: str, pair: several.Pair, ran: Ran, alone: Any
+) -> None:
+    row, two = pair[0], ran.trained(kind, pair)
+    one, probe = alone(row)
+    assert not two["wrapped"]
+    assert two["updates"] == two["hooks"] == len(two["norms"]) == several.UPDATES
+    assert same(row, two["lrs"], probe.series)
+    assert [lrs[0] for lrs in two["lrs"]] == close(row, expected(row, several.SAMPLES, several.UPDATES, base_lr(row)))
+    # means over two ranks are summed in another order; fp32 rounding over 21 updates
+    assert (two["weights"] - one).abs().max() < (row.noisy or 1e-6)
+
+
+@over("resumed")
+def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(kind: str, pair: several.Pair, ran: Ran) -> None:
+    resumed, whole = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert resumed["lrs"] == whole["lrs"][several.SAVED :]
+    assert torch.equal(resumed["weights"], whole["weights"])
+
+
+@over("accumulated 1", "accumulated 2", "accumulated 3")
+def test_accumulation_has_the_updates_hooks_and_gradient_norms_of_ddp(kind: str, pair: several.Pair, ran: Ran) -> None:
+    row, micro_batches = pair[0], int(kind[-1])
+    if micro_batches > 1 and "accumulation" in row.refuses:
+        assert all(row.refuses["accumulation"] in said for said in ran.facts(kind, pair))
+        return
+    got, wanted = ran.trained(kind, pair), ran.trained(kind, (row, several.SEVERAL[0]))
+    updates = several.EPOCHS * -(-several.RAGGED // (2 * 2 * micro_batches))
+    assert got["updates"] == got["hooks"] == wanted["updates"] == wanted["hooks"] == updates
+    assert got["norms"] == pytest.approx(wanted["norms"], rel=2e-5)  # summed over shards in another order
+    assert same(row, got["lrs"], wanted["lrs"])
+    assert (got["weights"] - wanted["weights"]).abs().max() < 1e-6
+
+
+@over("yaml")
+def test_yaml_names_the_strategy(kind: str, pair: several.Pair, ran: Ran) -> None:
+    written, by_hand = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert written["lrs"] == by_hand["lrs"]
+    assert torch.equal(written["weights"], by_hand["weights"])
+
+
+@over("bf16-mixed")
+def test_bf16_has_the_same_learning_rates_under_a_strategy(kind: str, pair: several.Pair, ran: Ran) -> None:
+    half, full = ran.trained(kind, pair), ran.trained("whole", pair)
+    assert len(half["lrs"]) == several.UPDATES
+    if pair[0].replay is None:  # else it follows the rounded gradients
+        assert half["lrs"] == full["lrs"]
+    assert 0 < (half["weights"] - full["weights"]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=named)
+def test_what_a_strategy_cannot_do_is_refused_before_training(pair: several.Pair, ran: Ran) -> None:
+    for said in ran.facts("whole", pair):
+        assert isinstance(said, str), "nothing was raised"
+        assert said.startswith("MisconfigurationException: ")
+        assert str(several.refused(pair)) in said
+        assert "on_fit_start" in said or "setup" in said, "before training"
+
+
+def test_a_row_refuses_no_strategy_that_does_not_exist() -> None:
+    known = {"short", "accumulation", "iterable", *(strategy.name for strategy in several.SEVERAL)}
+    assert all(set(row.refuses) <= known for row in ROWS)

@@ -1,4 +1,4 @@
-"""Our callbacks under `ZeROStrategy`: what DDP gives is what every stage gives; what cannot work is refused."""
+"""Our callbacks under `ZeROStrategy` where a row of the gauntlet does not say it: ramps, engines, what is refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -24,11 +25,9 @@ from lightning_lr import (
     Constant,
     Cosine,
     CurveRamp,
-    GradualUnfreezing,
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
-    NormalizedWeightDecay,
     StepRamp,
 )
 
@@ -47,10 +46,7 @@ def _momentum(module: Any) -> Any:
 
 
 EXACT: dict[str, tuple[Any, Sequence[Callable[[], Callback]]]] = {
-    "schedule": (two_groups, [lambda: LearningRateSchedule(Cosine(warmup=0.25))]),
     "scheduler-and-scaling": (_with_scheduler, [lambda: LearningRateScaling(4, warmup_epochs=1)]),
-    "layerwise": (_momentum, [lambda: LayerwiseLRDecay(0.5), lambda: LearningRateSchedule(Cosine())]),
-    "warmup": (_momentum, [lambda: AdaptiveWarmup(0.02, 0.08, decay=Cosine(), patience=1)]),
     "ramp": (two_groups, [lambda: BatchSizeRamp(StepRamp([1, 2], factor=2), max_batch_size=40)]),
     "ramp-accumulates": (
         two_groups,
@@ -63,7 +59,6 @@ EXACT: dict[str, tuple[Any, Sequence[Callable[[], Callback]]]] = {
             lambda: LayerwiseLRDecay(0.5),
         ],
     ),
-    "weight-decay": (_adamw, [lambda: NormalizedWeightDecay()]),
 }
 """Cases in which every update is compared."""
 
@@ -118,13 +113,13 @@ def _again_ddp() -> dict[str, Any]:
     return watched([], module=module, loader=_loader(4), max_epochs=1, **ddp())
 
 
-def _half(stage: int, precision: str) -> dict[str, Any]:
+def _fp16(stage: int) -> dict[str, Any]:
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
     accelerator.is_fp16_supported = lambda: True  # torch computes in it on every CPU; only some do so natively
     try:
-        return _fit(stage, _adamw, callbacks=[lambda: LearningRateSchedule(Constant())], precision=precision)
+        return _fit(stage, _adamw, callbacks=[lambda: LearningRateSchedule(Constant())], precision="16-mixed")
     finally:
         del accelerator.is_fp16_supported
 
@@ -162,6 +157,14 @@ def _without_ninja() -> None:
         _refused(2, module=Toy(compiled))
     finally:
         os.environ["PATH"] = path
+
+
+def _without_libaio() -> None:
+    """Where it is there, DeepSpeed would compile its operator, for minutes."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with mock.patch.object(AsyncIOBuilder, "is_compatible", return_value=False):
+        _refused(3, strategy_arguments={"offload_optimizer": True, "offload_optimizer_device": "nvme"})
 
 
 def _native_half() -> None:
@@ -203,10 +206,9 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     "frozen": (_returns(_partly_frozen), "all 2 parameters of group body are frozen"),
     "ninja": (_without_ninja, "install ninja and a C++ compiler, or return torch's optimizer"),
     "nvme": (
-        lambda: _refused(3, strategy_arguments={"offload_optimizer": True, "offload_optimizer_device": "nvme"}),
-        "offloading to 'nvme' needs DeepSpeed's async_io operator",
+        _without_libaio,
+        "offloading to 'nvme' needs DeepSpeed's async_io operator, and libaio with its headers (libaio-dev) cannot",
     ),
-    "unfreezing": (lambda: _refused(3, GradualUnfreezing(layers=["body", "head"])), "flat buffers of its own"),
 }
 
 
@@ -223,7 +225,7 @@ def _cases() -> list[tuple[str, Any]]:
     cases += [(name, partial(_engine, name)) for name in ENGINES]
     cases += [(f"again-{stage}", partial(_again, stage)) for stage in STAGES[:2]]
     cases += [("plain", partial(_fit, None, _adamw, max_epochs=2)), ("again", _again_ddp)]
-    cases += [(f"{p}-{stage}", partial(_half, stage, p)) for p in ("bf16-mixed", "16-mixed") for stage in STAGES]
+    cases += [(f"fp16-{stage}", partial(_fp16, stage)) for stage in STAGES]
     return [*cases, *((name, partial(_raises, name)) for name in REFUSED)]
 
 
@@ -252,9 +254,9 @@ def test_a_callback_does_what_it_does_under_ddp(ran: Any, stage: int, name: str)
 
 
 def test_the_callbacks_did_something(ran: Any) -> None:
-    assert len({tuple(lrs) for lrs in ran[0]["schedule-1"]["lrs"]}) > 15
+    assert len({tuple(lrs) for lrs in ran[0]["scheduler-and-scaling-1"]["lrs"]}) > 5
     assert ran[0]["ramp-accumulates-2"]["updates"] < 20
-    assert len(set(ran[0]["layerwise-3"]["lrs"][0])) == 2
+    assert len(set(ran[0]["ramp-and-layerwise-3"]["lrs"][0])) == 2
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -268,14 +270,12 @@ def test_a_second_fit_of_the_same_module_starts_clean(ran: Any, stage: int) -> N
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_half_precisions_train(ran: Any, stage: int) -> None:
-    for precision in ("bf16-mixed", "16-mixed"):
-        got = ran[0][f"{precision}-{stage}"]
-        assert isinstance(got, dict), got
-        assert got["weights"].isfinite().all()
-        assert got["hooks"] == 20
-    skipped = ran[0][f"16-mixed-{stage}"]
-    assert 0 < len(skipped["lrs"]) < 20, "dynamic loss scaling begins too high and skips updates"
+def test_fp16_trains(ran: Any, stage: int) -> None:
+    got = ran[0][f"fp16-{stage}"]
+    assert isinstance(got, dict), got
+    assert got["weights"].isfinite().all()
+    assert got["hooks"] == 20
+    assert 0 < len(got["lrs"]) < 20, "dynamic loss scaling begins too high and skips updates"
 
 
 @pytest.mark.parametrize("name", REFUSED)

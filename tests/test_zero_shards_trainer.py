@@ -9,13 +9,10 @@ from unittest import mock
 
 import pytest
 import torch
-from ddp import _Attached, ddp
+from ddp import ddp, fsdp2, shard
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
 from toy import Toy, data, fit
 from zero import Watch, needs_deepspeed, run_in_processes, whole_weights, zero
@@ -114,20 +111,14 @@ class Sharded(Toy):
     """FSDP2, as Lightning asks for it: the module shards itself."""
 
     def configure_model(self) -> None:
-        if not isinstance(self.body.weight, DTensor):
-            assert self.device_mesh is not None
-            for layer in (self.body, self.head):
-                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        shard(self, self.body, self.head, self)
 
 
 def _fsdp2(configure: Any, methods: Callable[[], list[Callback]], **arguments: Any) -> dict[str, Any]:
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
-    strategy.cluster_environment = _Attached()
     micro = BATCH // 2 // arguments.get("accumulate_grad_batches", 1)
     loader = DataLoader(data(SAMPLES), batch_size=micro, sampler=DistributedSampler(data(SAMPLES), shuffle=False))
     factors, module = Factors(), Sharded(configure)
-    joined = {"accelerator": "cpu", "devices": 2, "strategy": strategy, "max_epochs": EPOCHS}
+    joined = {**fsdp2(), "max_epochs": EPOCHS}
     asked: set[int] = set()
 
     class Count(Callback):
@@ -146,8 +137,7 @@ def _fsdp2(configure: Any, methods: Callable[[], list[Callback]], **arguments: A
             optimizer.register_step_post_hook(after)
 
     fit([*methods(), factors, Count()], module=module, loader=loader, **joined, **arguments)
-    whole = torch.cat([p.full_tensor().double().flatten() for p in module.parameters()])  # type: ignore[attr-defined]
-    return {"weights": whole, "rows": factors.rows, "asked": asked}
+    return {"weights": whole_weights(module), "rows": factors.rows, "asked": asked}
 
 
 def _refused(configure: Any, methods: Callable[[], list[Callback]]) -> dict[str, str]:

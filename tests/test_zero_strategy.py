@@ -1,4 +1,4 @@
-"""`ZeROStrategy` against DDP and one plain process: the same weights, updates, hooks and gradient norms."""
+"""`ZeROStrategy` against DDP: accumulation that changes and clipping; the rest is in the gauntlet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ddp import ddp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Toy, data, fit, two_groups, weights
+from toy import Toy, data, two_groups
 from zero import needs_deepspeed, run_in_processes, watched, zero
 
 pytestmark = needs_deepspeed
@@ -21,15 +21,8 @@ STAGES = (1, 2, 3)
 SAMPLES, GLOBAL_BATCH, EPOCHS = 40, 8, 4  # 5 updates an epoch, 20 in all
 
 
-def _sgd(module: Any) -> Any:
-    return torch.optim.SGD(module.parameters(), lr=0.05)
-
-
 def _adamw(module: Any) -> Any:
     return torch.optim.AdamW(module.parameters(), lr=0.01, weight_decay=0.1)
-
-
-OPTIMIZERS = {"sgd": _sgd, "momentum": two_groups, "adamw": _adamw}
 
 
 def _loader(batch: int, samples: int = SAMPLES, ranks: int = 2) -> DataLoader[Any]:
@@ -55,7 +48,6 @@ def _fit(
     return watched(made, module=Toy(configure), loader=_loader(batch, samples), **strategy, **arguments)
 
 
-ACCUMULATIONS = (1, 2, 3)
 RAGGED = 40  # samples: 10 micro-batches of 2 x 2, so that windows of 3 leave one
 
 
@@ -66,23 +58,6 @@ def _scheduler() -> GradientAccumulationScheduler:
 def _cases() -> list[tuple[str, Any]]:
     cases: list[tuple[str, Any]] = []
     for stage in (None, *STAGES):
-        for name, configure in OPTIMIZERS.items():
-            cases.append((f"{name}-{stage}", partial(_fit, stage, configure)))
-        for accumulation in ACCUMULATIONS:
-            cases.append(
-                (
-                    f"accumulate{accumulation}-{stage}",
-                    partial(
-                        _fit,
-                        stage,
-                        two_groups,
-                        batch=2,
-                        samples=RAGGED,
-                        accumulate_grad_batches=accumulation,
-                        max_epochs=2,
-                    ),
-                )
-            )
         cases.append(
             (
                 f"scheduler-{stage}",
@@ -104,19 +79,7 @@ def _got(ran: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weights_are_those_of_one_plain_process(ran: Any, stage: int, optimizer: str) -> None:
-    plain = weights(
-        fit([], module=Toy(OPTIMIZERS[optimizer]), loader=_loader(GLOBAL_BATCH, ranks=1), max_epochs=EPOCHS)[0]
-    )
-    got = _got(ran, f"{optimizer}-{stage}")
-    assert got["updates"] == 20
-    assert (got["weights"] - plain).abs().max() < 1e-6
-    assert torch.equal(got["weights"], ran[1][f"{optimizer}-{stage}"]["weights"])
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("case", [*(f"accumulate{n}" for n in ACCUMULATIONS), "scheduler", "clip"])
+@pytest.mark.parametrize("case", ["scheduler", "clip"])
 def test_updates_hooks_and_gradient_norms_are_those_of_ddp(ran: Any, stage: int, case: str) -> None:
     got, want = _got(ran, f"{case}-{stage}"), _got(ran, f"{case}-None")
     assert got["updates"] == want["updates"] == got["hooks"] == want["hooks"]

@@ -35,25 +35,29 @@ class Stream(IterableDataset[Any]):
 
 
 class ResumableSampler(Sampler[int]):
-    """Hands out 0 .. n-1 and begins after the samples that an interrupted epoch has already used."""
+    """Hands out 0 .. n-1 and begins after the samples that an interrupted epoch has already used.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    Several ranks deal 0, 2, 4 .. and 1, 3, 5 .., so that the global batches are those of one process.
+    """
+
+    def __init__(self, size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.dealt = range(rank, size, ranks)
         self.skip = 0
 
     def __iter__(self) -> Iterator[int]:
         start, self.skip = self.skip, 0
-        return iter(range(start, self.size))
+        return iter(self.dealt[start:])
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.dealt)
 
 
 class ResumableLoader(DataLoader[Any]):
     """A loader with the state that Lightning saves, so that a mid-epoch resume repeats no sample."""
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
-        super().__init__(dataset, batch_size=batch_size, sampler=ResumableSampler(len(dataset)))  # type: ignore[arg-type]
+    def __init__(self, dataset: Dataset[Any], batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        sampler = ResumableSampler(len(dataset), rank, ranks)  # type: ignore[arg-type]
+        super().__init__(dataset, batch_size=batch_size, sampler=sampler)
         self.given = 0
 
     def __iter__(self) -> Iterator[Any]:

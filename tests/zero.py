@@ -21,8 +21,10 @@ import pytest
 import torch
 from ddp import _Attached
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 from toy import fit
 
+from benchmarks._processes import spawn
 from lightning_lr import ZeROStrategy
 from lightning_lr import lightning_internals as internals
 
@@ -60,7 +62,12 @@ def whole(module: torch.nn.Module) -> Iterator[None]:
 
 def whole_weights(module: torch.nn.Module) -> torch.Tensor:
     with whole(module):
-        return torch.cat([p.detach().double().flatten().clone() for p in module.parameters()])
+        return torch.cat([assembled(p.detach()).double().flatten().clone() for p in module.parameters()])
+
+
+def assembled(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of FSDP2 put together from its pieces; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class Watch(Callback):
@@ -83,7 +90,7 @@ class Watch(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.hooks += 1
         if not isinstance(trainer.strategy, ZeROStrategy):
-            gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            gradients = [assembled(p.grad).flatten() for p in pl_module.parameters() if p.grad is not None]
             self.norms.append(float(torch.cat(gradients).norm()))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,5 +140,5 @@ def run_in_processes(cases: Cases, out: Path, world: int = 2) -> list[dict[str, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_work, args=(world, port, list(cases), str(out)), nprocs=world)
+    spawn(_work, (world, port, list(cases), str(out)), nprocs=world)
     return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world)]

@@ -185,6 +185,8 @@ class ActivationCompression(MethodCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._state, self._probed_at = state_dict["compression"], state_dict["probed_at"]
+        if self._compressor is not None and self._state is not None:  # an engine restores after on_fit_start
+            self._compressor.load_state_dict(self._state)
 
     # ------------------------------------------------------------------ inside
     def _compressing(self) -> AbstractContextManager[Any]:

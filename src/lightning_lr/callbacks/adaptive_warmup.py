@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import warmup_company
+from lightning_lr.callbacks import warmup_company, warmup_journal
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -271,19 +271,9 @@ class AdaptiveWarmup(MethodCallback):
 
     def _note(self, run: Run, machine: WarmupMachine, decision: Decision) -> None:
         journal = run.journal(self.name)
-        if journal is None:
-            return
-        facts = decision.facts()
-        event = facts.pop("reason")
-        if machine.phase == "decay":
-            facts["phases"] = [[p.name, p.start, p.end] for p in self.phases(run.clock.shape)]
-            facts["facts"] = {
-                "adaptive warm-up": f"lr {self.settings.min_lr:g} to {decision.reached_lr:.4g} in "
-                f"{run.clock.updates:,} updates, and on from {decision.lr:.4g}"
-            }
-        read = {name: [_short(pair[i]) for pair in machine.last_read] for i, name in enumerate(("lr", "loss"))}
-        # counted by the updates before the one that was just made: a checkpoint after it holds the decision
-        journal.append(run.clock.updates - 1, event, **facts, read=read, picture=decision.picture)
+        if journal is not None:
+            # counted by the updates before the one that was just made: a checkpoint after it holds the decision
+            warmup_journal.note(journal, run.clock.updates - 1, machine, decision)
 
     def _state_of_run(self, reduce: Reduce | None) -> dict[str, Any]:
         assert self.machine is not None
@@ -298,7 +288,3 @@ class AdaptiveWarmup(MethodCallback):
         if self._run is not None and self.machine is not None:
             self._state = self._state_of_run(None)  # the ranks may not all come here (an exception)
         super()._leave(trainer)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.7g}") if math.isfinite(value) else value

@@ -22,6 +22,7 @@ from lightning_lr.callbacks import changed
 from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
+from lightning_lr.callbacks.mirror import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -47,6 +48,7 @@ class MethodCallback(Callback):
                 f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
                 "its number of samples, or None"
             )
+        warn_of_mirror(self)
         self.count_samples = count_samples
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
@@ -130,6 +132,7 @@ class MethodCallback(Callback):
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_mirror(self, trainer)
         if stage != "fit":
             return
         who = type(self).__name__
@@ -144,7 +147,7 @@ class MethodCallback(Callback):
                     f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
-        refuse_company(self, trainer)
+        refuse_company(self, self.name, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
 from lightning_lr.callbacks import changed
+from lightning_lr.callbacks.mirror import refuse_mirror, warn_of_mirror
 
 
 class GhostBatchNorm(Callback):
@@ -32,9 +33,11 @@ class GhostBatchNorm(Callback):
             raise ValueError(
                 f"GhostBatchNorm: got ghost_batch_size={ghost_batch_size!r}; give a number of samples from 2"
             )
+        warn_of_mirror(self)
         self.ghost_batch_size = ghost_batch_size
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_mirror(self, trainer)
         if stage != "fit":
             return
         try:

@@ -130,6 +130,7 @@ class HypergradientDescent(MethodCallback):
         if self._state is not None and self._run is not None and self._run.clock.updates > 0:
             self._learner.load_state_dict(self._state["learner"])
             self._estimator.load_state_dict(self._state["estimator"])
+            self._estimator.load_shards(internals.of_this_rank(self._state.get("shards")) or {})
         self._hooks = [writer.optimizer.register_step_post_hook(self._after_step)]
 
     def factor(self, clock: SampleClock) -> float | list[float]:
@@ -199,6 +200,8 @@ class HypergradientDescent(MethodCallback):
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
         self._keep_state()
+        if self._estimator is not None and self._state is not None and self._estimator.keeps_copies:
+            self._state["shards"] = internals.gathered(self._estimator.shards())
         return {**super().state_dict(), "hypergradient": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

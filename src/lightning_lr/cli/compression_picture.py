@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
-from lightning_lr.cli.figure import COLORS, EndLabel, label_ends
+from lightning_lr.cli.figure import COLORS
+from lightning_lr.cli.labels import EndLabel, label_ends
 from lightning_lr.cli.run_record import RunRecord
 
 BITS, RATIO = "compression/bits", "compression/ratio"

@@ -10,18 +10,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from lightning_lr.cli.figure import (
-    COLORS,
-    MAX_LINES,
-    EndLabel,
-    Frame,
-    Panel,
-    label_ends,
-    label_point,
-    save_figure,
-    short_number,
-    spans_decades,
-)
+from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure, short_number, spans_decades
+from lightning_lr.cli.labels import EndLabel, label_ends, label_point
 from lightning_lr.cli.run_plan import Plan
 
 

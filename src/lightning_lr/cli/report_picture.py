@@ -7,26 +7,23 @@ says whether a run has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import FuncFormatter
 
 from lightning_lr.cli.compression_picture import draw_compression, has_compression
-from lightning_lr.cli.figure import (
-    COLORS,
-    MAX_LINES,
-    EndLabel,
-    Frame,
-    Panel,
-    label_ends,
-    save_figure,
-    short_number,
-    spans_decades,
+from lightning_lr.cli.envelope import draw_envelope
+from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure, short_number, spans_decades
+from lightning_lr.cli.hypergradient_picture import (
+    draw_hypergradient_cosine,
+    draw_hypergradient_factor,
+    hypergradient_metrics,
 )
+from lightning_lr.cli.labels import EndLabel, label_ends
 from lightning_lr.cli.report_summary import (
     RESULT,
     batch_varies,
@@ -89,7 +86,7 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     lines = {group: record.points(name) for group, name in record.learning_rates.items()}
     labels = []
     if len(lines) > MAX_LINES:
-        labels = _draw_envelope(ax, record, lines)
+        labels = draw_envelope(ax, record, lines)
     else:
         for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
@@ -106,20 +103,6 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     else:
         ax.set_ylim(0, 1.12 * max(every) or 1.0)
     label_ends(ax, labels)
-
-
-def _draw_envelope(ax: Axes, record: RunRecord, lines: Mapping[str, tuple[list[float], list[float]]]) -> list[EndLabel]:
-    """The highest and the lowest of many groups; the labels of their ends."""
-    at = next(iter(lines.values()))[0]
-    stacked = [values for x, values in lines.values() if len(x) == len(at)]
-    lows, highs = np.nanmin(stacked, axis=0), np.nanmax(stacked, axis=0)
-    ax.fill_between(at, lows, highs, color=COLORS[0], alpha=0.2, linewidth=0)
-    labels = []
-    for values, word in ((highs, "highest"), (lows, "lowest")):
-        ax.plot(at, values, color=COLORS[0])
-        text = f"{word} of {len(lines)} groups\n{values[-1]:.2g}"
-        labels.append(EndLabel(record.now, float(values[-1]), text, COLORS[0]))
-    return labels
 
 
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
@@ -155,48 +138,6 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
     label_ends(ax, labels)
 
 
-HYPERGRADIENT = "hypergradient/"
-
-
-def _hypergradient(record: RunRecord, what: str) -> dict[str, str]:
-    """The metric of each group that holds ``what``, factor or cosine."""
-    prefix = f"{HYPERGRADIENT}{what}/"
-    return {n.removeprefix(prefix): n for n in record.metrics if n.startswith(prefix) and record.metrics[n].finite}
-
-
-def draw_hypergradient_factor(ax: Axes, record: RunRecord) -> None:
-    """What hypergradient descent has made of the scheduled learning rate; 1 where it has done nothing."""
-    ax.axhline(1.0, color="#888888", linewidth=0.8)
-    _draw_hypergradient(ax, record, "factor")
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(LogFormatter())
-    ax.yaxis.set_minor_formatter(LogFormatter())  # within a decade: 0.5, not 5 x 10^-1
-
-
-def draw_hypergradient_cosine(ax: Axes, record: RunRecord) -> None:
-    """How the gradient lies to the last update: above 0 a longer step would have been better."""
-    ax.axhline(0.0, color="#888888", linewidth=0.8)
-    _draw_hypergradient(ax, record, "cosine")
-    ax.set_ylim(-1.05, 1.05)
-
-
-def _draw_hypergradient(ax: Axes, record: RunRecord, what: str) -> None:
-    series = _hypergradient(record, what)
-    if len(series) > MAX_LINES:
-        label_ends(ax, _draw_envelope(ax, record, {group: record.points(name) for group, name in series.items()}))
-        return
-    labels = []
-    for color, (group, name) in zip(COLORS, series.items(), strict=False):
-        at, values = record.points(name)
-        if len(at) > DENSE:
-            ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            values = running_mean(values, smoothing_window(values))
-        ax.plot(at, values, color=color)
-        last = next(value for value in reversed(values) if math.isfinite(value))
-        labels.append(EndLabel(record.now, last, f"{group}  {last:.2g}" if len(series) > 1 else f"{last:.2g}", color))
-    label_ends(ax, labels)
-
-
 PANELS: list[Panel[RunRecord]] = [
     Panel("accuracy, scores", lambda record: bool(_scores(record)), draw_scores, height=2.4),
     Panel("loss", lambda record: bool(_losses(record)), draw_loss, height=2.4),
@@ -211,13 +152,13 @@ PANELS: list[Panel[RunRecord]] = [
     Panel("compressed\nactivations", has_compression, draw_compression, height=1.8),
     Panel(
         "hypergradient\nfactor",
-        lambda record: bool(_hypergradient(record, "factor")),
+        lambda record: bool(hypergradient_metrics(record, "factor")),
         draw_hypergradient_factor,
         height=1.8,
     ),
     Panel(
         "cosine of gradient\nand last update",
-        lambda record: bool(_hypergradient(record, "cosine")),
+        lambda record: bool(hypergradient_metrics(record, "cosine")),
         draw_hypergradient_cosine,
         height=1.4,
     ),

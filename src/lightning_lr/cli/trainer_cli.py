@@ -23,6 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
+from lightning_lr.callbacks.mirror import hint_of_mirror
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
 from lightning_lr.cli.nearest import Known, unknown_names
 from lightning_lr.curves import Curve
@@ -178,7 +179,8 @@ class LearningRateCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
         except argparse.ArgumentError as error:
             complaints = unknown_names(self.words, self.known())
-            raise ConfigurationError("\n".join(complaints) or _shortened(str(error.message))) from error
+            refusal = "\n".join(complaints) or _shortened(str(error.message))
+            raise ConfigurationError(refusal + hint_of_mirror(refusal)) from error
         with refusing(kinds=REFUSALS):  # LightningCLI reads hyperparameters from it before anything else
             refuse_half_a_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 

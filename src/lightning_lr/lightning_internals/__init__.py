@@ -1,7 +1,8 @@
 """Every touch of what Lightning does not promise: private attributes, and the order in which its loop calls things.
 
-Checked against Lightning 2.6.6. Each function is named for its purpose; a new Lightning release can break this one
-room and no other. Users take it whole: ``from lightning_lr import lightning_internals as internals``.
+Checked against Lightning 2.5.6 and 2.6.6; where they differ, the function says so. Each is named for its purpose; a new
+Lightning release can break this one room and no other. Users take it whole:
+``from lightning_lr import lightning_internals as internals``.
 """
 
 from lightning_lr.lightning_internals.loaders import (
@@ -27,13 +28,26 @@ from lightning_lr.lightning_internals.loop import (
     set_epoch_length,
     update_ends,
 )
+from lightning_lr.lightning_internals.mirror import (
+    INSTEAD,
+    MIRROR,
+    class_of_mirror,
+    mirror_is_imported,
+    mirror_refuses_unasked,
+)
 from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
     around_configure_optimizers,
     configured_optimizers,
     optimizers_and_schedulers,
 )
-from lightning_lr.lightning_internals.ranks import maximum_over_ranks, mean_over_ranks, take_from_rank_zero
+from lightning_lr.lightning_internals.ranks import (
+    gathered,
+    maximum_over_ranks,
+    mean_over_ranks,
+    of_this_rank,
+    take_from_rank_zero,
+)
 from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, left_in_gradients, loss_scale
 from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
 from lightning_lr.lightning_internals.stopping import let_sigterm_end_all
@@ -60,6 +74,8 @@ from lightning_lr.lightning_internals.updates import (
 )
 
 __all__ = [
+    "INSTEAD",
+    "MIRROR",
     "Scheduled",
     "after_gradient_clipping",
     "after_optimizer_step",
@@ -70,11 +86,13 @@ __all__ = [
     "begin_epoch_after_resume",
     "bracket_lr_writers",
     "bracket_scheduler_steps",
+    "class_of_mirror",
     "configured_optimizers",
     "engine_holds_gradients",
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
+    "gathered",
     "given_loader_without_length",
     "gradient_scale",
     "has_loss_scaler",
@@ -94,7 +112,10 @@ __all__ = [
     "loss_scale",
     "maximum_over_ranks",
     "mean_over_ranks",
+    "mirror_is_imported",
+    "mirror_refuses_unasked",
     "next_position",
+    "of_this_rank",
     "on_train_loader",
     "optimizers_and_schedulers",
     "reduced_on_arrival",

@@ -23,8 +23,8 @@ def next_position(trainer: Trainer) -> tuple[int, int]:
 def begin_epoch_after_resume(trainer: Trainer) -> None:
     """In ``on_train_start``: let a run that goes on after the last batch of an epoch begin the next one as every other.
 
-    From a checkpoint that was saved in ``on_train_batch_end`` of an epoch's last batch, Lightning 2.6.6 counts that
-    epoch as done and still goes on as if inside it: ``on_train_epoch_start`` is not called, the new epoch is not
+    From a checkpoint that was saved in ``on_train_batch_end`` of an epoch's last batch, Lightning (2.5.6, 2.6.6) counts
+    that epoch as done and still goes on as if inside it: ``on_train_epoch_start`` is not called, the new epoch is not
     counted, and what is restored from a checkpoint of *this* run then counts a batch twice.
     """
     loop = trainer.fit_loop

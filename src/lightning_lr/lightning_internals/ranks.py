@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from lightning.pytorch import Trainer
+
+T = TypeVar("T")
 
 
 def maximum_over_ranks(value: torch.Tensor) -> torch.Tensor:
@@ -27,3 +32,24 @@ def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
         torch.distributed.broadcast(sent, src=0)
         if sent is not tensor:
             tensor.copy_(sent)
+
+
+def gathered(own: T) -> list[T | None]:
+    """What every rank has, in their order, on the first rank; each of the others has its own in its place.
+
+    The first rank's state goes into a checkpoint, but in ZeRO's stage 3, where every rank writes its own.
+    """
+    if not torch.distributed.is_initialized():
+        return [own]
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    everybody: list[T | None] = [None] * ranks
+    torch.distributed.gather_object(own, everybody if rank == 0 else None)
+    everybody[rank] = own
+    return everybody
+
+
+def of_this_rank(everybody: Sequence[T | None] | None) -> T | None:
+    """This rank's of what was :func:`gathered`; ``None`` where that was by another number of ranks."""
+    started = torch.distributed.is_initialized()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if started else (0, 1)
+    return everybody[rank] if everybody is not None and len(everybody) == ranks else None

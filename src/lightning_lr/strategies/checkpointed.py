@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import Checkpointing, CheckpointPlan, CheckpointPolicy, PlanError
+from lightning_lr.callbacks.company import refuse_company
 from lightning_lr.journal import Journal
 
 if TYPE_CHECKING:
@@ -39,6 +40,14 @@ class CheckpointsActivations(_Base):
     checkpointing: Checkpointing | None = None
     """At work while ``fit`` runs; its ``plan`` is there once the first training steps have been watched."""
     _notes: _PlanNotes
+
+    def __repr__(self) -> str:
+        """What a Trainer of ``pytorch_lightning`` quotes when it refuses the strategy, in its constructor."""
+        return f"<lightning_lr.{type(self).__name__}: for a lightning.pytorch.Trainer, import lightning.pytorch as pl>"
+
+    def setup_environment(self) -> None:
+        self._refuse_company()
+        super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
         module = self.lightning_module
@@ -85,6 +94,13 @@ class CheckpointsActivations(_Base):
         for _ in range(self.checkpointing.steps_to_watch):
             with self._refusing(), self.checkpointing.step():
                 internals.loss_apart_from_training(trainer, module, batch)
+
+    def _refuse_company(self) -> None:
+        """Before a callback of Lightning's refuses the strategy without a reason, in its own ``setup``."""
+        module = self.lightning_module
+        assert module is not None
+        if module.trainer.state.fn == TrainerFn.FITTING:
+            refuse_company(self, str(self.strategy_name), module.trainer)  # type: ignore[attr-defined]
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -196,7 +212,8 @@ class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
         **kwargs: of Lightning's ``DDPStrategy``.
 
     Raises:
-        MisconfigurationException: as :class:`CheckpointedStrategy` does.
+        MisconfigurationException: as :class:`CheckpointedStrategy` does; and beside ``BackboneFinetuning`` and
+            ``BatchSizeFinder``.
     """
 
     strategy_name = "ddp_checkpointed"

@@ -27,7 +27,15 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
-from lightning_lr.strategies import zero_checkpoint, zero_checks, zero_engine, zero_loading, zero_settings
+from lightning_lr.strategies import (
+    whole_folders,
+    zero_checkpoint,
+    zero_checks,
+    zero_engine,
+    zero_loading,
+    zero_optimizers,
+    zero_settings,
+)
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero_precision import ZeROPrecision
 from lightning_lr.strategies.zero_segments import ShardedUpdate
@@ -43,8 +51,9 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     engine's shards (stages 1 and 2: one flat vector per group; stage 3: none outside the step).
 
     Optimizers that act on each element by itself (SGD, Adam, AdamW, ...) are right on shards, which is why DeepSpeed's
-    list of tested ones is not asked. One that looks at whole tensors is not, unless it knows of shards, as
-    ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update, with all groups.
+    list of tested ones is not asked. One that looks at whole tensors is not, which is found out by trying and refused,
+    unless it knows of shards, as ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update,
+    with all groups.
 
     Args:
         stage: 1 shards the optimizer's state, 2 the gradients too, 3 the parameters too.
@@ -57,8 +66,9 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     Raises:
         MisconfigurationException: for a stage that does not exist, arguments of stage 3 with another, settings that the
             Trainer decides about, without DeepSpeed; at setup for manual optimization, gradients clipped by value, any
-            number of optimizers but one, optimizers that the engine would break, and NVMe without its operator; and
-            for a checkpoint of another stage or number of processes.
+            number of optimizers but one, optimizers that the engine would break, NVMe without its operator, and
+            callbacks of Lightning's that average weights or add groups; and for a checkpoint of another stage or number
+            of processes.
 
     Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054.
 
@@ -168,6 +178,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         assert self.config is not None
         if zero_settings.uses_nvme(self.config):
             zero_engine.check_nvme(who)
+        self._refuse_company()
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
@@ -200,10 +211,12 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
             zero_engine.release(engine)
+            self.model = self.lightning_module
 
     # ------------------------------------------------------------------ checkpoints
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The groups alone, as of the whole parameters: the engine saves the state itself, in shards."""
+        self._check_engine()
         indices = iter(range(sum(len(group) for group in self._groups)))
         groups = zero_checkpoint.hyperparameters(optimizer.param_groups)
         for group, names in zip(groups, self._groups, strict=True):
@@ -213,15 +226,48 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """As Lightning's, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
+        """As Lightning's, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down.
+
+        The folder is there when it is whole: a process that is killed before leaves the one that was there.
+
+        Raises:
+            MisconfigurationException: after training, when the engine is gone.
+        """
+        self._check_engine()
         if not self._groups:  # an engine that does not train
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            self._save_whole(checkpoint, filepath, storage_options)
             return
         dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
         values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
         checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
         with zero_checkpoint.values_in_groups(self.optimizers[0], values):
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+            self._save_whole(checkpoint, filepath, storage_options)
+
+    def _check_engine(self) -> None:
+        if not isinstance(self.model, Module) or self.model is self.lightning_module:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: a checkpoint is asked for when the engine and its shards are gone, as after "
+                "Trainer.fit; save by ModelCheckpoint(save_last=True) or in on_train_end"
+            )
+
+    def _save_whole(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None) -> None:
+        path = Path(self.broadcast(filepath))
+        if zero_engine.writes_later(self.deepspeed_engine):  # and moves nothing: its folder grows in its place
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        moves = self.local_rank == 0 if zero_engine.writes_on_each_node(self.deepspeed_engine) else self.is_global_zero
+        if moves:
+            whole_folders.remove(whole_folders.beside(path))  # of a process that was killed
+        self.barrier()
+        super().save_checkpoint(checkpoint, whole_folders.beside(path), storage_options)  # ends with a barrier
+        if moves:
+            whole_folders.publish(path)
+        self.barrier()
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """As Lightning's, so that a process that is killed leaves no part of it under its name."""
+        if self.is_global_zero:
+            whole_folders.remove(Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.load_full_weights and self.zero_stage_3:
@@ -267,6 +313,7 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
         finally:
             undo()
         zero_engine.check_optimizer(who, optimizers[0], self.stage)
+        zero_optimizers.check_acts_on_elements(who, optimizers[0])
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self._update = ShardedUpdate(optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)

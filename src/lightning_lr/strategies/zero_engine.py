@@ -208,6 +208,16 @@ def clip_as_configured(engine: Any) -> None:
         engine.optimizer.clip_grad = engine.gradient_clipping()
 
 
+def writes_later(engine: Any) -> bool:
+    """Whether a checkpoint is written in the background, and goes on after saving has returned."""
+    return bool(engine.checkpoint_engine.is_decoupled())
+
+
+def writes_on_each_node(engine: Any) -> bool:
+    """Whether every node has a folder of its own for a checkpoint, under the same name."""
+    return bool(engine.use_node_local_storage())
+
+
 def weights_finite(module: nn.Module) -> bool:
     """Whether this rank's parameters (its pieces of them, in stage 3) and buffers are finite; waits for the device."""
     parameter: Any

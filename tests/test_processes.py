@@ -1,0 +1,78 @@
+"""Ranks end with the process that started them, also where it is killed and they wait for each other inside gloo."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+LIMIT = 900.0  # seconds to start, on a busy machine; to end they have five
+STARTERS = {
+    "zero": "from zero import run_in_processes as run",
+    "ddp": "from ddp import run_in_two_processes as run",
+}
+
+
+def stay(folder: Path) -> None:
+    """Do not end by yourself: the first rank in Python, deaf to Ctrl-C as a Trainer is, the second one inside gloo."""
+    rank = torch.distributed.get_rank()
+    (folder / f"part{rank}").write_text(str(os.getpid()))
+    os.rename(folder / f"part{rank}", folder / f"pid{rank}")
+    if rank == 1:
+        torch.distributed.barrier()
+    for _ in range(100):
+        with suppress(KeyboardInterrupt):
+            time.sleep(1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
+@pytest.mark.parametrize(
+    ("starter", "how"), [("zero", signal.SIGKILL), ("ddp", signal.SIGKILL), ("ddp", signal.SIGINT)]
+)
+def test_ranks_end_with_the_process_that_started_them(starter: str, how: signal.Signals, tmp_path: Path) -> None:
+    if starter == "zero":
+        pytest.importorskip("deepspeed")
+    script = (
+        f"{STARTERS[starter]}\nfrom functools import partial\nfrom pathlib import Path\n"
+        f"from test_processes import stay\n"
+        f"folder = Path({str(tmp_path)!r})\nrun([('stay', partial(stay, folder))], folder)\n"
+    )
+    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
+    pids: list[int] = []
+    try:
+        begin = time.monotonic()
+        while len(pids) < 2 and time.monotonic() - begin < LIMIT and parent.poll() is None:
+            time.sleep(0.1)
+            pids = [int(file.read_text()) for file in sorted(tmp_path.glob("pid*"))]
+        assert len(pids) == 2, "both ranks are at work"
+        assert all(map(_alive, pids))
+        parent.send_signal(how)
+        assert parent.wait(LIMIT) != 0
+        begin = time.monotonic()
+        while any(map(_alive, pids)) and time.monotonic() - begin < 5:
+            time.sleep(0.05)
+        assert not any(map(_alive, pids))
+    finally:
+        parent.kill()
+        parent.wait()
+        for pid in filter(_alive, pids):
+            os.kill(pid, signal.SIGKILL)
