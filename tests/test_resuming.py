@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -265,6 +266,10 @@ def test_the_same_line_starts_and_goes_on(configured: Path) -> None:
     assert len(read_whole_run(find_run(Path("runs/one"))).parts) == 2
 
 
+@pytest.mark.skipif(
+    lightning.__version__.startswith("2.5"),
+    reason="the command line of Lightning 2.5 takes no checkpoint file of a module that saved its hyperparameters",
+)
 def test_a_fixed_log_directory_takes_a_resume_and_refuses_a_new_run(
     configured: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
