@@ -822,12 +822,13 @@ def beside_ddp(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 ROUNDS_OTHERWISE = ("ActivationCompression", "CheckpointedDDPStrategy")
-"""Checkpointing leaves other tensors to round, the inputs of segments: the weights are DDP's up to that."""
+"""Checkpointing leaves other tensors to round, the inputs of segments: the weights are DDP's up to that (0.0032 was
+measured, where training moves them by up to 0.22)."""
 
 
 def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
     """Whether both ranks have trained what DDP trains, up to the order in which sums are made."""
-    within = 0.02 if tuple(p.name for p in parts) == ROUNDS_OTHERWISE else 2e-6
+    within = 0.01 if tuple(p.name for p in parts) == ROUNDS_OTHERWISE else 2e-6
     for rank in ran:
         got, wanted = rank[key(parts)], rank[key(beside_ddp(parts))]
         assert isinstance(got, dict), got

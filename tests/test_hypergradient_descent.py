@@ -296,10 +296,10 @@ def test_tensor_learning_rates_are_written_in_place() -> None:
     assert (weights(held) - weights(plain)).abs().max() < 1e-6, "a learning rate in fp32"
 
 
-def test_plan_says_how_far_the_learning_rate_can_go() -> None:
+def test_plan_says_how_far_the_factor_can_go() -> None:
     callback = HypergradientDescent(rule="additive")
     notes = callback.advice(None, Adam([nn.Parameter(torch.ones(1))], lr=1e-6))  # type: ignore[arg-type]
-    assert "reach 1e-09 to 0.001" in notes[0]
+    assert "can make them 0.001 to 1000 times as large" in notes[0]
     assert "well-tuned Adam may become worse" in notes[1]
 
 
