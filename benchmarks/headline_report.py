@@ -150,7 +150,7 @@ def mean_curve(runs: Sequence[Record], price: Price) -> tuple[list[float], list[
 
 def summary(table: Sequence[Row]) -> str:
     """The result in three lines: how far from the searched rate a run without a search ends, above 0 where better."""
-    lines = ["How a run without a search ends, against AdamW with the best of five rates"]
+    lines = ["How a run without a search ends, against AdamW with the best of five rates (+ is better)"]
     for arm in SAID:
         gaps = []
         for model in dict.fromkeys(row.model for row in table):

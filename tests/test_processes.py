@@ -43,7 +43,12 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
 @pytest.mark.parametrize(
-    ("starter", "how"), [("zero", signal.SIGKILL), ("ddp", signal.SIGKILL), ("ddp", signal.SIGINT)]
+    ("starter", "how"),
+    [
+        ("zero", signal.SIGKILL),
+        pytest.param("ddp", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("ddp", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_end_with_the_process_that_started_them(starter: str, how: signal.Signals, tmp_path: Path) -> None:
     if starter == "zero":

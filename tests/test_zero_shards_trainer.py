@@ -20,7 +20,8 @@ from zero import Watch, needs_deepspeed, run_in_processes, whole_weights, zero
 from lightning_lr import Cosine, GradientNoiseScale, HypergradientDescent, LayerwiseLRDecay, LearningRateSchedule
 from lightning_lr.optim import LAMB, LARS
 
-pytestmark = needs_deepspeed
+# slow: the gauntlet has these methods under every strategy; here they meet sub-groups, clipping, offload and resumes
+pytestmark = [needs_deepspeed, pytest.mark.slow]
 SAMPLES, BATCH, EPOCHS, UPDATES = 40, 8, 4, 20
 STAGES = (1, 2, 3)
 PARTS = {"config": {"zero_optimization": {"sub_group_size": 20}}}

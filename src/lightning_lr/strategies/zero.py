@@ -28,7 +28,6 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.strategies import (
-    whole_folders,
     zero_checkpoint,
     zero_checks,
     zero_engine,
@@ -38,10 +37,11 @@ from lightning_lr.strategies import (
 )
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero_precision import ZeROPrecision
+from lightning_lr.strategies.zero_saving import SavesWholeFolders
 from lightning_lr.strategies.zero_segments import ShardedUpdate
 
 
-class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
+class ZeROStrategy(CheckpointsActivations, SavesWholeFolders):
     r"""DeepSpeed ZeRO: optimizer state, gradients and parameters in shards, over the processes of data parallelism.
 
     ``Trainer(strategy="zero_2")``, or an instance. The weights after each update are DDP's. Accumulation means what
@@ -226,48 +226,16 @@ class ZeROStrategy(CheckpointsActivations, DeepSpeedStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """As Lightning's, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down.
-
-        The folder is there when it is whole: a process that is killed before leaves the one that was there.
-
-        Raises:
-            MisconfigurationException: after training, when the engine is gone.
-        """
+        """A whole folder, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
         self._check_engine()
         if not self._groups:  # an engine that does not train
-            self._save_whole(checkpoint, filepath, storage_options)
+            super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
         values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
         checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
         with zero_checkpoint.values_in_groups(self.optimizers[0], values):
-            self._save_whole(checkpoint, filepath, storage_options)
-
-    def _check_engine(self) -> None:
-        if not isinstance(self.model, Module) or self.model is self.lightning_module:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: a checkpoint is asked for when the engine and its shards are gone, as after "
-                "Trainer.fit; save by ModelCheckpoint(save_last=True) or in on_train_end"
-            )
-
-    def _save_whole(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None) -> None:
-        path = Path(self.broadcast(filepath))
-        if zero_engine.writes_later(self.deepspeed_engine):  # and moves nothing: its folder grows in its place
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        moves = self.local_rank == 0 if zero_engine.writes_on_each_node(self.deepspeed_engine) else self.is_global_zero
-        if moves:
-            whole_folders.remove(whole_folders.beside(path))  # of a process that was killed
-        self.barrier()
-        super().save_checkpoint(checkpoint, whole_folders.beside(path), storage_options)  # ends with a barrier
-        if moves:
-            whole_folders.publish(path)
-        self.barrier()
-
-    def remove_checkpoint(self, filepath: str | Path) -> None:
-        """As Lightning's, so that a process that is killed leaves no part of it under its name."""
-        if self.is_global_zero:
-            whole_folders.remove(Path(filepath))
+            super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.load_full_weights and self.zero_stage_3:
