@@ -227,7 +227,6 @@ class ZeROStrategy(CheckpointsActivations, SavesWholeFolders):
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         """A whole folder, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
-        self._check_engine()
         if not self._groups:  # an engine that does not train
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
