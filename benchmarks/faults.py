@@ -40,7 +40,7 @@ from benchmarks import faults_runs as runs
 from benchmarks._common import RESULTS, ResultStore, environment
 from benchmarks._processes import end_with_parent
 from lightning_lr.journal import read_journal
-from lightning_lr.strategies.zero_checkpoint import TAG, saved_in
+from lightning_lr.strategies.zero.checkpoint import TAG, saved_in
 
 FOLDER = RESULTS / "faults"
 KILLS_IN_A_ROW = 8

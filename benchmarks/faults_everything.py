@@ -34,7 +34,7 @@ import torch
 from benchmarks import faults_everything_report as report
 from benchmarks._common import RESULTS, ResultStore, environment
 from benchmarks.faults import ANEW, differences, scratch, step_of
-from lightning_lr.cli.continued_run import read_whole_run
+from lightning_lr.cli.report.resumed_run import read_whole_run
 from lightning_lr.journal import read_journal
 
 ROOT = Path(__file__).parents[1]

@@ -54,7 +54,8 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB
-from lightning_lr.strategies import consolidate, zero_engine
+from lightning_lr.strategies import consolidate
+from lightning_lr.strategies.zero import engine as zero_engine
 
 SAVE_EVERY = 3  # updates
 LOGS, FINAL, ERRORS, END = "logs", "final.pt", "errors.txt", "end.ckpt"

@@ -44,7 +44,7 @@ from benchmarks._common import RESULTS, environment, markdown_table, one_thread_
 from benchmarks._processes import spawn
 from benchmarks.overhead import median_with_interval
 from lightning_lr import ZeROStrategy
-from lightning_lr.strategies import zero_engine
+from lightning_lr.strategies.zero import engine as zero_engine
 
 WORLD, WARMUP_BLOCKS, STAGES = 2, 3, (1, 2, 3)
 ARMS = {"ZeROStrategy against Lightning's": ("ours", "theirs"), "Lightning's against itself": ("theirs", "theirs too")}

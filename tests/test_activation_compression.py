@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 from toy import ResumableLoader, Toy, data, fit, quiet, weights
 
 from lightning_lr import ActivationCompression, BatchSizeRamp, CheckpointedStrategy, CheckpointPolicy, StepRamp
-from lightning_lr.cli.run_record import read_run
+from lightning_lr.cli.report.record import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

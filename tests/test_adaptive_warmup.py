@@ -40,11 +40,11 @@ from lightning_lr import (
     StepRamp,
 )
 from lightning_lr.callbacks.base import MethodCallback
-from lightning_lr.cli.planned_epoch import epoch_of
-from lightning_lr.cli.planning import make_plan
-from lightning_lr.cli.report_picture import save_report_picture
-from lightning_lr.cli.run_record import read_run
-from lightning_lr.cli.warmup_picture import draw_warmup
+from lightning_lr.cli.plan.epoch import epoch_of
+from lightning_lr.cli.plan.walk import make_plan
+from lightning_lr.cli.report.picture import save_report_picture
+from lightning_lr.cli.report.record import read_run
+from lightning_lr.cli.report.warmup_panels import draw_warmup
 from lightning_lr.journal import read_journal
 from lightning_lr.progress import RunShape, SampleClock
 

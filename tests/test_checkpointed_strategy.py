@@ -225,7 +225,7 @@ def test_yaml_takes_the_strategy(by: str, tmp_path: Path, monkeypatch: pytest.Mo
 def test_plan_is_written_down_and_shown_by_report(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
-    from lightning_lr.cli.run_record import read_run
+    from lightning_lr.cli.report.record import read_run
 
     strategy = CheckpointedStrategy(CheckpointPolicy(memory_budget=3000))
     trained(strategy, logger=CSVLogger(tmp_path, name="", version=""))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lightning_lr.cli import main
-from lightning_lr.cli.plan import PlanCLI
+from lightning_lr.cli.plan.command import PlanCLI
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 REPOSITORY = Path(__file__).parents[1]

@@ -36,9 +36,9 @@ from toy import quiet
 
 import lightning_lr as lr
 from lightning_lr.cli import COMMANDS, main
-from lightning_lr.cli.plan import PlanCLI
-from lightning_lr.cli.plan_options import parse_options
-from lightning_lr.cli.planned_run import PlanOptions, plan_run
+from lightning_lr.cli.plan.command import PlanCLI
+from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
+from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.trainer_cli import LearningRateCLI
 
 REPOSITORY = Path(__file__).parents[1]

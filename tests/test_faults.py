@@ -52,9 +52,9 @@ from lightning_lr import (
     NormalizedWeightDecay,
     StepRamp,
 )
-from lightning_lr.callbacks import changed
+from lightning_lr.callbacks import resume_checks
 from lightning_lr.journal import Journal
-from lightning_lr.strategies.zero_checkpoint import saved_in
+from lightning_lr.strategies.zero.checkpoint import saved_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -559,15 +559,15 @@ ALL: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", ALL)
 def test_every_argument_is_compared(name: str) -> None:
     callback = ALL[name]()
-    expected = set(inspect.signature(type(callback).__init__).parameters) - set(changed.NOT_COMPARED)
-    assert set(changed.settings_of(callback)) == expected
+    expected = set(inspect.signature(type(callback).__init__).parameters) - set(resume_checks.NOT_COMPARED)
+    assert set(resume_checks.settings_of(callback)) == expected
 
 
 def test_the_same_settings_are_the_same_text() -> None:
     one = HypergradientDescent(1, bounds=(1, 10.0))  # type: ignore[arg-type]
     other = HypergradientDescent(1.0, bounds=[1.0, 10])  # type: ignore[arg-type]
-    assert changed.settings_of(one) == changed.settings_of(other)
-    assert changed.settings_of(LearningRateSchedule(Cosine())) != changed.settings_of(
+    assert resume_checks.settings_of(one) == resume_checks.settings_of(other)
+    assert resume_checks.settings_of(LearningRateSchedule(Cosine())) != resume_checks.settings_of(
         LearningRateSchedule(Cosine(floor=0.1))
     )
 
@@ -663,8 +663,8 @@ SAID: dict[str, tuple[Callbacks, Callbacks, int, str]] = {
 @pytest.fixture
 def infos(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
-    monkeypatch.setattr(changed, "rank_zero_info", said.append)
-    monkeypatch.setattr(changed, "rank_zero_warn", said.append)
+    monkeypatch.setattr(resume_checks, "rank_zero_info", said.append)
+    monkeypatch.setattr(resume_checks, "rank_zero_warn", said.append)
     return said
 
 

@@ -22,8 +22,8 @@ from examples import Classifier, EfficientNetLite0, MiniLM, RottenTomatoesDataMo
 from examples.data.rotten_tomatoes import LengthGroupedSampler, SentenceDataset, _tokenise, pad
 from examples.packaged import minilm_file, packaged_file
 from lightning_lr import GradualUnfreezing, LayerwiseLRDecay, LearningRateSchedule
-from lightning_lr.cli.plan import PlanCLI
-from lightning_lr.cli.planned_run import PlanOptions, plan_run
+from lightning_lr.cli.plan.command import PlanCLI
+from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
 
 REPOSITORY = Path(__file__).parents[1]
 

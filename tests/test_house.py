@@ -22,7 +22,7 @@ from lightning_lr import optim
 
 SOURCE = Path(__file__).parents[1] / "src" / "lightning_lr"
 ROOMS = ("batch_size", "warmup", "layers", "hypergradient", "optim", "activations")
-SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks")
+SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks", "nested", "patching")
 METHODS = (*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", "step_time", "stopwatch")
 PUBLIC = {
     **{name: getattr(lr, name) for name in lr.__all__},

@@ -22,7 +22,7 @@ from toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 from lightning_lr import HypergradientDescent
 from lightning_lr.callbacks import hypergradient_descent
-from lightning_lr.cli.run_record import read_run
+from lightning_lr.cli.report.record import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RULES = ["additive", "multiplicative", "normalized"]

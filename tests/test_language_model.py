@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from zero import needs_deepspeed
 
 from examples import GPT, LanguageModel, PythonSourceDataModule
-from lightning_lr.cli.run_record import read_csv
+from lightning_lr.cli.report.record import read_csv
 
 REPOSITORY = Path(__file__).parents[1]
 

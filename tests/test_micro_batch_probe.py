@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, GradientNoiseScale, StepRamp
-from lightning_lr.callbacks.micro_batch_probe import _LocalBatchNorm, is_out_of_memory
+from lightning_lr.callbacks.batch_size_ramp.auto_micro_batch import _LocalBatchNorm, is_out_of_memory
 from lightning_lr.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lr.optim import LAMB, LARS, TrustRatioOptimizer, trust_ratio
-from lightning_lr.optim.host_norms import norms_on_host
+from lightning_lr.optim.cpu_norms import norms_on_cpu
 
 Make = Callable[[list[nn.Parameter]], TrustRatioOptimizer]
 SHAPES = [(8, 3, 3, 3), (8,), (16, 8), (16,), (4, 16), (1, 5), ()]
@@ -227,9 +227,7 @@ def test_norms_on_the_host_keep_their_digits_over_a_million_numbers(
     pair = [torch.rand(100, 100, 10, 10, generator=generator).to(dtype, memory_format=layout) for _ in range(2)]
     exact = [tensor.double().norm().item() for tensor in pair]
     # a dot product in one running fp32 sum would lose 1e-4; torch's own norm, which takes other layouts, loses 1e-6
-    assert norms_on_host(*pair) == pytest.approx(
-        exact, rel={torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-4)
-    )
+    assert norms_on_cpu(*pair) == pytest.approx(exact, rel={torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 1e-4))
 
 
 def test_trust_ratios_are_those_of_the_last_step() -> None:

@@ -20,13 +20,15 @@ from torch.optim.lr_scheduler import LinearLR, OneCycleLR, StepLR
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, IterableDataset, TensorDataset
 
 from lightning_lr import Cosine, CosineRestarts, LearningRateScaling, LearningRateSchedule, Step, WarmupStableDecay
-from lightning_lr.cli import main, plan_picture, planning
+from lightning_lr.cli import main
 from lightning_lr.cli.figure import Panel
-from lightning_lr.cli.plan import PlanCLI
-from lightning_lr.cli.planned_epoch import epoch_of, limited
-from lightning_lr.cli.planned_run import PlanOptions, plan_run
-from lightning_lr.cli.planning import Plan, make_plan
-from lightning_lr.cli.run_record import read_csv
+from lightning_lr.cli.plan import picture as plan_picture
+from lightning_lr.cli.plan import walk as planning
+from lightning_lr.cli.plan.command import PlanCLI
+from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
+from lightning_lr.cli.plan.epoch import epoch_of, limited
+from lightning_lr.cli.plan.walk import Plan, make_plan
+from lightning_lr.cli.report.record import read_csv
 from lightning_lr.progress import EpochShape, RunShape
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]

@@ -17,9 +17,9 @@ from lightning.pytorch import LightningModule
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.activations.compression import ActivationCompressor
 from lightning_lr.cli import main
-from lightning_lr.cli.plan_options import parse_options
-from lightning_lr.cli.planned_memory import configured_policy, saved_bytes
-from lightning_lr.cli.planned_states import WAYS, Sharding, StatesOf, configured_sharding, fitting, size
+from lightning_lr.cli.plan.activation_memory import configured_policy, saved_bytes
+from lightning_lr.cli.plan.options import parse_options
+from lightning_lr.cli.plan.state_memory import WAYS, Sharding, StatesOf, configured_sharding, fitting, size
 from lightning_lr.memory import measure_saved
 from lightning_lr.sharded_memory import EngineSettings, ModelSize
 from lightning_lr.step_time import StepTime

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from toy import data
 
 from lightning_lr.cli import main
-from lightning_lr.cli.plan import PlanCLI
-from lightning_lr.cli.planned_run import PlanOptions, plan_run
+from lightning_lr.cli.plan.command import PlanCLI
+from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

@@ -16,8 +16,8 @@ from toy import Probe, Toy, data, fit, weights
 from valley import EPOCHS, UPDATES, Means, Record, Valley, after_warmup, valley_run, warmup
 
 from lightning_lr import AdaptiveRamp, AdaptiveWarmup, BatchSizeRamp, Constant, Cosine, CurveRamp, GradientNoiseScale
-from lightning_lr.cli.planned_epoch import epoch_of
-from lightning_lr.cli.planning import make_plan
+from lightning_lr.cli.plan.epoch import epoch_of
+from lightning_lr.cli.plan.walk import make_plan
 from lightning_lr.progress import RunShape
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

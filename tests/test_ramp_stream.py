@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Cosine, CurveRamp, GradientNoiseScale, StepRamp
-from lightning_lr.batch_size.streamed_run import StreamedRun, streamed_plan
+from lightning_lr.batch_size.streamed_shape import StreamedShape, streamed_plan
 from lightning_lr.callbacks import total_updates
 from lightning_lr.progress import EpochShape, RunShape, walk
 
@@ -76,7 +76,7 @@ KNOWN = {"limit_train_batches": BATCHES, "max_epochs": EPOCHS}
 ENDLESS = {"max_steps": 25, "max_epochs": -1}
 
 
-def updates_of(run: StreamedRun, length: int = SAMPLES, micro: int = MICRO) -> list[tuple[int, int, float]]:
+def updates_of(run: StreamedShape, length: int = SAMPLES, micro: int = MICRO) -> list[tuple[int, int, float]]:
     """First sample, last sample and lr factor of each update, walked by hand: an epoch ends where the data do."""
     batches, found, epoch, position = -(-length // micro), [], 0, 0
     for update in range(run.total_updates):
@@ -87,9 +87,9 @@ def updates_of(run: StreamedRun, length: int = SAMPLES, micro: int = MICRO) -> l
     return found
 
 
-def run_of(arguments: dict[str, Any], batches: int | None, **ends: Any) -> StreamedRun:
+def run_of(arguments: dict[str, Any], batches: int | None, **ends: Any) -> StreamedShape:
     shape = RunShape(EpochShape(batches, MICRO), **ends)
-    return StreamedRun.of(shape, streamed_plan(arguments["schedule"], shape, arguments["max_batch_size"], "linear"))
+    return StreamedShape.of(shape, streamed_plan(arguments["schedule"], shape, arguments["max_batch_size"], "linear"))
 
 
 def by_hand(updates: list[tuple[int, int, float]]) -> torch.Tensor:
@@ -287,7 +287,7 @@ def test_two_processes_take_equal_shares(tmp_path: Path) -> None:
     assert first["adaptive"][3] == [4, 8]  # in micro-batches of two samples: 8 and 16 samples
 
     shape = RunShape(EpochShape(BATCHES, MICRO // 2, None, 2), max_epochs=EPOCHS)
-    run = StreamedRun.of(shape, streamed_plan(STEPS["schedule"], shape, 30, "linear"))
+    run = StreamedShape.of(shape, streamed_plan(STEPS["schedule"], shape, 30, "linear"))
     updates = updates_of(run, SAMPLES + 1, MICRO)
     assert first["steps"][2] == len(updates)
     module = Wide()

@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lr import Cosine, LearningRateScaling, LearningRateSchedule
-from lightning_lr.cli import main, report_picture
+from lightning_lr.cli import main
 from lightning_lr.cli.figure import Panel
-from lightning_lr.cli.report_summary import (
+from lightning_lr.cli.report import picture as report_picture
+from lightning_lr.cli.report.record import RunRecord, Series, find_run, read_csv, read_run, read_tensorboard
+from lightning_lr.cli.report.summary import (
     batch_varies,
     best,
     decisions,
@@ -32,7 +34,6 @@ from lightning_lr.cli.report_summary import (
     run_lines,
     warnings_of,
 )
-from lightning_lr.cli.run_record import RunRecord, Series, find_run, read_csv, read_run, read_tensorboard
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

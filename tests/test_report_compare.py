@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_lr.cli import comparison_picture, main
-from lightning_lr.cli.comparison import AXES, Comparison, compare
-from lightning_lr.cli.comparison_picture import comparison_figure
-from lightning_lr.cli.comparison_summary import row_of
+from lightning_lr.cli import main
 from lightning_lr.cli.figure import COLORS, Panel
-from lightning_lr.cli.run_differences import differences, flattened, names_of
-from lightning_lr.cli.run_record import RunRecord, Series, read_run
+from lightning_lr.cli.report import comparison_picture
+from lightning_lr.cli.report.comparison import AXES, Comparison, compare
+from lightning_lr.cli.report.comparison_picture import comparison_figure
+from lightning_lr.cli.report.comparison_summary import row_of
+from lightning_lr.cli.report.differences import differences, flattened, names_of
+from lightning_lr.cli.report.record import RunRecord, Series, read_run
 from lightning_lr.journal import Journal, read_journal
 from lightning_lr.stopwatch import Stopwatch, seconds_at
 

@@ -12,8 +12,8 @@ from toy import data, fit
 from valley import EPOCHS, Valley, after_warmup, warmup
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Constant, GradientNoiseScale
-from lightning_lr.cli.report_summary import progress_of, run_lines
-from lightning_lr.cli.run_record import read_run
+from lightning_lr.cli.report.record import read_run
+from lightning_lr.cli.report.summary import progress_of, run_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

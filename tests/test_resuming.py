@@ -28,8 +28,8 @@ from toy import ResumableLoader, data, fit, weights
 
 from lightning_lr import BatchSizeRamp, Cosine, HypergradientDescent, LearningRateSchedule, StepRamp
 from lightning_lr.cli import main
-from lightning_lr.cli.continued_run import read_whole_run
-from lightning_lr.cli.run_record import RunRecord, find_run, read_run
+from lightning_lr.cli.report.record import RunRecord, find_run, read_run
+from lightning_lr.cli.report.resumed_run import read_whole_run
 from lightning_lr.journal import CONTINUES, read_journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

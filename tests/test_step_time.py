@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_lr import BatchSizeRamp, LearningRateSchedule, Step
 from lightning_lr.batch_size import StepRamp
-from lightning_lr.cli.planned_time import Cost, duration, timed
-from lightning_lr.cli.planning import make_plan
+from lightning_lr.cli.plan.time import Cost, duration, timed
+from lightning_lr.cli.plan.walk import make_plan
 from lightning_lr.progress import EpochShape, RunShape
 from lightning_lr.sharded_memory import ModelSize
 from lightning_lr.step_time import Network, StepTime, collectives, measure_step_time, run_seconds

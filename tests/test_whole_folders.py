@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lightning_lr.strategies.whole_folders import beside, publish, remove
+from lightning_lr.strategies.zero.atomic_directory import beside, publish, remove
 
 SHARDS = ("rank_0.pt", "rank_1.pt")
 

@@ -12,7 +12,7 @@ from torch import optim
 from toy import Toy, two_groups
 
 from lightning_lr.optim import LAMB, LARS
-from lightning_lr.strategies.zero_optimizers import check_acts_on_elements, differs_on_shards
+from lightning_lr.strategies.zero.optimizer_checks import check_acts_on_elements, differs_on_shards
 
 ELEMENTS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda ps: optim.SGD(ps, lr=0.1),

@@ -18,7 +18,7 @@ from toy import Toy
 from zero import needs_deepspeed
 
 from lightning_lr import CheckpointPolicy, ZeROStrategy
-from lightning_lr.strategies import zero_engine
+from lightning_lr.strategies.zero import engine as zero_engine
 
 NAMES = {"zero_1", "zero_2", "zero_3", "zero_2_offload", "zero_3_offload"}
 

@@ -165,7 +165,7 @@ def _alone(setting: Setting) -> Trained:
 def _engine(setting: Setting) -> Iterator[tuple[Any, Any]]:
     import deepspeed
 
-    from lightning_lr.strategies.zero_segments import ShardedUpdate
+    from lightning_lr.strategies.zero.sharded_update import ShardedUpdate
 
     model = _model()
     optimizer = _optimizer(setting.optimizer, model)

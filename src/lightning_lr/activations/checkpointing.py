@@ -24,8 +24,8 @@ from lightning_lr.activations.measuring import Recorder, synchronizer, total_byt
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, Segment
-from lightning_lr.activations.structures import tensors_in
 from lightning_lr.activations.wrapping import BlockForward
+from lightning_lr.nested import tensors_in
 
 TIMED_STEPS = 2
 """Steps that are timed, under a budget, after the one that counts bytes."""

@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lightning_lr.activations.blocks import Candidate, longest_chains
 from lightning_lr.activations.chain import Block, Chain
 from lightning_lr.activations.segment import saving_segment_inputs
-from lightning_lr.activations.structures import Mark, tensors_in, version_of
+from lightning_lr.nested import Mark, tensors_in, version_of
 
 Sizes = dict[int, int]
 """Bytes of storages, by address."""

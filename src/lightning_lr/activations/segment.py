@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_lr.activations.circumstances import Circumstances, statistics_written_once
-from lightning_lr.activations.structures import Mark, map_tensors, tensors_in
+from lightning_lr.activations.replay_state import ReplayState, statistics_written_once
+from lightning_lr.nested import Mark, map_tensors, tensors_in
 
 Forward = Callable[..., Any]
 Path = tuple[int, int]
@@ -157,14 +157,14 @@ class _Call:
         norms: list[_BatchNorm],
         arguments: Any,
         kept: Kept | None,
-        circumstances: Circumstances,
+        replay_state: ReplayState,
     ) -> None:
         self.forward = forward
         self.name = name
         self.norms = norms
         self.arguments = arguments
         self.kept = kept
-        self.circumstances = circumstances
+        self.replay_state = replay_state
 
 
 class Segment:
@@ -215,9 +215,9 @@ class Segment:
 
         arguments = map_tensors((args, kwargs), refer)
         kept = Kept(outside) if outside else None
-        before = self._calls[-1].circumstances if self._calls else None
-        circumstances = Circumstances(tensors_in((args, kwargs)), before)
-        self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, circumstances))
+        before = self._calls[-1].replay_state if self._calls else None
+        replay_state = ReplayState(tensors_in((args, kwargs)), before)
+        self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, replay_state))
 
         def pack(tensor: Tensor) -> Holder:
             holder = Holder(self, tensor)
@@ -264,7 +264,7 @@ class Segment:
                 for call in self._calls:
                     name = call.name
                     args, kwargs = map_tensors(call.arguments, look_up, (_FromCall, _FromOutside))
-                    with call.circumstances.again(), statistics_written_once(call.norms):  # noqa: SIM117
+                    with call.replay_state.restored(), statistics_written_once(call.norms):  # noqa: SIM117
                         with saved_tensors_hooks(fill, refuse):
                             made.append(tensors_in(call.forward(*args, **kwargs)))
         except _AllMade:

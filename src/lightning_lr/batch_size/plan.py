@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from lightning_lr.batch_size.advice import notes, refuse
 from lightning_lr.batch_size.batch_rule import BatchRule, LRRule
 from lightning_lr.batch_size.cutter import Cut, Cutter
 from lightning_lr.batch_size.noise_scale import noise_scale
 from lightning_lr.batch_size.phases import RampPhase, Stretch, Totals
+from lightning_lr.batch_size.plan_checks import notes, refuse
 from lightning_lr.batch_size.run_length import cutter_for_run
 from lightning_lr.batch_size.schedules import AdaptiveRamp, RampSchedule
 from lightning_lr.batch_size.windows import EpochWindows, Window, micro_batch_sizes
@@ -193,7 +193,7 @@ class RampPlan:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know before training, see :func:`~lightning_lr.batch_size.advice.notes`."""
+        """What the user should know before training, see :func:`~lightning_lr.batch_size.plan_checks.notes`."""
         return notes(self)
 
     # ------------------------------------------------------------------ inside

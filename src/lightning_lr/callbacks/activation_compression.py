@@ -135,7 +135,7 @@ class ActivationCompression(MethodCallback):
         tally = self.tally
         return {} if tally is None else {"compression/bits": tally.mean_bits, "compression/ratio": tally.ratio}
 
-    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+    def dry_run_context(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
         assert self._compressor is not None
         trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
         trial.allocation = self._compressor.allocation
@@ -198,7 +198,7 @@ class ActivationCompression(MethodCallback):
         few = first_samples(batch, self.probe_samples)
         sensitivities = probe(
             self._compressor,
-            lambda: internals.loss_apart_from_training(trainer, module, few),
+            lambda: internals.detached_training_step(trainer, module, few),
             module.parameters(),
             [*self._batch, *tensors_in(few)],
         )

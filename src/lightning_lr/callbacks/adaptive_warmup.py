@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import warmup_company, warmup_journal
+from lightning_lr.callbacks import warmup_compatibility, warmup_journal
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -115,10 +115,10 @@ class AdaptiveWarmup(MethodCallback):
         return self.settings.decay.decays
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        warmup_company.check_keeping(self.settings, trainer)
+        warmup_compatibility.check_keeping(self.settings, trainer)
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        warmup_company.check_schedulers(schedulers)
+        warmup_compatibility.check_schedulers(schedulers)
         super().check_optimizers(optimizers, schedulers)
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
@@ -126,7 +126,7 @@ class AdaptiveWarmup(MethodCallback):
             self.settings.updates_between_tests(shape.fixed_batch_updates)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        warmup_company.largest_lr(optimizer)
+        warmup_compatibility.largest_lr(optimizer)
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         several = shape.epoch.world_size > 1
@@ -136,7 +136,8 @@ class AdaptiveWarmup(MethodCallback):
         state, self._state = self._state, None
         self._continues = state is not None
         if state is None:
-            self._reference_lr, self._total, self._snapshot = warmup_company.largest_lr(writer.optimizer), None, None
+            self._reference_lr = warmup_compatibility.largest_lr(writer.optimizer)
+            self._total = self._snapshot = None
             return
         self.machine.load_state_dict(state["machine"])
         self._reference_lr, self._total = state["reference_lr"], state["total"]
@@ -177,10 +178,10 @@ class AdaptiveWarmup(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            warmup_company.check_ramp(self.settings, trainer)
+            warmup_compatibility.check_ramp(self.settings, trainer)
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            warmup_company.check_fighting(trainer)
+            warmup_compatibility.check_fighting(trainer)
             if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit decided is over
                 self._state = None
 
@@ -188,7 +189,7 @@ class AdaptiveWarmup(MethodCallback):
         super().on_train_start(trainer, pl_module)
         assert self.machine is not None
         if not self._continues:
-            warmup_company.check_from_the_start(trainer)
+            warmup_compatibility.check_from_the_start(trainer)
         if self.settings.keeps and self.machine.phase == "warm-up" and self._snapshot is None:
             self._snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
 
@@ -245,7 +246,7 @@ class AdaptiveWarmup(MethodCallback):
         if several:
             decision = trainer.strategy.broadcast(decision)
         machine.apply(decision)
-        if decision.message and decision.action != "raise" and not internals.leaves_no_trace(trainer):
+        if decision.message and decision.action != "raise" and not internals.is_fast_dev_run(trainer):
             rank_zero_warn(decision.message)
         if decision.action == "raise":
             self._note(run, machine, decision)

@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import changed
-from lightning_lr.callbacks.company import refuse_company
+from lightning_lr.callbacks import resume_checks
+from lightning_lr.callbacks.compatibility import refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
-from lightning_lr.callbacks.mirror import refuse_mirror, warn_of_mirror
+from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -123,7 +123,7 @@ class MethodCallback(Callback):
         """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
         return 1.0
 
-    def around_trial(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
+    def dry_run_context(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
         """What the forward of ``module``, a copy that is tried out before training, has to run inside of."""
         return nullcontext()
 
@@ -147,7 +147,7 @@ class MethodCallback(Callback):
                     f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
-        refuse_company(self, self.name, trainer)
+        refuse_incompatible(self, self.name, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")
@@ -177,13 +177,13 @@ class MethodCallback(Callback):
             return
         internals.begin_epoch_after_resume(trainer)
         for member in members:
-            changed.check_settings(member, inside_epoch=internals.next_position(trainer)[1] > 0)
+            resume_checks.check_settings(member, inside_epoch=internals.next_position(trainer)[1] > 0)
         for member in members:
             member.prepare(trainer, pl_module)
         run = Run.attach(trainer, pl_module, members)
         for member in members:
             member._run, member.loaded = run, None
-            if not internals.leaves_no_trace(trainer):  # a fast_dev_run is shorter than any run that is meant
+            if not internals.is_fast_dev_run(trainer):  # a fast_dev_run is shorter than any run that is meant
                 member.check_shape(run.clock.shape, run.writer.optimizer)
             member.start(run.writer, run.clock.shape)
         run.write_next_update()
@@ -238,7 +238,7 @@ class MethodCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._keep_place()
-        return {"clock": self.clock_state, "settings": changed.settings_of(self), "run": self._shape_facts}
+        return {"clock": self.clock_state, "settings": resume_checks.settings_of(self), "run": self._shape_facts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock_state = state_dict["clock"]
@@ -248,7 +248,7 @@ class MethodCallback(Callback):
     def _keep_place(self) -> None:
         if self._run is not None:
             self.clock_state = self._run.clock.state_dict()
-            self._shape_facts = changed.facts_of(self._run.clock.shape)
+            self._shape_facts = resume_checks.facts_of(self._run.clock.shape)
 
     def _leave(self, trainer: Trainer) -> None:
         self.loaded = self.journals_before = None

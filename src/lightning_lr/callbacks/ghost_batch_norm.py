@@ -8,8 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
-from lightning_lr.callbacks import changed
-from lightning_lr.callbacks.mirror import refuse_mirror, warn_of_mirror
+from lightning_lr.callbacks import resume_checks
+from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
 
 
 class GhostBatchNorm(Callback):
@@ -60,4 +60,4 @@ class GhostBatchNorm(Callback):
         return {"ghost_batch_size": self.ghost_batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        changed.say_changed(self, {name: str(value) for name, value in state_dict.items()})
+        resume_checks.log_changed_settings(self, {name: str(value) for name, value in state_dict.items()})

@@ -62,7 +62,7 @@ class GradientNoiseScale(MethodCallback):
 
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        unseen = internals.reduced_on_arrival(trainer, module)
+        unseen = internals.why_no_micro_batch_gradients(trainer, module)
         if unseen is not None:
             raise MisconfigurationException(f"GradientNoiseScale: {unseen}")
 

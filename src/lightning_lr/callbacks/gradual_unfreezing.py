@@ -160,7 +160,7 @@ class GradualUnfreezing(MethodCallback):
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
         self._frozen.freeze(self.order.begun(internals.next_position(trainer)[0]))
-        if self._run is not None and not internals.leaves_no_trace(trainer):
+        if self._run is not None and not internals.is_fast_dev_run(trainer):
             for note in self.advice(self._run.clock.shape, trainer.optimizers[0]):
                 rank_zero_warn(f"GradualUnfreezing: {note}")
 

@@ -104,7 +104,7 @@ class HypergradientDescent(MethodCallback):
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self._warmup = next((m for m in members_of(trainer) if isinstance(m, AdaptiveWarmup)), None)
-        unseen = internals.unseen_gradients(trainer)
+        unseen = internals.why_gradients_hidden(trainer)
         if unseen is not None:
             raise MisconfigurationException(f"HypergradientDescent: {unseen}")
         for name, layer in module.named_modules():
@@ -130,7 +130,7 @@ class HypergradientDescent(MethodCallback):
         if self._state is not None and self._run is not None and self._run.clock.updates > 0:
             self._learner.load_state_dict(self._state["learner"])
             self._estimator.load_state_dict(self._state["estimator"])
-            self._estimator.load_shards(internals.of_this_rank(self._state.get("shards")) or {})
+            self._estimator.load_shards(internals.own_entry(self._state.get("shards")) or {})
         self._hooks = [writer.optimizer.register_step_post_hook(self._after_step)]
 
     def factor(self, clock: SampleClock) -> float | list[float]:
@@ -145,9 +145,9 @@ class HypergradientDescent(MethodCallback):
         writer = self._run.writer
         if self._waits:
             return self._learner.factors(len(writer.optimizer.param_groups))
-        scale = internals.left_in_gradients(trainer, writer.optimizer)
+        scale = internals.remaining_loss_scale(trainer, writer.optimizer)
         sums = self._estimator.sums(scale)
-        internals.take_from_rank_zero(trainer, sums)
+        internals.broadcast_from_rank_zero(trainer, sums)
         groups = writer.optimizer.param_groups
         writer.write()  # a group that was added during the run is the writer's now
         initial = [group.get("initial_lr", lr) for group, lr in zip(groups, writer.scheduled(), strict=True)]
@@ -201,7 +201,7 @@ class HypergradientDescent(MethodCallback):
     def state_dict(self) -> dict[str, Any]:
         self._keep_state()
         if self._estimator is not None and self._state is not None and self._estimator.keeps_copies:
-            self._state["shards"] = internals.gathered(self._estimator.shards())
+            self._state["shards"] = internals.gather_to_rank_zero(self._estimator.shards())
         return {**super().state_dict(), "hypergradient": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import changed, continuation
+from lightning_lr.callbacks import continuation, resume_checks
 from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -61,7 +61,7 @@ class Run:
         shape = run_shape(trainer, who=type(members[0]).__name__)
         for member in members:
             shape = member.reshape(shape)
-        changed.check_run(members, shape, inside_epoch=internals.next_position(trainer)[1] > 0)
+        resume_checks.check_run(members, shape, inside_epoch=internals.next_position(trainer)[1] > 0)
         self.clock = SampleClock(shape)
         self.writer = HyperparameterWriter(trainer.optimizers[0])
         self.effective_lr: list[Any] = []
@@ -237,7 +237,7 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
     Raises:
         MisconfigurationException: where its length does not follow from the Trainer and the loader.
     """
-    trial = internals.leaves_no_trace(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
+    trial = internals.is_fast_dev_run(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
     try:
         return RunShape(
             epoch or internals.epoch_shape(trainer),

@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     command = words[0]
     if command not in COMMANDS and not command.startswith("-"):
-        from lightning_lr.cli.nearest import did_you_mean
+        from lightning_lr.cli.suggestions import did_you_mean
 
         print(f"error: no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{_help()}", file=sys.stderr)
         return 2
@@ -66,11 +66,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(command: str, words: list[str]) -> None:
     if command == "report":
-        from lightning_lr.cli.report import report
+        from lightning_lr.cli.report.command import report
 
         report(words[1:])
     elif command == "plan":
-        from lightning_lr.cli.plan import plan
+        from lightning_lr.cli.plan.command import plan
 
         plan(words[1:])
     else:  # also for options before the command, as in `lightning-lr --config C fit`

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from lightning_lr.cli.figure import COLORS
 from lightning_lr.cli.labels import EndLabel
-from lightning_lr.cli.run_record import RunRecord
+from lightning_lr.cli.report.record import RunRecord
 
 
 def draw_envelope(ax: Axes, record: RunRecord, lines: Mapping[str, tuple[list[float], list[float]]]) -> list[EndLabel]:

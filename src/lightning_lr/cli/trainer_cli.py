@@ -23,12 +23,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
-from lightning_lr.callbacks.mirror import hint_of_mirror
+from lightning_lr.callbacks.pytorch_lightning_check import hint_of_mirror
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
-from lightning_lr.cli.nearest import Known, unknown_names
+from lightning_lr.cli.suggestions import Known, unknown_names
 from lightning_lr.curves import Curve
 from lightning_lr.journal import Journal
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
@@ -80,7 +80,7 @@ class Begun(Callback):
             refuse_half_a_checkpoint(path)
             return load(path, *args, **kwargs)
 
-        self._undo = shadow(trainer.strategy, "load_checkpoint", load_whole)
+        self._undo = override_on_instance(trainer.strategy, "load_checkpoint", load_whole)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._undo()
@@ -108,7 +108,7 @@ class Stoppable(Callback):
         self._undo: Callable[[], None] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._undo = internals.let_sigterm_end_all(trainer)
+        self._undo = internals.agree_on_sigterm(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._leave()

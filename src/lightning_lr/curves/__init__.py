@@ -8,7 +8,7 @@ arXiv:1706.02677), LARS (You et al. 2017, arXiv:1708.03888).
 """
 
 from lightning_lr.curves.curve import SNAP, Curve, Phase
-from lightning_lr.curves.pieces import Constant, SlantedTriangle, Step, WarmupStableDecay
+from lightning_lr.curves.piecewise import Constant, SlantedTriangle, Step, WarmupStableDecay
 from lightning_lr.curves.smooth import Cosine, CosineRestarts, Polynomial
 
 __all__ = [

@@ -19,7 +19,7 @@ from lightning_lr.lightning_internals.loaders import (
     set_up_train_loader,
     train_loader_count,
 )
-from lightning_lr.lightning_internals.logs import journal_folder, leaves_no_trace, log_metrics, logs_now, silent_loggers
+from lightning_lr.lightning_internals.logs import is_fast_dev_run, journal_folder, log_metrics, logs_now, silent_loggers
 from lightning_lr.lightning_internals.loop import (
     begin_epoch_after_resume,
     epochs_of_updates,
@@ -28,41 +28,41 @@ from lightning_lr.lightning_internals.loop import (
     set_epoch_length,
     update_ends,
 )
-from lightning_lr.lightning_internals.mirror import (
-    INSTEAD,
-    MIRROR,
-    class_of_mirror,
-    mirror_is_imported,
-    mirror_refuses_unasked,
-)
 from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
     around_configure_optimizers,
     configured_optimizers,
     optimizers_and_schedulers,
 )
+from lightning_lr.lightning_internals.pytorch_lightning import (
+    INSTEAD,
+    MIRROR,
+    class_of_mirror,
+    mirror_is_imported,
+    mirror_refuses_unasked,
+)
 from lightning_lr.lightning_internals.ranks import (
-    gathered,
+    broadcast_from_rank_zero,
+    gather_to_rank_zero,
     maximum_over_ranks,
     mean_over_ranks,
-    of_this_rank,
-    take_from_rank_zero,
+    own_entry,
 )
-from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, left_in_gradients, loss_scale
+from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, loss_scale, remaining_loss_scale
 from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
-from lightning_lr.lightning_internals.stopping import let_sigterm_end_all
+from lightning_lr.lightning_internals.stopping import agree_on_sigterm
 from lightning_lr.lightning_internals.strategies import (
     engine_holds_gradients,
     holds_whole_parameters,
     let_accumulation_change,
-    reduced_on_arrival,
-    unseen_gradients,
     weights_finite,
+    why_gradients_hidden,
+    why_no_micro_batch_gradients,
 )
 from lightning_lr.lightning_internals.training_step import (
     around_training_step,
+    detached_training_step,
     is_compiled,
-    loss_apart_from_training,
     takes_the_iterator,
     training_step_arguments,
 )
@@ -79,6 +79,7 @@ __all__ = [
     "Scheduled",
     "after_gradient_clipping",
     "after_optimizer_step",
+    "agree_on_sigterm",
     "around_configure_optimizers",
     "around_training_step",
     "batch_on_device",
@@ -86,51 +87,50 @@ __all__ = [
     "begin_epoch_after_resume",
     "bracket_lr_writers",
     "bracket_scheduler_steps",
+    "broadcast_from_rank_zero",
     "class_of_mirror",
     "configured_optimizers",
+    "detached_training_step",
     "engine_holds_gradients",
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
-    "gathered",
+    "gather_to_rank_zero",
     "given_loader_without_length",
     "gradient_scale",
     "has_loss_scaler",
     "holds_whole_parameters",
     "is_compiled",
+    "is_fast_dev_run",
     "journal_folder",
-    "leaves_no_trace",
-    "left_in_gradients",
     "length_of",
     "let_accumulation_change",
-    "let_sigterm_end_all",
     "limited_batches",
     "loader_shape",
     "log_metrics",
     "logs_now",
-    "loss_apart_from_training",
     "loss_scale",
     "maximum_over_ranks",
     "mean_over_ranks",
     "mirror_is_imported",
     "mirror_refuses_unasked",
     "next_position",
-    "of_this_rank",
     "on_train_loader",
     "optimizers_and_schedulers",
-    "reduced_on_arrival",
+    "own_entry",
+    "remaining_loss_scale",
     "replace_batch_sampler",
     "restart_iterator",
     "roll_back_to",
     "set_epoch_length",
     "set_up_train_loader",
     "silent_loggers",
-    "take_from_rank_zero",
     "takes_the_iterator",
     "train_loader_count",
     "training_step_arguments",
-    "unseen_gradients",
     "update_ends",
     "weights_finite",
+    "why_gradients_hidden",
+    "why_no_micro_batch_gradients",
     "with_gradient_norm",
 ]

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 
-def leaves_no_trace(trainer: Trainer) -> bool:
+def is_fast_dev_run(trainer: Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which is to write nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
@@ -20,7 +20,7 @@ def leaves_no_trace(trainer: Trainer) -> bool:
 def journal_folder(trainer: Trainer) -> Path | None:
     """Where decisions are written down; ``None`` on other ranks than the first, and where they are not."""
     log_dir = trainer.log_dir  # asks all ranks
-    if log_dir is None or not trainer.is_global_zero or leaves_no_trace(trainer):
+    if log_dir is None or not trainer.is_global_zero or is_fast_dev_run(trainer):
         return None
     if "://" in log_dir:
         rank_zero_info(f"lightning_lr: decisions are not written down, since {log_dir} is not a local folder")

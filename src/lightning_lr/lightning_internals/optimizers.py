@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
 from torch.optim import Optimizer
 
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
 def around_configure_optimizers(
@@ -20,7 +20,7 @@ def around_configure_optimizers(
     Strategies call the module's method. It is shadowed on this one instance, where ``LightningCLI`` puts its own too.
     """
     configure = module.configure_optimizers
-    return shadow(module, "configure_optimizers", lambda: around(configure))
+    return override_on_instance(module, "configure_optimizers", lambda: around(configure))
 
 
 def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:

@@ -25,7 +25,7 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values / torch.distributed.get_world_size()
 
 
-def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
+def broadcast_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
     """Give every rank the bits that rank 0 has, so that what is decided by them cannot differ."""
     if trainer.world_size > 1 and torch.distributed.is_initialized():
         sent = tensor.to(trainer.strategy.root_device)  # what is offloaded to the host cannot be sent from there
@@ -34,7 +34,7 @@ def take_from_rank_zero(trainer: Trainer, tensor: torch.Tensor) -> None:
             tensor.copy_(sent)
 
 
-def gathered(own: T) -> list[T | None]:
+def gather_to_rank_zero(own: T) -> list[T | None]:
     """What every rank has, in their order, on the first rank; each of the others has its own in its place.
 
     The first rank's state goes into a checkpoint, but in ZeRO's stage 3, where every rank writes its own.
@@ -48,7 +48,7 @@ def gathered(own: T) -> list[T | None]:
     return everybody
 
 
-def of_this_rank(everybody: Sequence[T | None] | None) -> T | None:
+def own_entry(everybody: Sequence[T | None] | None) -> T | None:
     """This rank's of what was :func:`gathered`; ``None`` where that was by another number of ranks."""
     started = torch.distributed.is_initialized()
     rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if started else (0, 1)

@@ -23,6 +23,6 @@ def gradient_scale(trainer: Trainer) -> float:
     return loss_scale(trainer) if scale is None else float(scale)
 
 
-def left_in_gradients(trainer: Trainer, optimizer: Optimizer) -> float:
+def remaining_loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """What an AMP scaler's factor in the gradients still is after clipping: 1 but for optimizers that unscale."""
     return loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
 def bracket_scheduler_steps(
@@ -26,7 +26,7 @@ def bracket_scheduler_steps(
         with bracket():
             step(*args, **kwargs)
 
-    return shadow(module, "lr_scheduler_step", bracketed)
+    return override_on_instance(module, "lr_scheduler_step", bracketed)
 
 
 def bracket_lr_writers(
@@ -38,7 +38,7 @@ def bracket_lr_writers(
     epoch, from what they read in the groups. The hook is shadowed on these instances.
     """
     return [
-        shadow(callback, "on_train_epoch_start", _inside(bracket, callback.on_train_epoch_start))
+        override_on_instance(callback, "on_train_epoch_start", _inside(bracket, callback.on_train_epoch_start))
         for callback in trainer.callbacks  # type: ignore[attr-defined]
         if isinstance(callback, StochasticWeightAveraging | BaseFinetuning)
     ]

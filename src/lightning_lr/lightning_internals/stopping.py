@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_lr.lightning_internals.ranks import maximum_over_ranks
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
-def let_sigterm_end_all(trainer: Trainer) -> Callable[[], None]:
+def agree_on_sigterm(trainer: Trainer) -> Callable[[], None]:
     """In ``on_train_start``: let processes that are asked to end do so at the same micro-batch; returns what undoes it.
 
     Lightning's handler (2.5, 2.6.6) broadcasts at once, wherever training is. Where another process waits in a
@@ -48,7 +48,7 @@ def let_sigterm_end_all(trainer: Trainer) -> Callable[[], None]:
             raise SIGTERMException
 
     signal.signal(signal.SIGTERM, note)
-    unshadow = shadow(loop, "_broadcast_sigterm_tensor", agree)
+    unshadow = override_on_instance(loop, "_broadcast_sigterm_tensor", agree)
 
     def undo() -> None:
         unshadow()

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch.distributed.tensor import DTensor
 
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
-def reduced_on_arrival(trainer: Trainer, module: LightningModule) -> str | None:
+def why_no_micro_batch_gradients(trainer: Trainer, module: LightningModule) -> str | None:
     """Why no gradient of a single micro-batch on a single device can be seen; ``None`` where it can."""
     strategy = trainer.strategy
     who = type(strategy).__name__
@@ -27,7 +27,7 @@ def reduced_on_arrival(trainer: Trainer, module: LightningModule) -> str | None:
     return None
 
 
-def unseen_gradients(trainer: Trainer) -> str | None:
+def why_gradients_hidden(trainer: Trainer) -> str | None:
     """Why what the optimizer will apply cannot be seen before it does; ``None`` where it can."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy) or (
@@ -75,7 +75,7 @@ def let_accumulation_change(trainer: Trainer) -> Callable[[], None]:
                 without = SimpleNamespace(strategy=None, accumulate_grad_batches=trainer.accumulate_grad_batches)
                 check(without, module)
 
-            undo.append(shadow(callback, "on_train_start", checked))
+            undo.append(override_on_instance(callback, "on_train_start", checked))
 
     def undo_all() -> None:
         for act in undo:

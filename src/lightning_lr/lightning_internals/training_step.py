@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from lightning_lr.lightning_internals.logs import silent_loggers
 from lightning_lr.lightning_internals.scaler import loss_scale
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
 def training_step_arguments(module: LightningModule, batch: Any) -> tuple[Any, ...]:
@@ -54,10 +54,10 @@ def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextM
         with inner(), around():
             yield
 
-    return shadow(trainer.precision_plugin, "train_step_context", enclosed)
+    return override_on_instance(trainer.precision_plugin, "train_step_context", enclosed)
 
 
-def loss_apart_from_training(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+def detached_training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """The loss of a training step that nobody notices: with its graph, without DDP, and as if it had not happened.
 
     Random numbers, buffers (the statistics of batch norm) and the states of metrics are put back; what is logged is

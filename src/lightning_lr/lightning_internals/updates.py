@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_lr.lightning_internals.shadow import shadow
+from lightning_lr.patching import override_on_instance
 
 
 def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
@@ -23,7 +23,7 @@ def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) ->
         clip(*args, **kwargs)
         act()
 
-    return shadow(module, "configure_gradient_clipping", clipped)
+    return override_on_instance(module, "configure_gradient_clipping", clipped)
 
 
 def before_optimizer_step(trainer: Trainer, module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:

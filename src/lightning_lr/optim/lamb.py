@@ -18,8 +18,8 @@ from torch.optim.optimizer import ParamsT
 
 from lightning_lr.checks import is_list, is_real
 from lightning_lr.optim.arguments import check_flags, check_learning_rate, check_not_negative
+from lightning_lr.optim.local_tensors import Piece, alike, in_turn, learning_rate, taken_in_turn
 from lightning_lr.optim.norms import trust_ratios
-from lightning_lr.optim.pieces import Piece, alike, in_turn, learning_rate, taken_in_turn
 from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer
 
 Group = dict[str, Any]

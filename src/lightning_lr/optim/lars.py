@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_lr.optim.arguments import check_flags, check_learning_rate, check_not_negative
-from lightning_lr.optim.host_norms import norms_on_host
+from lightning_lr.optim.cpu_norms import norms_on_cpu
+from lightning_lr.optim.local_tensors import HALF, WHOLE, Piece, alike, learning_rate, taken_in_turn
 from lightning_lr.optim.norms import trust_ratios
-from lightning_lr.optim.pieces import HALF, WHOLE, Piece, alike, learning_rate, taken_in_turn
 from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer
 
 Group = dict[str, Any]
@@ -146,7 +146,7 @@ def _in_turn(pieces: Sequence[Piece], group: Group) -> list[float]:
     settings = _kernel_settings(group)
     ratios = []
     for piece in pieces:
-        weight, grad = norms_on_host(piece.weight, piece.grad)
+        weight, grad = norms_on_cpu(piece.weight, piece.grad)
         ratio = _ratio(group, weight, grad) if weight > 0 and grad > 0 else 1.0
         ratios.append(ratio)
         if by_dampening and piece.fuses and _survives_dampening(ratio):

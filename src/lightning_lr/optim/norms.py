@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.optim.host_norms import norms_on_host
-from lightning_lr.optim.pieces import HALF, Piece
+from lightning_lr.optim.cpu_norms import norms_on_cpu
+from lightning_lr.optim.local_tensors import HALF, Piece
 from lightning_lr.shards import sum_over_shards
 
 
@@ -33,7 +33,7 @@ def trust_ratios(
     """
     weights = [piece.weight for piece in pieces]
     if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:
-        weight, other = norms_on_host(weights[0], others[0])
+        weight, other = norms_on_cpu(weights[0], others[0])
         return [formula(weight, other) if weight > 0 and other > 0 else 1.0]
     both = norms([*weights, *others], [*pieces, *pieces])
     ratio: Tensor = formula(*both.chunk(2))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_lr.optim.pieces import HALF, Piece, adapts, alike
+from lightning_lr.optim.local_tensors import HALF, Piece, adapts, alike
 from lightning_lr.shards import Partition, partition_of, sum_over_shards
 
 Group = dict[str, Any]

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from lightning_lr.optim.pieces import HALF, WHOLE, Piece, adapts, real
+from lightning_lr.optim.local_tensors import HALF, WHOLE, Piece, adapts, real
 from lightning_lr.optim.sharded import update_sharded
 from lightning_lr.shards import flat_of, local, partition_of
 

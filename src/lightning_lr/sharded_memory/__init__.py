@@ -8,9 +8,9 @@ even where the model is fp32, its stage 1 holds as little as its stage 2 without
 Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054; for offload Ren et al. 2021, arXiv:2101.06840.
 """
 
-from lightning_lr.sharded_memory.held import EngineSettings, Held, ddp_bytes, engine_bytes
+from lightning_lr.sharded_memory.engine_memory import EngineSettings, Held, ddp_bytes, engine_bytes
 from lightning_lr.sharded_memory.model_size import HALF, STAGES, WHOLE, ModelSize, Stage, state_bytes
-from lightning_lr.sharded_memory.paper import communication_bytes, communication_rounds, paper_bytes
+from lightning_lr.sharded_memory.zero_paper import communication_bytes, communication_rounds, paper_bytes
 
 __all__ = [
     "HALF",

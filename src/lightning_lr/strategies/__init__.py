@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_lr.strategies.checkpointed import CheckpointedDDPStrategy, CheckpointedStrategy
-from lightning_lr.strategies.zero import ZeROStrategy
-from lightning_lr.strategies.zero_universal import consolidate, to_universal
+from lightning_lr.strategies.zero.strategy import ZeROStrategy
+from lightning_lr.strategies.zero.universal import consolidate, to_universal
 
 for _strategy, _description in (
     (CheckpointedStrategy, "One device; activations are kept for backward or computed again by plan"),

@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import Checkpointing, CheckpointPlan, CheckpointPolicy, PlanError
-from lightning_lr.callbacks.company import refuse_company
+from lightning_lr.callbacks.compatibility import refuse_incompatible
 from lightning_lr.journal import Journal
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ class CheckpointsActivations(_Base):
         self._notes.begin()
         for _ in range(self.checkpointing.steps_to_watch):
             with self._refusing(), self.checkpointing.step():
-                internals.loss_apart_from_training(trainer, module, batch)
+                internals.detached_training_step(trainer, module, batch)
 
     def _refuse_company(self) -> None:
         """Before a callback of Lightning's refuses the strategy without a reason, in its own ``setup``."""
         module = self.lightning_module
         assert module is not None
         if module.trainer.state.fn == TrainerFn.FITTING:
-            refuse_company(self, str(self.strategy_name), module.trainer)  # type: ignore[attr-defined]
+            refuse_incompatible(self, str(self.strategy_name), module.trainer)  # type: ignore[attr-defined]
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lightning_lr.activations.compression.byte_counts import Part, Tally
 from lightning_lr.activations.compression.exact import pack_bits, pack_integers, pack_two_valued
 from lightning_lr.activations.compression.kernels import Kernels, packed_bytes
 from lightning_lr.activations.compression.names import ModuleNames
@@ -27,7 +28,6 @@ from lightning_lr.activations.compression.noise import noise_key
 from lightning_lr.activations.compression.operations import Operations, integer_bounds, is_weight, least_bits
 from lightning_lr.activations.compression.payloads import Exact, Kept, Payload, Rounded, Trial, plain
 from lightning_lr.activations.compression.storage import PackedOnce, in_memory_order, is_dense, restored, storages_of
-from lightning_lr.activations.compression.tally import Part, Tally
 
 COMPRESSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,0 +1,66 @@
+"""Computing a block a second time as the first: random state, autocast, and batch norms that must not count twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class ReplayState:
+    """What besides its arguments decides what a block computes: random state and autocast."""
+
+    def __init__(self, tensors: list[Tensor], before: ReplayState | None) -> None:
+        self.device_type, self.devices = "cpu", list[int]()
+        for tensor in tensors:
+            if tensor.device.type not in ("cpu", "meta"):
+                self.device_type = tensor.device.type
+                if tensor.get_device() not in self.devices:
+                    self.devices.append(tensor.get_device())
+        states: list[Tensor] = [torch.get_rng_state()]
+        if self.devices:
+            module = torch.get_device_module(self.device_type)
+            states += [module.get_rng_state(device) for device in self.devices]
+        if before is not None and len(before.states) == len(states):  # no block drew a number: one copy is enough
+            states = [old if torch.equal(old, new) else new for old, new in zip(before.states, states, strict=True)]
+        self.states: list[Tensor] = states
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
+            for kind in dict.fromkeys(("cpu", self.device_type))
+        ]
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        module = torch.get_device_module(self.device_type) if self.devices else None
+        with ExitStack() as stack:
+            stack.enter_context(
+                torch.random.fork_rng(self.devices, device_type=self.device_type if self.devices else "cuda")
+            )
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:], strict=True):
+                assert module is not None
+                module.set_rng_state(state, device)
+            for kind, enabled, dtype, cached in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached))
+            yield
+
+
+@contextmanager
+def statistics_written_once(modules: list[_BatchNorm]) -> Iterator[None]:
+    """Let batch norms write their running statistics to copies: the first computation has updated the real ones."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    real: list[tuple[_BatchNorm, str, Tensor]] = []
+    try:
+        for module in modules:
+            for name in names if module.training else ():
+                buffer = module._buffers.get(name)
+                if buffer is not None:
+                    real.append((module, name, buffer))
+                    module._buffers[name] = buffer.clone()
+        yield
+    finally:
+        for module, name, buffer in real:
+            module._buffers[name] = buffer

@@ -1,0 +1,90 @@
+"""The shape of a run whose batch grows: what the clock and every curve ask, answered by a ramp's plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lightning_lr.batch_size.plan import RampPlan
+from lightning_lr.batch_size.windows import EpochWindows, micro_batch_sizes
+from lightning_lr.curves import Phase
+from lightning_lr.progress import Batch, RunShape
+
+
+@dataclass(frozen=True)
+class RampedShape(RunShape):
+    """A run whose windows are those of a plan; counts, windows and lengths are in samples over all devices.
+
+    Args:
+        plan: the plan; the run's length is its own.
+    """
+
+    plan: RampPlan = field(kw_only=True)
+
+    @classmethod
+    def of(cls, run: RunShape, plan: RampPlan) -> RampedShape:
+        """The run ``run`` under ``plan``."""
+        epoch = replace(run.epoch, device_samples=plan.samples_per_device)
+        return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, plan=plan)
+
+    @property
+    def unit(self) -> int:
+        """Samples in what the plan counts as one."""
+        return 1
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The run by the size of its batches, in shares of the epochs."""
+        rows = [
+            (f"batch {phase.batch_size * self.unit}", phase.start_epoch / self.plan.epochs)
+            for phase in self.plan.phases
+        ]
+        ends = [start for _, start in rows[1:]] + [1.0]
+        return tuple(Phase(name, start, end) for (name, start), end in zip(rows, ends, strict=True))
+
+    def windows(self, epoch: int) -> EpochWindows:
+        """The windows of an epoch."""
+        return self.plan.windows(epoch)
+
+    def micro_batches_in(self, epoch: int) -> int:
+        return len(self.windows(epoch).micro_sizes)
+
+    def updates_in(self, epoch: int) -> int:
+        return len(self.windows(epoch))
+
+    def units(self, epoch: int, micro_batch: int) -> int:
+        return self.windows(epoch).micro_sizes[micro_batch] * self.epoch.world_size
+
+    def units_before(self, epoch: int, micro_batch: int) -> int:
+        return sum(self.windows(epoch).micro_sizes[:micro_batch]) * self.epoch.world_size
+
+    def window(self, epoch: int, micro_batch: int) -> tuple[int, int]:
+        windows = self.windows(epoch)
+        index = windows.index_of(micro_batch)
+        first, end = windows.first_micro_batches[index : index + 2]
+        rest = windows[index].micro_sizes[micro_batch - first :]
+        return end, sum(rest) * self.epoch.world_size
+
+    def lr_factor(self, epoch: int, micro_batch: int) -> float:
+        """The ramp's factor on the learning rate of the update that a micro-batch belongs to."""
+        return self.windows(epoch).window_of(micro_batch).lr_factor
+
+    def batch_at(self, epoch: int, micro_batch: int) -> Batch:
+        size = self.windows(epoch).window_of(micro_batch).batch_size
+        micro_sizes = micro_batch_sizes(size // self.epoch.world_size, self.plan.max_micro_batch_size)
+        return Batch(size, micro_sizes[0], len(micro_sizes))
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.starting_batch_size
+
+    @property
+    def total_updates(self) -> int:
+        return self.plan.total_updates
+
+    @property
+    def fixed_batch_updates(self) -> int:
+        updates = self.plan.fixed_batch_updates
+        return updates if self.max_updates is None else min(updates, self.max_updates)
+
+    @property
+    def total_units(self) -> int:
+        return self.plan.total_samples

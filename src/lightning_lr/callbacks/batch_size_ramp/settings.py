@@ -1,0 +1,193 @@
+"""What the user asks of a ramp, and the plan that follows from it for a run of a given shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+
+from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule
+from lightning_lr.batch_size.ramped_shape import RampedShape
+from lightning_lr.batch_size.streamed_shape import is_streamed, streamed_plan
+from lightning_lr.callbacks.base import members_of
+from lightning_lr.callbacks.batch_size_ramp.after_warmup import Begin
+from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
+from lightning_lr.progress import RunShape
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a run under a ramp has decided so far; the rest of its plan follows from the settings.
+
+    Args:
+        begin_samples: samples of the run before the ramp, over all devices; ``None`` while it has not begun.
+        growths: of an ``AdaptiveRamp``.
+        micro_batch_limit: most samples per device and backward; ``None``: no limit.
+        limit_found: whether that is the limit of the run, and not one until it has been tried.
+    """
+
+    begin_samples: int | None
+    growths: tuple[Growth, ...]
+    micro_batch_limit: int | None
+    limit_found: bool
+
+
+@dataclass(frozen=True)
+class RampSettings:
+    """Arguments of ``BatchSizeRamp``, which says what they are.
+
+    Raises:
+        TypeError: for a schedule that is none.
+        ValueError: for an argument outside its range.
+    """
+
+    schedule: RampSchedule
+    max_batch_size: int | None
+    max_micro_batch_size: int | Literal["auto"] | None
+    lr_rule: LRRule
+    begin: Begin
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, RampSchedule):
+            raise TypeError(
+                f"BatchSizeRamp: got schedule={self.schedule!r}; give a RampSchedule, for example "
+                "StepRamp([60, 120, 160])"
+            )
+        if self.lr_rule not in get_args(LRRule):
+            raise ValueError(f"BatchSizeRamp: got lr_rule={self.lr_rule!r}; allowed are {get_args(LRRule)}")
+        for argument in ("max_batch_size", "max_micro_batch_size"):
+            value = getattr(self, argument)
+            if value is None or (value == "auto" and argument == "max_micro_batch_size"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                or_auto = ' (or "auto")' if argument == "max_micro_batch_size" else ""
+                raise ValueError(f"BatchSizeRamp: got {argument}={value!r}; a batch is a whole number from 1{or_auto}")
+        if self.begin not in get_args(Begin):
+            raise ValueError(f"BatchSizeRamp: got begin={self.begin!r}; allowed are {get_args(Begin)}")
+
+    def check(self, who: str, trainer: Trainer) -> None:
+        """Refuse a Trainer that decides about the batch too, and one under which an ``AdaptiveRamp`` cannot decide.
+
+        Raises:
+            MisconfigurationException: says what was given, what is allowed and what to do.
+        """
+        if trainer.accumulate_grad_batches != 1:
+            raise MisconfigurationException(
+                f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
+                "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
+            )
+        if trainer.strategy.handles_gradient_accumulation:
+            raise MisconfigurationException(
+                f"{who}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of micro-batches; "
+                "use DDP or one device"
+            )
+        if not isinstance(self.schedule, AdaptiveRamp):
+            return
+        if not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp follows the measured gradient noise scale; attach GradientNoiseScale too"
+            )
+        if trainer.max_steps != -1:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: got max_steps={trainer.max_steps} with an AdaptiveRamp, whose batches are not known "
+                "ahead, so neither are the samples of the run; end it by max_epochs"
+            )
+
+    def facts(self, shape: RampedShape, total_updates: str, found: int | None) -> dict[str, str]:
+        """What a plan says about the ramp.
+
+        Args:
+            shape: the run.
+            total_updates: its updates, in words.
+            found: what ``max_micro_batch_size="auto"`` has come to.
+        """
+        plan = shape.plan
+        start, largest = plan.starting_batch_size * shape.unit, plan.largest_batch_size * shape.unit
+        facts = {
+            "batch ramp": f"{self.schedule}: {start} to at most {largest}",
+            "updates": f"{total_updates} against {plan.fixed_batch_updates:,} with a fixed batch",
+        }
+        if self.max_micro_batch_size == "auto":
+            facts["micro-batch"] = (
+                "to be found on the device before training; shown as if every batch fitted"
+                if found is None
+                else f"at most {found} samples, found on the device"
+            )
+        return facts
+
+    def plan_for(self, shape: RunShape, decided: Decided) -> RampPlan:
+        """The plan for a run of a shape that a fixed batch would have.
+
+        Raises:
+            MisconfigurationException: where it does not fit into the run, or the loader does not tell its batch size.
+        """
+        epoch = shape.epoch
+        if is_streamed(shape):
+            return self._streamed_plan_for(shape, decided)
+        if epoch.micro_batch_size is None or epoch.device_samples is None:
+            raise MisconfigurationException(
+                "BatchSizeRamp: the loader does not tell its batch size (a batch sampler of its own, or none); give "
+                "the DataLoader a batch_size"
+            )
+        batches = -(-epoch.device_samples // epoch.micro_batch_size)
+        limited = epoch.micro_batches is not None and epoch.micro_batches < batches
+        device_samples = (epoch.micro_batches or 0) * epoch.micro_batch_size if limited else epoch.device_samples
+        try:
+            plan = RampPlan(
+                self.schedule,
+                dataset_size=device_samples * epoch.world_size,
+                batch_size=epoch.micro_batch_size * epoch.world_size,
+                world_size=epoch.world_size,
+                max_epochs=shape.max_epochs,
+                max_updates=shape.max_updates,
+                max_batch_size=self.max_batch_size,
+                max_micro_batch_size=decided.micro_batch_limit,
+                lr_rule=self.lr_rule,
+                device_samples=device_samples,
+                begin_samples=decided.begin_samples,
+                growths=decided.growths,
+            )
+        except ValueError as error:
+            raise MisconfigurationException(f"BatchSizeRamp: {error}") from error
+        if decided.limit_found:
+            self.refuse_nothing_to_compare(plan)
+        return plan
+
+    def refuse_nothing_to_compare(self, plan: RampPlan) -> None:
+        """Complain about an ``AdaptiveRamp`` whose first update has one gradient.
+
+        Raises:
+            MisconfigurationException: says which micro-batch makes two.
+        """
+        first = plan.windows(0)[0]
+        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size * len(first.micro_sizes) == 1:
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
+                f"{first.size} make one; give a max_micro_batch_size below {first.size}"
+            )
+
+    def _streamed_plan_for(self, shape: RunShape, decided: Decided) -> RampPlan:
+        micro, limit = shape.epoch.micro_batch_size, self.max_micro_batch_size
+        assert micro is not None
+        if self.begin == "after_warmup":
+            raise MisconfigurationException(
+                'BatchSizeRamp: begin="after_warmup" is not there for iterable data; use a map-style data set, or '
+                'begin="start"'
+            )
+        if isinstance(limit, int) and limit < micro:
+            raise MisconfigurationException(
+                f"BatchSizeRamp: max_micro_batch_size={limit} is below the loader's batch_size of {micro}, which is "
+                "the micro-batch of an iterable data set; lower the DataLoader's batch_size"
+            )
+        try:
+            plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule, decided.growths)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size == 1:
+            raise MisconfigurationException(
+                "BatchSizeRamp: AdaptiveRamp compares two gradients per update, and iterable data on one device begin "
+                "with one micro-batch; use a map-style data set with max_micro_batch_size, or more devices"
+            )
+        return plan

@@ -1,0 +1,79 @@
+"""``lightning-lr plan``: read a configuration as ``fit`` would, and show the run without training it.
+
+No Trainer is built, so a plan for eight GPUs works on a laptop; ``prepare_data`` is never called, so nothing is
+downloaded; no logger is made, so nothing is written but the picture that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+
+from lightning_lr.cli.errors import refusing
+from lightning_lr.cli.plan.activation_memory import configured_policy
+from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
+from lightning_lr.cli.plan.options import parse_options
+from lightning_lr.cli.plan.state_memory import configured_sharding
+from lightning_lr.cli.plan.table import plan_table, plan_title, run_facts
+from lightning_lr.cli.terminal import terminal
+from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
+
+
+def plan(words: Sequence[str]) -> None:
+    """Print the plan of a run, and draw it where ``--out`` is given.
+
+    Args:
+        words: the options.
+
+    Raises:
+        ConfigurationError: for a configuration that ``fit`` would refuse too, or whose size cannot be known.
+    """
+    options, rest = parse_options(words)
+    configured = PlanCLI(rest)
+    with refusing("plan: ", REFUSALS):
+        planned = plan_run(configured.settings, configured.model, configured.datamodule, options)
+    name = options.config or "the run"
+    terminal().print(plan_table(planned, plan_title(planned, name)))
+    if options.out is not None:
+        from lightning_lr.cli.plan.picture import save_plan_picture
+
+        lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_facts(planned).items()]
+        with refusing(f"plan: the picture could not be written to {options.out}: "):
+            save_plan_picture(
+                planned,
+                plan_title(planned, Path(name).name),
+                [*lines, *(f"note: {note}" for note in planned.notes)],
+                options.out,
+            )
+        terminal().print(f"picture: {options.out}")
+
+
+# ---------------------------------------------------------------------- the configuration, without a Trainer
+class PlanCLI(LearningRateCLI):
+    """Parse a configuration of ``fit`` and instantiate model, data and callbacks, but no Trainer.
+
+    Args:
+        words: the options of ``fit``.
+    """
+
+    settings: TrainerSettings
+    strategy: Any = None
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(["fit", *words])
+
+    def before_instantiate_classes(self) -> None:
+        self.strategy = self.config["fit"]["trainer"].get("strategy")
+        for name in ("logger", "strategy", "profiler", "plugins"):  # may touch devices, files or the network
+            self.config["fit"]["trainer"][name] = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        extra = [self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys]
+        self.settings = TrainerSettings(**self._get(self.config_init, "trainer"))
+        self.settings.callbacks += extra
+        self.settings.checkpointing = configured_policy(self.strategy)
+        self.settings.sharding = configured_sharding(self.strategy)
+        return cast(Trainer, self.settings)

@@ -1,0 +1,281 @@
+"""What a run left on disk, or has left so far: the metrics of its loggers and the decisions of our callbacks.
+
+``CSVLogger`` and ``TensorBoardLogger`` are read, whichever wrote, and the journals ``lightning_lr/*.jsonl`` beside
+them. The run may still be going: a line that is half written is passed over. No Lightning, no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_lr.cli.errors import ConfigurationError
+from lightning_lr.cli.report.timing import Timing, timing_of_events, timing_of_journal
+from lightning_lr.curves import Phase
+from lightning_lr.journal import read_journal
+from lightning_lr.stopwatch import JOURNAL as SECONDS
+
+METRICS_FILE = "metrics.csv"
+EVENT_FILES = "events.out.tfevents.*"
+JOURNALS = "lightning_lr/*.jsonl"
+MARKS = (METRICS_FILE, EVENT_FILES, JOURNALS)
+"""What makes a directory that of a run."""
+
+CHANGED_LATER = ("phases", "total", "total_updates")
+"""What a callback writes down when training starts and may have to write again when it has decided."""
+
+NOT_METRICS = {"step", "hp_metric"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one metric in the order of the logger's steps.
+
+    Args:
+        steps: Lightning's step numbers, increasing.
+        values: one per step; may hold NaN.
+    """
+
+    steps: list[int]
+    values: list[float]
+
+    @property
+    def finite(self) -> list[tuple[int, float]]:
+        """(step, value) of the values that are numbers."""
+        return [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Args:
+        directory: its logger's directory.
+        metrics: what was logged, by name.
+        journals: the decisions of each callback, by the journal's name.
+        sources: where the metrics were read from.
+        modified: when something was last written, in seconds since the epoch.
+        timing: seconds of training, where something tells them.
+        parts: the directories of a run that went on in another one, the first one first; its own alone otherwise.
+    """
+
+    directory: Path
+    metrics: dict[str, Series]
+    journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    modified: float = 0.0
+    timing: Timing | None = None
+    parts: tuple[Path, ...] = ()
+
+    # ------------------------------------------------------------------ the axis
+    @property
+    def counts_samples(self) -> bool:
+        """Whether it is known how many samples the run had seen; else the axis is updates."""
+        return "samples_seen" in self.metrics or self.planned_samples is not None
+
+    def positions(self, steps: Sequence[int]) -> list[float]:
+        """Samples seen after the update of each of the logger's steps; updates where that is not known.
+
+        Between the steps at which ``samples_seen`` was logged it is interpolated, after the last towards the plan.
+        """
+        if not self.counts_samples:
+            return [step + 1.0 for step in steps]
+        known = [(-1, 0.0)]
+        if "samples_seen" in self.metrics:
+            known += self.metrics["samples_seen"].finite
+        if self.planned_samples and self.planned_updates and self.planned_updates - 1 > known[-1][0]:
+            known.append((self.planned_updates - 1, float(self.planned_samples)))
+        at, samples = zip(*known, strict=True)
+        return [float(position) for position in np.interp(steps, at, samples)]
+
+    def points(self, name: str) -> tuple[list[float], list[float]]:
+        """Positions and values of a metric; values may hold NaN."""
+        series = self.metrics[name]
+        return self.positions(series.steps), series.values
+
+    # ------------------------------------------------------------------ what was decided
+    @property
+    def starts(self) -> dict[str, dict[str, Any]]:
+        """What each callback wrote down when training last started, by the journal's name; what a later decision
+        changed of it, or a later measurement added to its facts, is as it was last."""
+        starts: dict[str, dict[str, Any]] = {}
+        for name, records in self.journals.items():
+            for record in records:
+                if record["event"] == "start":
+                    starts[name] = dict(record)
+                elif name in starts:
+                    starts[name].update({key: record[key] for key in CHANGED_LATER if key in record})
+                    if "facts" in record:
+                        starts[name]["facts"] = {**starts[name].get("facts", {}), **record["facts"]}
+        return starts
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the callbacks decided for the whole run, by heading."""
+        return {h: str(fact) for start in self.starts.values() for h, fact in start.get("facts", {}).items()}
+
+    @property
+    def phases(self) -> dict[str, tuple[Phase, ...]]:
+        """The phases of each callback that has any, as shares of the run."""
+        named = {name: start.get("phases", []) for name, start in self.starts.items()}
+        return {name: tuple(Phase(str(n), float(a), float(b)) for n, a, b in p) for name, p in named.items() if p}
+
+    @property
+    def planned_updates(self) -> int | None:
+        """Updates that the run was to make."""
+        latest = max(self._totals, key=lambda record: record["update"], default=None)
+        return None if latest is None else int(latest["total_updates"])
+
+    @property
+    def planned_samples(self) -> int | None:
+        """Samples that the run was to see."""
+        if not any(start.get("counts") == "samples" for start in self.starts.values()):
+            return None
+        latest = max(self._totals, key=lambda record: record["update"], default=None)
+        return None if latest is None else int(latest["total"])
+
+    @property
+    def _totals(self) -> list[dict[str, Any]]:
+        """What says how long the run is: written by every callback at the start, and by the one that changes it."""
+        return [r for records in self.journals.values() for r in records if "total" in r and "total_updates" in r]
+
+    @property
+    def seen_updates(self) -> int:
+        """Updates of which there is any trace."""
+        steps = [series.steps[-1] + 1 for name, series in self.metrics.items() if not name.startswith("test")]
+        logged = self.metrics["updates"].values[-1:] if "updates" in self.metrics else []
+        noted = [record["update"] for records in self.journals.values() for record in records]
+        return int(max([0, *steps, *logged, *noted]))
+
+    @property
+    def now(self) -> float:
+        """Where the run is on the axis."""
+        return self.positions([self.seen_updates - 1])[0]
+
+    @property
+    def learning_rates(self) -> dict[str, str]:
+        """The metric of each group's learning rate: ours, else those of Lightning's ``LearningRateMonitor``."""
+        ours = {name.removeprefix("lr/"): name for name in self.metrics if name.startswith("lr/")}
+        monitored = (n for n in self.metrics if n.startswith("lr-") and not n.endswith(("-momentum", "-weight_decay")))
+        return ours or {name.removeprefix("lr-"): name for name in monitored}
+
+    @property
+    def end(self) -> float:
+        """Where the axis ends: at the planned end of the run, or where the run is now."""
+        planned = self.planned_samples if self.counts_samples else self.planned_updates
+        last = max((series.steps[-1] for series in self.metrics.values()), default=0)
+        return max(1.0, self.positions([last])[0], float(planned or 0))
+
+
+# ---------------------------------------------------------------------- reading
+def find_run(directory: Path) -> Path:
+    """The directory of a run: the given one, or the newest below it.
+
+    Raises:
+        ConfigurationError: where there is no run.
+    """
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise ConfigurationError(f"report: {directory} {what}; give the directory of a run (a logger's version_N)")
+    if _is_run(directory):
+        return directory
+    below = {_run_of(file) for mark in MARKS for file in directory.rglob(mark)}
+    if not below:
+        content = "is empty" if not any(directory.iterdir()) else "holds no run"
+        raise ConfigurationError(
+            f"report: {directory} {content}: neither {METRICS_FILE} (CSVLogger), nor {EVENT_FILES} (TensorBoardLogger) "
+            f"nor {JOURNALS}, here or below; a run appears with its first logged metric (see trainer.log_every_n_steps)"
+        )
+    return max(below, key=_modified)
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Read everything that a run has written so far.
+
+    Args:
+        directory: that of the run, as :func:`find_run` gives it.
+
+    Raises:
+        ConfigurationError: where only TensorBoard's files are there, and tensorboard is not.
+    """
+    metrics: dict[str, Series] = {}
+    sources: tuple[str, ...] = ()
+    if (directory / METRICS_FILE).is_file():
+        metrics, sources = read_csv(directory / METRICS_FILE), ("CSVLogger",)
+    if not metrics and any(directory.glob(EVENT_FILES)):
+        metrics, sources = read_tensorboard(directory), ("TensorBoardLogger",)
+    journals = {path.stem: read_journal(path) for path in sorted(directory.glob(JOURNALS))}
+    timing = timing_of_journal(journals.pop(SECONDS, []))
+    if timing is None and "TensorBoardLogger" in sources:
+        timing = timing_of_events(directory, EVENT_FILES)
+    return RunRecord(directory, metrics, journals, sources, _modified(directory), timing)
+
+
+def read_csv(path: Path) -> dict[str, Series]:
+    """The metrics of a ``CSVLogger``; of several values for a step the last counts, as after a resume.
+
+    Args:
+        path: its ``metrics.csv``. A last line without its end is being written and is left out.
+    """
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    table: dict[str, dict[int, float]] = {}
+    for row in csv.DictReader(io.StringIO(whole)):
+        step = _number(row.get("step"))
+        if step is None or not math.isfinite(step):
+            continue
+        for name, cell in row.items():
+            value = None if name in NOT_METRICS or name is None else _number(cell)
+            if value is not None:
+                table.setdefault(name, {})[int(step)] = value
+    return {name: _series(by_step) for name, by_step in table.items()}
+
+
+def read_tensorboard(directory: Path) -> dict[str, Series]:
+    """The scalars of a ``TensorBoardLogger``.
+
+    Raises:
+        ConfigurationError: where tensorboard is not installed.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise ConfigurationError(
+            f"report: {directory} was written by a TensorBoardLogger, and tensorboard is not installed here; "
+            "pip install tensorboard, or train with a CSVLogger"
+        ) from error
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name not in NOT_METRICS]
+    return {name: _series({event.step: float(event.value) for event in events.Scalars(name)}) for name in names}
+
+
+def _series(by_step: dict[int, float]) -> Series:
+    steps = sorted(by_step)
+    return Series(steps, [by_step[step] for step in steps])
+
+
+def _number(cell: Any) -> float | None:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_run(directory: Path) -> bool:
+    return any(any(directory.glob(mark)) for mark in MARKS)
+
+
+def _run_of(file: Path) -> Path:
+    return file.parent.parent if file.suffix == ".jsonl" else file.parent
+
+
+def _modified(directory: Path) -> float:
+    return max(file.stat().st_mtime for mark in MARKS for file in directory.glob(mark))

@@ -1,0 +1,306 @@
+"""`ZeROStrategy`: DeepSpeed's sharded training with the meaning that DDP gives to every setting.
+
+Lightning owns the update: it counts micro-batches, divides the loss and steps on the last batch of an epoch, and the
+engine is told where an update ends. So accumulation, its changes in flight and the hooks are as under DDP; what the
+engine alone knows (shards, clipping, the loss scale) stays with it. Runs on CPU with gloo, without a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies.deepspeed import remove_module_hooks
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.strategies.checkpointed import CheckpointsActivations
+from lightning_lr.strategies.zero import checkpoint as zero_checkpoint
+from lightning_lr.strategies.zero import checks as zero_checks
+from lightning_lr.strategies.zero import config as zero_config
+from lightning_lr.strategies.zero import engine as zero_engine
+from lightning_lr.strategies.zero import loading as zero_loading
+from lightning_lr.strategies.zero import optimizer_checks
+from lightning_lr.strategies.zero.precision import ZeROPrecision
+from lightning_lr.strategies.zero.saving import AtomicCheckpoint
+from lightning_lr.strategies.zero.sharded_update import ShardedUpdate
+
+
+class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
+    r"""DeepSpeed ZeRO: optimizer state, gradients and parameters in shards, over the processes of data parallelism.
+
+    ``Trainer(strategy="zero_2")``, or an instance. The weights after each update are DDP's. Accumulation means what
+    it means under DDP: the loss is divided once, the last window of an epoch is stepped even if it is not full,
+    ``on_before_optimizer_step`` is called once per update, ``accumulate_grad_batches`` may change in flight. The
+    optimizer in ``trainer.optimizers`` is the module's own, with its parameter groups; their ``params`` are the
+    engine's shards (stages 1 and 2: one flat vector per group; stage 3: none outside the step).
+
+    Optimizers that act on each element by itself (SGD, Adam, AdamW, ...) are right on shards, which is why DeepSpeed's
+    list of tested ones is not asked. One that looks at whole tensors is not, which is found out by trying and refused,
+    unless it knows of shards, as ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update,
+    with all groups.
+
+    Args:
+        stage: 1 shards the optimizer's state, 2 the gradients too, 3 the parameters too.
+        offload_optimizer: keep and update the optimizer's state on the host.
+        offload_parameters: keep the shards of the parameters on the host; stage 3 alone.
+        checkpointing: how to cut the forward into segments that are computed again; ``None`` keeps all activations.
+        **deepspeed: arguments of Lightning's ``DeepSpeedStrategy``. ``config``, a dictionary or a path, is laid over
+            what is written out by default.
+
+    Raises:
+        MisconfigurationException: for a stage that does not exist, arguments of stage 3 with another, settings that the
+            Trainer decides about, without DeepSpeed; at setup for manual optimization, gradients clipped by value, any
+            number of optimizers but one, optimizers that the engine would break, NVMe without its operator, and
+            callbacks of Lightning's that average weights or add groups; and for a checkpoint of another stage or number
+            of processes.
+
+    Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054.
+
+    Example::
+
+        Trainer(strategy=ZeROStrategy(stage=3, offload_optimizer=True), devices=8, precision="bf16-mixed")
+    """
+
+    strategy_name = "zero"
+    handles_gradient_accumulation = False
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        checkpointing: CheckpointPolicy | None = None,
+        **deepspeed: Any,
+    ) -> None:
+        who = type(self).__name__
+        zero_config.check_arguments(who, stage, offload_parameters, _differing(deepspeed))
+        zero_engine.require_deepspeed(who)
+        zero_engine.choose_accelerator()
+        self._given: dict[str, Any] = {}
+        super().__init__(
+            stage=stage, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters, **deepspeed
+        )
+        zero_config.check_config(who, stage, self._given)
+        self.stage = int(stage)
+        self.config = zero_config.written_out(self.config or {}, self._given, self.stage)
+        self.policy = checkpointing
+        self._groups: tuple[tuple[str, ...], ...] = ()
+        """Names of the parameters in each group of the optimizer that the engine trains."""
+        self._after_update: list[Callable[[], None]] = []
+        self._update: ShardedUpdate | None = None
+        self._undo: list[Callable[[], None]] = []
+
+    # ------------------------------------------------------------------ what Lightning asks
+    @property
+    def precision_plugin(self) -> Precision:
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Precision | None) -> None:
+        if type(plugin) is DeepSpeedPrecision:  # the Trainer picks it for every DeepSpeedStrategy
+            plugin = ZeROPrecision(plugin.precision)  # type: ignore[arg-type]
+        self._precision_plugin = plugin
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Nothing to block: the engine is told with each backward whether the update ends there."""
+        yield
+
+    # ------------------------------------------------------------------ what callbacks ask
+    def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Call ``act`` after each update that was made; returns a function that undoes this.
+
+        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's own hooks do not tell.
+        """
+        self._after_update.append(act)
+        return lambda: self._after_update.remove(act) if act in self._after_update else None
+
+    def before_update(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Call ``act`` before each step, the gradients in ``trainer.optimizers`` as it will use them; returns an undo.
+
+        Averaged, unscaled and clipped; a learning rate that is written then is the one of this step. Not called for an
+        update that the engine skips.
+        """
+        assert self._update is not None
+        return self._update.before_update(act)
+
+    @property
+    def in_parts(self) -> str | None:
+        """Why no method can see a whole update under the settings in use; ``None`` where it can."""
+        return None if self._update is None else self._update.in_parts
+
+    @property
+    def current_loss_scale(self) -> float:
+        """What the engine multiplies the loss by; 1 but in fp16."""
+        return zero_engine.loss_scale(self.deepspeed_engine)
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """The norm of the last update's whole gradient, before clipping."""
+        return zero_engine.gradient_norm(self.deepspeed_engine)
+
+    def weights_finite(self) -> bool:
+        """Whether what this rank holds of the weights is finite."""
+        assert self.lightning_module is not None
+        return zero_engine.weights_finite(self.lightning_module)
+
+    def update_made(self) -> None:
+        """Tell all who asked by :meth:`after_update`."""
+        for act in list(self._after_update):
+            act()
+
+    # ------------------------------------------------------------------ setup, in Lightning's order
+    def setup_environment(self) -> None:
+        who = type(self).__name__
+        if isinstance(self.accelerator, CPUAccelerator):
+            zero_engine.prepare_cpu(who)
+        elif not isinstance(self.accelerator, CUDAAccelerator):
+            raise MisconfigurationException(
+                f"{who}: the Trainer has a {type(self.accelerator).__name__}; set accelerator='gpu' (CUDA) or 'cpu'"
+            )
+        zero_engine.check_precision(who, str(self.precision_plugin.precision))
+        assert self.config is not None
+        if zero_config.uses_nvme(self.config):
+            zero_engine.check_nvme(who)
+        self._refuse_company()
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        with zero_engine.leaving_group_at_exit():
+            self._init_deepspeed_distributed()
+
+    @property
+    def repeats_hooks(self) -> bool:  # type: ignore[override]
+        return self.stage == 3  # a block's hooks fetch its parameters
+
+    def setup(self, trainer: Trainer) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            assert self.lightning_module is not None
+            zero_checks.check_trainer(type(self).__name__, trainer, self.lightning_module)
+            self._undo.append(internals.let_accumulation_change(trainer))
+        super().setup(trainer)
+
+    def teardown(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo, self._after_update, self._groups = [], [], ()
+        if self._update is not None:
+            self._update.detach()
+        engine = self.model
+        super().teardown()
+        if engine is not None and engine is not self.lightning_module:
+            zero_engine.release(engine)
+            self.model = self.lightning_module
+
+    # ------------------------------------------------------------------ checkpoints
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The groups alone, as of the whole parameters: the engine saves the state itself, in shards."""
+        self._check_engine()
+        indices = iter(range(sum(len(group) for group in self._groups)))
+        groups = zero_checkpoint.hyperparameters(optimizer.param_groups)
+        for group, names in zip(groups, self._groups, strict=True):
+            group["params"] = [next(indices) for _ in names]
+        return {"state": {}, "param_groups": groups}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """A whole folder, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
+        if not self._groups:  # an engine that does not train
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
+        values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
+        checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
+        with zero_checkpoint.values_in_groups(self.optimizers[0], values):
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.load_full_weights and self.zero_stage_3:
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        who, module = type(self).__name__, self.lightning_module
+        assert module is not None
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        checkpoint_path = self.broadcast(checkpoint_path)
+        found = zero_checkpoint.layout_of(who, checkpoint_path)
+        engine, strict = self.deepspeed_engine, module.strict_loading
+        if not fitting:
+            return zero_loading.load_weights(who, engine, checkpoint_path, strict)
+        run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups)
+        zero_checkpoint.check_fits(who, checkpoint_path, found, run)
+        if found.universal:
+            loaded = zero_loading.load_universal(who, engine, checkpoint_path, strict)
+        else:
+            loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        zero_engine.clip_as_configured(engine)
+        loaded["optimizer_states"] = [self.optimizer_state(self.optimizers[0])]  # for callbacks that look at it
+        return loaded
+
+    # ------------------------------------------------------------------ inside
+    def _load_config(self, config: Any) -> None:
+        """Keep the user's configuration aside: Lightning would drop every default of its own for it."""
+        self._given = super()._load_config(config) or {}
+
+    def _format_batch_size_and_grad_accum_config(self) -> None:
+        if self.lightning_module is not None:
+            assert self.config is not None
+            self.config["gradient_clipping"] = float(self.lightning_module.trainer.gradient_clip_val or 0.0)
+
+    def _initialize_deepspeed_train(self, model: Module) -> None:
+        who = type(self).__name__
+        assert self.lightning_module is not None
+        assert self.config is not None
+        undo = internals.around_configure_optimizers(self.lightning_module, partial(zero_checks.exactly_one, who))
+        try:
+            optimizers, schedulers = internals.optimizers_and_schedulers(self.lightning_module)
+        except (RuntimeError, ImportError) as error:
+            zero_engine.explain_failed_build(who, error)
+            raise
+        finally:
+            undo()
+        zero_engine.check_optimizer(who, optimizers[0], self.stage)
+        optimizer_checks.check_acts_on_elements(who, optimizers[0])
+        self._groups = zero_checkpoint.named_groups(model, optimizers[0])
+        self._update = ShardedUpdate(optimizers[0])
+        self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
+        self._update.attach(self.model)
+        if self.in_parts is not None and getattr(optimizers[0], "needs_whole_updates", False):
+            raise MisconfigurationException(
+                f"{who}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
+            )
+        self._set_deepspeed_activation_checkpointing()
+        self.optimizers = [zero_engine.client_optimizer(self.model)]
+        self.lr_scheduler_configs = schedulers
+
+    def _initialize_deepspeed_inference(self, model: Module) -> None:
+        assert self.config is not None
+        settings: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1}
+        kept = ("fp16", "bf16", *(("zero_allow_untested_optimizer", "zero_optimization") if self.stage == 3 else ()))
+        settings.update({name: self.config[name] for name in kept if name in self.config})
+        remove_module_hooks(model)
+        self.model = zero_engine.initialize(model, None, settings, self.root_device, self.local_rank)
+
+
+def _differing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults of Lightning's strategy: its command line hands over all of them."""
+    defaults = {name: parameter.default for name, parameter in signature(DeepSpeedStrategy.__init__).parameters.items()}
+    return {name: value for name, value in arguments.items() if name not in defaults or value != defaults[name]}
