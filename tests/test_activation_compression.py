@@ -254,7 +254,7 @@ def test_saved_bytes_are_written_down_by_codec_and_module_after_each_allocation(
         assert line["modules"]["body.4"] == [16 * 32 * 4, 16 * (32 * 4 // 8 + 4)]  # its input, a group of 32 a sample
         raw, held = line["modules"]["training_step"]
         assert raw == held  # the loss
-    facts = read_run(Path(logger.log_dir)).facts
+    facts = read_run(Path(logger.log_dir)).summary
     assert f"{saved[-1]['held_bytes']:,} bytes in place of {saved[-1]['plain_bytes']:,}" in facts["saved activations"]
     assert "4 on average" in facts["activations"]
 

@@ -513,7 +513,7 @@ def test_report_draws_losses_posterior_probability_switch_and_chosen_lr(tmp_path
 def test_plan_shows_the_latest_switch_and_says_so() -> None:
     shape = RunShape(epoch_of(480, 8), max_epochs=10)
     plan = make_plan(shape, [AdaptiveWarmup(1e-4, 0.1, decay=Polynomial(1.0))])
-    assert plan.facts["adaptive warm-up"].startswith(
+    assert plan.summary["adaptive warm-up"].startswith(
         "lr 0.0001 to at most 0.1; the switch falls between update 18 and 300"
     )
     assert [row.phases for row in plan.rows] == [("warm-up, at most",), ("polynomial",)]

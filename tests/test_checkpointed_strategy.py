@@ -235,7 +235,7 @@ def test_plan_is_written_down_and_shown_by_report(tmp_path: Path) -> None:
     assert [record["event"] for record in journal] == ["start"]
     assert journal[0]["update"] == 0
     assert journal[0]["peak_bytes"] <= 3000 < journal[0]["plain_bytes"]
-    assert "saved activations peak at" in read_run(tmp_path).facts["activations"]
+    assert "saved activations peak at" in read_run(tmp_path).summary["activations"]
 
 
 # ---------------------------------------------------------------------- two processes

@@ -288,12 +288,12 @@ def test_plan_has_a_phase_for_every_layer_and_says_what_never_trains() -> None:
     edges = [0, 1 / 8, 1 / 4, 3 / 8, 1]
     assert [(p.start, p.end) for p in callback.phases(shape)] == list(pairwise(edges))
     assert callback.phases(shape)[0] == Phase("+ head", 0.0, 0.125)
-    assert callback.advice(shape, sgd(module)) == []
+    assert callback.plan_notes(shape, sgd(module)) == []
     short = RunShape(epoch, max_updates=15)
     assert [p.name for p in callback.phases(short)] == ["+ head", r"+ blocks\.(\d+) 1", r"+ blocks\.(\d+) 0"]
-    (advice,) = callback.advice(short, sgd(module))
+    (advice,) = callback.plan_notes(short, sgd(module))
     assert "the run has 2.5 epochs, and 1 of 4 layers never train (stem); train for at least 4 epochs" in advice
-    assert "4 layers (patterns), one more every 1 epoch(s): head, " in callback.facts(shape)["gradual unfreezing"]
+    assert "4 layers (patterns), one more every 1 epoch(s): head, " in callback.summary(shape)["gradual unfreezing"]
 
 
 def test_stream_without_a_length_unfreezes_after_each_pass_and_says_so() -> None:

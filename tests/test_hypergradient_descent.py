@@ -298,7 +298,7 @@ def test_tensor_learning_rates_are_written_in_place() -> None:
 
 def test_plan_says_how_far_the_factor_can_go() -> None:
     callback = HypergradientDescent(rule="additive")
-    notes = callback.advice(None, Adam([nn.Parameter(torch.ones(1))], lr=1e-6))  # type: ignore[arg-type]
+    notes = callback.plan_notes(None, Adam([nn.Parameter(torch.ones(1))], lr=1e-6))  # type: ignore[arg-type]
     assert "can make them 0.001 to 1000 times as large" in notes[0]
     assert "well-tuned Adam may become worse" in notes[1]
 

@@ -118,7 +118,7 @@ def test_halves_from_the_largest_batch_of_the_plan_until_it_fits() -> None:
     # 4 -> 12 -> 36 samples; 36, 18 do not fit, 9 does, with two training steps
     assert TRIED[:4] == [36, 18, 9, 9]
     assert max(module.sizes) == 9
-    assert callback.facts(callback.reshape(_shape()))["micro-batch"] == "at most 9 samples, found on the device"
+    assert callback.summary(callback.reshape(_shape()))["micro-batch"] == "at most 9 samples, found on the device"
 
 
 def test_what_fits_at_once_is_not_accumulated() -> None:
@@ -261,7 +261,7 @@ def test_a_second_fit_tries_anew() -> None:
 
 def test_without_a_device_the_size_is_said_to_be_open() -> None:
     callback = ramp()
-    facts = callback.facts(callback.reshape(_shape()))
+    facts = callback.summary(callback.reshape(_shape()))
     assert facts["micro-batch"] == "to be found on the device before training; shown as if every batch fitted"
 
 

@@ -72,7 +72,7 @@ def planned(path: str) -> Any:
 def test_planned_bytes_are_those_of_the_run(strategy: Any, precision: str, tmp_path: Path) -> None:
     path = write(tmp_path, strategy)
     configured = PlanCLI(["--config", path, f"--trainer.precision={precision}"])
-    fact = plan_run(configured.settings, configured.model, configured.datamodule, PlanOptions()).facts["activations"]
+    fact = plan_run(configured.settings, configured.model, configured.datamodule, PlanOptions()).summary["activations"]
     assert main(["fit", "--config", path, f"--trainer.precision={precision}"]) == 0
     (journal,) = tmp_path.glob("logs/**/checkpointing.jsonl")
     run = json.loads(journal.read_text().splitlines()[0])["facts"]["activations"]
@@ -83,9 +83,9 @@ def test_planned_bytes_are_those_of_the_run(strategy: Any, precision: str, tmp_p
 def test_plan_prints_it_and_says_where_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", write(tmp_path, "checkpointed")]) == 0
     assert "saved activations peak at" in " ".join(capsys.readouterr().out.split())
-    assert "activations" not in planned(write(tmp_path, "auto")).facts
+    assert "activations" not in planned(write(tmp_path, "auto")).summary
     plan = planned(write(tmp_path, "checkpointed", f"{__name__}.NeedsTrainer"))
-    assert "activations" not in plan.facts
+    assert "activations" not in plan.summary
     assert any("training_step does not work without a Trainer" in note for note in plan.notes)
     plan = planned(write(tmp_path, "checkpointed", batch_size=4))
     assert any("at least 8 samples" in note for note in plan.notes)
@@ -105,7 +105,7 @@ def test_planned_bytes_of_compression_are_those_of_the_run(batch_size: int, samp
     content["trainer"]["callbacks"] = [{"class_path": "ActivationCompression", "init_args": {"group_size": 32}}]
     content["data"]["init_args"]["samples"] = samples
     Path(path).write_text(yaml.safe_dump(content))
-    fact = planned(path).facts["saved activations"]
+    fact = planned(path).summary["saved activations"]
     assert f"per device and micro-batch of {batch_size}" in fact
     assert main(["fit", "--config", path]) == 0
     (journal,) = tmp_path.glob("logs/**/compression.jsonl")
@@ -119,5 +119,5 @@ def test_checkpointed_and_compressed_at_once_is_noted(tmp_path: Path) -> None:
     content["trainer"]["callbacks"] = [{"class_path": "ActivationCompression"}]
     Path(path).write_text(yaml.safe_dump(content))
     plan = planned(path)
-    assert "saved activations" not in plan.facts
+    assert "saved activations" not in plan.summary
     assert any("without compression" in note for note in plan.notes)

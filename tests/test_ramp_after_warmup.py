@@ -114,9 +114,9 @@ def test_plan_of_a_ramp_after_the_warmup_shows_a_range() -> None:
     for callback in callbacks:
         callback.setup(type("Plan", (), {"callbacks": callbacks})(), Toy(), "fit")
     plan = make_plan(shape, callbacks)
-    fewest, _, most, *_ = plan.facts["updates"].split()
+    fewest, _, most, *_ = plan.summary["updates"].split()
     assert int(fewest) < int(most) == plan.shape.total_updates < 600
-    assert plan.facts["updates"].endswith("(shown) against 600 with a fixed batch")
+    assert plan.summary["updates"].endswith("(shown) against 600 with a fixed batch")
     assert plan.rows[0].batch_size == 8
     assert plan.rows[-1].batch_size == 48  # a tenth of the training set
 

@@ -317,7 +317,7 @@ def test_a_measurement_made_later_is_among_the_facts(tmp_path: Path) -> None:
     write(tmp_path, "step,train_loss", "0,1.0")
     later = {"update": 1, "event": "saved", "facts": {"saved activations": "5 bytes"}}
     journal(tmp_path, start(facts={"activations": "at 4 bits"}), later)
-    assert read_run(tmp_path).facts == {"activations": "at 4 bits", "saved activations": "5 bytes"}
+    assert read_run(tmp_path).summary == {"activations": "at 4 bits", "saved activations": "5 bytes"}
 
 
 def test_scores_are_drawn_over_updates_too_when_the_batch_changes(run_dir: Path) -> None:

@@ -95,8 +95,8 @@ def test_a_plan_is_timed_row_by_row() -> None:
     all_reduce = 2 * 4e6 * 3 / 4 / 1e6 + 0.5
     epoch = 100 * 0.1 + 1000 * 0.01 + 50 * (0.05 + all_reduce)
     assert [row.seconds for row in made.rows] == pytest.approx([epoch, epoch])
-    assert made.facts["time to finish"].startswith(duration(2 * epoch))
-    assert "fixed batch" not in made.facts["time to finish"]
+    assert made.summary["time to finish"].startswith(duration(2 * epoch))
+    assert "fixed batch" not in made.summary["time to finish"]
 
 
 def test_a_ramp_is_compared_with_the_batch_it_starts_from() -> None:
@@ -108,7 +108,7 @@ def test_a_ramp_is_compared_with_the_batch_it_starts_from() -> None:
     assert [row.batch_size for row in made.rows] == [20, 40, 80]
     assert [row.seconds for row in made.rows] == pytest.approx([10 + 100, 10 + 50, 10 + 25])
     total, fixed = 30 + 175, 30 + 300
-    said = made.facts["time to finish"]
+    said = made.summary["time to finish"]
     assert said.startswith(
         f"{duration(total)}; {duration(fixed)} at the fixed batch of 20, {fixed / total:.2f} times as long"
     )

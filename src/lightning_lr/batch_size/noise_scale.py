@@ -64,12 +64,12 @@ def scaled_batch_size(batch_size: int, lr: float, momentum: float, new_lr: float
 
     Source: arXiv:1711.00489, section 3 ("B proportional to the effective learning rate").
     """
-    who = "scaled_batch_size"
-    require_count(who, "batch_size", batch_size, "samples")
-    require_positive(who, "lr", lr, "a learning rate")
-    require_positive(who, "new_lr", new_lr, "a learning rate")
-    require_momentum(who, momentum)
-    require_momentum(who, new_momentum, "new_momentum")
+    caller = "scaled_batch_size"
+    require_count(caller, "batch_size", batch_size, "samples")
+    require_positive(caller, "lr", lr, "a learning rate")
+    require_positive(caller, "new_lr", new_lr, "a learning rate")
+    require_momentum(caller, momentum)
+    require_momentum(caller, new_momentum, "new_momentum")
     return max(1, round(batch_size * (new_lr / lr) * (1.0 - momentum) / (1.0 - new_momentum)))
 
 
@@ -94,7 +94,7 @@ def momentum_transient(batch_size: int, dataset_size: int, momentum: float) -> f
     return batch_size / (dataset_size * (1.0 - momentum))
 
 
-def _check_setting(who: str, momentum: float, batch_size: int, dataset_size: int) -> None:
-    require_momentum(who, momentum)
-    require_count(who, "batch_size", batch_size, "samples")
-    require_count(who, "dataset_size", dataset_size, "samples")
+def _check_setting(caller: str, momentum: float, batch_size: int, dataset_size: int) -> None:
+    require_momentum(caller, momentum)
+    require_count(caller, "batch_size", batch_size, "samples")
+    require_count(caller, "dataset_size", dataset_size, "samples")

@@ -94,35 +94,36 @@ class ActivationCompression(MethodCallback):
 
     # ------------------------------------------------------------------ what the method says
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        who = type(self).__name__
+        caller = type(self).__name__
         compiled = internals.is_compiled(module)
         if compiled is not None:
             raise MisconfigurationException(
-                f"{who}: {compiled} is compiled (torch.compile), where saved tensors are neither seen one by one nor "
+                f"{caller}: {compiled} is compiled (torch.compile), where saved tensors are neither seen one by one "
+                "nor "
                 "with what they are saved for; train without torch.compile, or let the compiler save memory "
                 "(torch._functorch.config.activation_memory_budget) instead of this callback"
             )
         if not internals.holds_whole_parameters(trainer):
             raise MisconfigurationException(
-                f"{who}: {type(trainer.strategy).__name__} shards parameters, and gathered ones would be taken for "
+                f"{caller}: {type(trainer.strategy).__name__} shards parameters, and gathered ones would be taken for "
                 "activations; use one device, DDP, or ZeRO stage 1 or 2"
             )
         if self.bits == "auto" and internals.takes_the_iterator(module):
             raise MisconfigurationException(
-                f'{who}: bits="auto" measures on a part of the batch, but training_step takes the iterator '
+                f'{caller}: bits="auto" measures on a part of the batch, but training_step takes the iterator '
                 "(dataloader_iter); give 8, 4 or 2"
             )
         try:
             self._compressor = self.settings.compressor(module, trainer.global_rank)
         except ValueError as error:
-            raise MisconfigurationException(f"{who}: {error}") from error
+            raise MisconfigurationException(f"{caller}: {error}") from error
         if self._state is not None:
             self._compressor.load_state_dict(self._state)
 
     def factor(self, clock: SampleClock) -> float:
         return 1.0
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         auto = isinstance(self.bits, str)
         bits = self.average_bits if isinstance(self.bits, str) else self.bits
         predicted = size_ratio(bits, self.group_size, torch.float32), size_ratio(bits, self.group_size, torch.bfloat16)

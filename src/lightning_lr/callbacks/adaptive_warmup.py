@@ -159,10 +159,10 @@ class AdaptiveWarmup(MethodCallback):
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         return self.settings.phases(None if self.machine is None else self.machine.switched_at)
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
-        return self.settings.facts(shape.fixed_batch_updates)
+    def summary(self, shape: RunShape) -> dict[str, str]:
+        return self.settings.summary(shape.fixed_batch_updates)
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         return [
             "when the adaptive warm-up ends and at which learning rate is decided by the loss; shown is the latest "
             "switch, from max_lr"

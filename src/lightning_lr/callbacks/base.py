@@ -111,11 +111,11 @@ class MethodCallback(Callback):
         """What the method logs about the update that was just made, with the learning rate of each group."""
         return {}
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         """What ``plan`` prints about the method for a run of this shape, by heading."""
         return {}
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         """What ``plan`` tells the user to think of before training, one sentence each."""
         return []
 
@@ -135,40 +135,43 @@ class MethodCallback(Callback):
         refuse_mirror(self, trainer)
         if stage != "fit":
             return
-        who = type(self).__name__
+        caller = type(self).__name__
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
-                f"{who}: {type(pl_module).__name__} uses manual optimization (automatic_optimization=False), where "
+                f"{caller}: {type(pl_module).__name__} uses manual optimization (automatic_optimization=False), where "
                 "Lightning does not tell which step belongs to which optimizer; use automatic optimization"
             )
         for other in members_of(trainer):
             if other is not self and self.decays and other.decays:
                 raise MisconfigurationException(
-                    f"{who}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
+                    f"{caller}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
         refuse_incompatible(self, self.name, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
-            raise MisconfigurationException(f"{who}: callbacks were given different count_samples; give all the same")
+            raise MisconfigurationException(
+                f"{caller}: callbacks were given different count_samples; give all the same"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        who = type(self).__name__
+        caller = type(self).__name__
         self.check_optimizers(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
         groups = trainer.optimizers[0].param_groups
         if not groups or any("lr" not in group for group in groups):
             raise MisconfigurationException(
-                f"{who}: the optimizer has no learning rate (configure_optimizers returned none, or one whose "
+                f"{caller}: the optimizer has no learning rate (configure_optimizers returned none, or one whose "
                 "groups have no 'lr'); return a torch optimizer"
             )
         if internals.given_loader_without_length(trainer) and trainer.max_steps == -1:
             raise MisconfigurationException(
-                f"{who}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is not "
+                f"{caller}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is "
+                "not "
                 "known; set max_steps (or an integer limit_train_batches with max_epochs)"
             )
         for limit in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, limit) == 0:
-                raise MisconfigurationException(f"{who}: Trainer({limit}=0) makes 0 updates; set at least 1")
+                raise MisconfigurationException(f"{caller}: Trainer({limit}=0) makes 0 updates; set at least 1")
         self.check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

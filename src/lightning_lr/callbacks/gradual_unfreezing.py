@@ -109,7 +109,7 @@ class GradualUnfreezing(MethodCallback):
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         return {"unfrozen_layers": float(self.order.begun(clock.epoch))}
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         names = [self.order.name(i) for i in range(len(self.order.thaws))]
         shown = names if len(names) <= 5 else [*names[:3], "...", names[-1]]
         return {
@@ -117,7 +117,7 @@ class GradualUnfreezing(MethodCallback):
             f"epoch(s): {', '.join(shown)}"
         }
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         units, order = shape.epoch.total_units, self.order
         if units is None:
             return [
@@ -161,7 +161,7 @@ class GradualUnfreezing(MethodCallback):
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
         self._frozen.freeze(self.order.begun(internals.next_position(trainer)[0]))
         if self._run is not None and not internals.is_fast_dev_run(trainer):
-            for note in self.advice(self._run.clock.shape, trainer.optimizers[0]):
+            for note in self.plan_notes(self._run.clock.shape, trainer.optimizers[0]):
                 rank_zero_warn(f"GradualUnfreezing: {note}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

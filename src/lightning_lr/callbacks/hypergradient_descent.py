@@ -174,7 +174,7 @@ class HypergradientDescent(MethodCallback):
         cosines = {f"hypergradient/cosine/{name}": value for name, value in zip(names, self._cosines, strict=False)}
         return {**found, **{name: value for name, value in cosines.items() if not math.isnan(value)}}
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         rates = HYPER_LR[self.rule]
         rate = (
             f"{self.hyper_lr:g}" if self.hyper_lr is not None else f"{rates['sgd']:g} (SGD), {rates['adam']:g} (others)"
@@ -187,7 +187,7 @@ class HypergradientDescent(MethodCallback):
         waits = "" if self._warmup is None else ", from the end of the adaptive warm-up on"
         return {"hypergradient": f"{self.rule} rule, hyper_lr {rate}, {factors}, {reach}{waits}"}
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         low, high = self.bounds
         notes = [
             "HypergradientDescent: the learning rates planned here are without its factor, which can make them "

@@ -79,7 +79,7 @@ class LayerwiseLRDecay(MethodCallback):
     def factor(self, clock: SampleClock) -> list[float]:
         return self._factors
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         return {"layer-wise lr": self._summary()}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order

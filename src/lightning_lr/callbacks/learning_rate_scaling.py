@@ -125,7 +125,7 @@ class LearningRateScaling(MethodCallback):
         climb = (Phase("scaling climb", 0.0, warmup),) if warmup > 0 else ()
         return (*climb, Phase("scaled", warmup, 1.0)) if warmup < 1 else climb
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         k, scale = self.k(shape), self.scale(shape)
         batch_size = self.batch_size or shape.batch_size
         climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.warmup(shape) else ""

@@ -48,5 +48,5 @@ class LearningRateSchedule(MethodCallback):
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         return self.curve.phases()
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         return {"schedule": str(self.curve)}

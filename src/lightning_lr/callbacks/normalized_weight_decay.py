@@ -122,7 +122,7 @@ class NormalizedWeightDecay(MethodCallback):
         decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
         return {f"weight_decay/{name}": decay for name, decay in zip(names, decays, strict=True)}
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         decay = self.decay(SampleClock(shape))
         cycles = "" if self._restarts is None else ", again at each restart"
         return {"weight decay": f"lambda {decay:.4g} per update at the start, from norm {self.norm:g}{cycles}"}

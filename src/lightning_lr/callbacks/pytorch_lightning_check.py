@@ -22,17 +22,18 @@ def refuse_mirror(member: Callback, trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: with what was given, what is allowed, and what to do.
     """
-    who = type(member).__name__
+    caller = type(member).__name__
     if internals.class_of_mirror(trainer) is not None:
         raise MisconfigurationException(
-            f"{who}: got a {MIRROR}.Trainer; allowed is a {INSTEAD}.Trainer, since the two packages share their names "
+            f"{caller}: got a {MIRROR}.Trainer; allowed is a {INSTEAD}.Trainer, since the two packages share their "
+            "names "
             f"and not their classes; {TO_DO}"
         )
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         found = internals.class_of_mirror(other)
         if found is not None and found.__qualname__ != "Callback":
             raise MisconfigurationException(
-                f"{who}: got {MIRROR}.callbacks.{found.__qualname__} beside it; allowed are callbacks of {INSTEAD}, "
+                f"{caller}: got {MIRROR}.callbacks.{found.__qualname__} beside it; allowed are callbacks of {INSTEAD}, "
                 f"since its Trainer knows no others by their class; {TO_DO}"
             )
 

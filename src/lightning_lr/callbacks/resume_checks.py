@@ -120,17 +120,17 @@ def check_settings(callback: Resumable, inside_epoch: bool, quiet: bool = False)
     state = callback.loaded or {}
     differences = _differences(state.get("settings"), settings_of(callback))
     rules = _RULES.get(callback.name, {})
-    who = type(callback).__name__
+    caller = type(callback).__name__
     for difference in differences:
         rule = rules.get(difference.argument)
         if rule is not None and rule.applies(state, inside_epoch):
             raise MisconfigurationException(
-                f"{who}: got {difference.argument}={difference.now}, and the checkpoint was made with "
+                f"{caller}: got {difference.argument}={difference.now}, and the checkpoint was made with "
                 f"{difference.argument}={difference.before}: {rule.why}; resume with the checkpoint's, or train from "
                 "its weights alone"
             )
     if not quiet:
-        _say(who, differences)
+        _say(caller, differences)
 
 
 def check_run(callbacks: Sequence[Resumable], shape: RunShape, inside_epoch: bool, quiet: bool = False) -> None:
@@ -178,9 +178,9 @@ def _differences(before: State | None, now: State) -> list[_Difference]:
     return [_Difference(name, str(before[name]), str(now[name])) for name in names]
 
 
-def _say(who: str, differences: Sequence[_Difference]) -> None:
+def _say(caller: str, differences: Sequence[_Difference]) -> None:
     if differences:
-        rank_zero_info(f"{who}: training goes on with {_in_words(differences)}")
+        rank_zero_info(f"{caller}: training goes on with {_in_words(differences)}")
 
 
 def _in_words(differences: Sequence[_Difference]) -> str:

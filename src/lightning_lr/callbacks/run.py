@@ -43,7 +43,7 @@ class Member(Protocol):
     def factor(self, clock: SampleClock) -> float | list[float]: ...
     def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]: ...
     def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
-    def facts(self, shape: RunShape) -> dict[str, str]: ...
+    def summary(self, shape: RunShape) -> dict[str, str]: ...
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]: ...
 
 
@@ -58,7 +58,7 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> None:
         self.members = members
-        shape = run_shape(trainer, who=type(members[0]).__name__)
+        shape = run_shape(trainer, caller=type(members[0]).__name__)
         for member in members:
             shape = member.reshape(shape)
         resume_checks.check_run(members, shape, inside_epoch=internals.next_position(trainer)[1] > 0)
@@ -177,7 +177,7 @@ class Run:
         """What a method holds the whole run to be, as things stand."""
         shape = self.clock.shape
         return {
-            "facts": member.facts(shape),
+            "facts": member.summary(shape),
             "phases": [[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
             "total": self.clock.total,
             "total_updates": shape.total_updates,
@@ -231,7 +231,7 @@ class Run:
                 journal.truncate(self.clock.updates)
 
 
-def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> RunShape:
+def run_shape(trainer: Trainer, caller: str, epoch: EpochShape | None = None) -> RunShape:
     """The shape of the run that a Trainer is about to make, with the epoch of its loader if none is given.
 
     Raises:
@@ -246,7 +246,7 @@ def run_shape(trainer: Trainer, who: str, epoch: EpochShape | None = None) -> Ru
             max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
         )
     except ValueError as error:
-        raise MisconfigurationException(f"{who}: {error}") from error
+        raise MisconfigurationException(f"{caller}: {error}") from error
 
 
 def total_updates(trainer: Trainer) -> int:
@@ -259,7 +259,7 @@ def total_updates(trainer: Trainer) -> int:
         MisconfigurationException: where the end of the run is not known.
     """
     internals.set_up_train_loader(trainer)
-    shape = run_shape(trainer, who="total_updates")
+    shape = run_shape(trainer, caller="total_updates")
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "reshape"):
             shape = callback.reshape(shape)

@@ -111,8 +111,8 @@ class _Walk:
             argument = rest.removeprefix("init_args.").split(".")[0]
             arguments = _arguments(self.objects[leaf])
             if argument not in arguments:
-                who, hint = self.objects[leaf].__name__, did_you_mean(argument, arguments, f"--{leaf}.")
-                yield f"{who} has no argument {argument!r} ({option}){hint}"
+                owner, hint = self.objects[leaf].__name__, did_you_mean(argument, arguments, f"--{leaf}.")
+                yield f"{owner} has no argument {argument!r} ({option}){hint}"
 
     # ------------------------------------------------------------------ inside a file
     def _options(self, node: MappingNode, prefix: str = "") -> Iterator[str]:

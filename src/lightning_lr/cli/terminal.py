@@ -1,4 +1,4 @@
-"""Standard output of the command line, and the block of facts with which a plan and a report begin."""
+"""Standard output of the command line, and the summary with which a plan and a report begin."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def terminal() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
 
 
-def facts_block(facts: Mapping[str, str]) -> Table:
+def summary_block(summary: Mapping[str, str]) -> Table:
     """Headings on the left, what holds on the right."""
     block = Table.grid(padding=(0, 2))
-    for heading, fact in facts.items():
+    for heading, fact in summary.items():
         block.add_row(Text(heading, style="cyan"), Text(fact))
     return block

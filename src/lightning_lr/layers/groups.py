@@ -30,19 +30,21 @@ class GroupsError(ValueError):
     """An optimizer's groups that cannot be split by layer."""
 
 
-def check_factors(who: str, decay: float, head_factor: float) -> None:
+def check_factors(caller: str, decay: float, head_factor: float) -> None:
     """Refuse factors that make no sense.
 
     Raises:
         ValueError: for a decay outside (0, 1], or a head factor that is not positive and finite.
     """
     if not (is_real(decay) and 0.0 < decay <= 1.0):
-        raise ValueError(f"{who}: got decay={decay!r}; the factor from one layer to the one below is in (0, 1]")
+        raise ValueError(f"{caller}: got decay={decay!r}; the factor from one layer to the one below is in (0, 1]")
     if not (is_rate(head_factor) and head_factor > 0.0):
-        raise ValueError(f"{who}: got head_factor={head_factor!r}; give a positive number within float32, 1 for none")
+        raise ValueError(
+            f"{caller}: got head_factor={head_factor!r}; give a positive number within float32, 1 for none"
+        )
 
 
-def check_names(who: str, **arguments: object) -> None:
+def check_names(caller: str, **arguments: object) -> None:
     """Refuse what is neither ``"auto"`` nor a list of strings, by name; what they match is looked at with the model.
 
     Raises:
@@ -51,7 +53,7 @@ def check_names(who: str, **arguments: object) -> None:
     for name, value in arguments.items():
         of_strings = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
         if value != "auto" and not (of_strings and (value or name == "no_weight_decay")):
-            raise ValueError(f'{who}: got {name}={value!r}; give "auto", or a list of regular expressions')
+            raise ValueError(f'{caller}: got {name}={value!r}; give "auto", or a list of regular expressions')
 
 
 class GroupSplitter:
@@ -204,14 +206,14 @@ def layerwise_param_groups(
     Source: Howard & Ruder 2018 (discriminative fine-tuning), arXiv 1801.06146; Clark et al. 2020 (ELECTRA's layer-wise
     decay), arXiv 2003.10555. The stem and head are counted as in BEiT, arXiv 2106.08254.
     """
-    who = "layerwise_param_groups"
-    check_factors(who, decay, head_factor)
-    check_names(who, layers=layers, no_weight_decay=no_weight_decay)
+    caller = "layerwise_param_groups"
+    check_factors(caller, decay, head_factor)
+    check_names(caller, layers=layers, no_weight_decay=no_weight_decay)
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{who}: got module={module!r}; give an nn.Module")
+        raise TypeError(f"{caller}: got module={module!r}; give an nn.Module")
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         if not is_rate(value):
-            raise ValueError(f"{who}: got {name}={value!r}; give a number that is not negative, within float32")
+            raise ValueError(f"{caller}: got {name}={value!r}; give a number that is not negative, within float32")
     trainable = [p for p in parameters_by_name(module).values() if p.requires_grad]
     if not trainable:
         raise ValueError(f"{type(module).__name__} has no parameter that needs a gradient; unfreeze some")

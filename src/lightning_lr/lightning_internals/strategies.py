@@ -16,12 +16,12 @@ from lightning_lr.patching import override_on_instance
 def why_no_micro_batch_gradients(trainer: Trainer, module: LightningModule) -> str | None:
     """Why no gradient of a single micro-batch on a single device can be seen; ``None`` where it can."""
     strategy = trainer.strategy
-    who = type(strategy).__name__
+    caller = type(strategy).__name__
     if isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "gradient_norm"):
-        return f"{who} tells neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
+        return f"{caller} tells neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
     if isinstance(strategy, FSDPStrategy) or any(isinstance(p, DTensor) for p in module.parameters()):
         return (
-            f"{who} averages gradients over the devices before they come to the parameters; use DDP or "
+            f"{caller} averages gradients over the devices before they come to the parameters; use DDP or "
             "lightning_lr.ZeROStrategy"
         )
     return None

@@ -219,16 +219,18 @@ class TrustRatioOptimizer(Optimizer):
         return in_order or (weight.ndim == 4 and all(t.is_contiguous(memory_format=layout) for t in (weight, *others)))
 
     def _refuse_flattened(self, parameter: Tensor) -> None:
-        who = type(self).__name__
+        caller = type(self).__name__
         if getattr(parameter, "_fsdp_flattened", False):
             raise RuntimeError(
-                f"{who}: the parameters belong to FullyShardedDataParallel (FSDP1), which flattens them, so the norm "
+                f"{caller}: the parameters belong to FullyShardedDataParallel (FSDP1), which flattens them, so the "
+                "norm "
                 "of a tensor is not known; use FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning "
                 "ModelParallelStrategy)"
             )
         if id(parameter) not in self._own and parameter.ndim == 1:
             raise RuntimeError(
-                f"{who}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as DeepSpeed "
+                f"{caller}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as "
+                "DeepSpeed "
                 "ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies in it, so "
                 "its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
             )

@@ -167,7 +167,7 @@ class WarmupSettings:
         decay = self.decay.phases() or (Phase("decay", 0.0, 1.0),)
         return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
 
-    def facts(self, total_updates: int) -> dict[str, str]:
+    def summary(self, total_updates: int) -> dict[str, str]:
         """What a plan says about the warm-up.
 
         Args:

@@ -29,19 +29,21 @@ class CompressionSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        who = "ActivationCompression"
+        caller = "ActivationCompression"
         if not (self.bits == "auto" or (is_count(self.bits) and self.bits in WIDTHS)):
-            raise ValueError(f'{who}: got bits={self.bits!r}; give 8, 4, 2 or "auto"')
+            raise ValueError(f'{caller}: got bits={self.bits!r}; give 8, 4, 2 or "auto"')
         if not (is_real(self.average_bits) and WIDTHS[-1] <= self.average_bits <= WIDTHS[0]):
-            raise ValueError(f"{who}: got average_bits={self.average_bits!r}; give a number from 2 to 8")
+            raise ValueError(f"{caller}: got average_bits={self.average_bits!r}; give a number from 2 to 8")
         if not is_count(self.group_size, 16) or self.group_size & (self.group_size - 1):
-            raise ValueError(f"{who}: got group_size={self.group_size!r}; give a power of two from 16, such as 256")
+            raise ValueError(f"{caller}: got group_size={self.group_size!r}; give a power of two from 16, such as 256")
         if not is_count(self.probe_every):
-            raise ValueError(f"{who}: got probe_every={self.probe_every!r}; give a whole number of updates from 1")
+            raise ValueError(f"{caller}: got probe_every={self.probe_every!r}; give a whole number of updates from 1")
         if not is_count(self.probe_samples):
-            raise ValueError(f"{who}: got probe_samples={self.probe_samples!r}; give a whole number of samples from 1")
+            raise ValueError(
+                f"{caller}: got probe_samples={self.probe_samples!r}; give a whole number of samples from 1"
+            )
         if not (is_count(self.seed, 0) and self.seed < 2**63):
-            raise ValueError(f"{who}: got seed={self.seed!r}; give a whole number from 0 to 2**63 - 1")
+            raise ValueError(f"{caller}: got seed={self.seed!r}; give a whole number from 0 to 2**63 - 1")
 
     def compressor(self, model: nn.Module, rank: int) -> ActivationCompressor:
         """What compresses for these settings; with ``"auto"`` it begins at the widest bits within the average.

@@ -148,11 +148,11 @@ class BatchSizeRamp(MethodCallback):
         assert isinstance(shape, RampedShape)
         return shape.phases()
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         assert isinstance(shape, RampedShape)
-        return self.settings.facts(shape, self._total_updates(shape), self._fitting)
+        return self.settings.summary(shape, self._total_updates(shape), self._fitting)
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedShape)
         if isinstance(shape, StreamedShape) and shape.endless:
             return []  # what there is to say is said in epochs

@@ -67,7 +67,7 @@ class RampSettings:
         if self.begin not in get_args(Begin):
             raise ValueError(f"BatchSizeRamp: got begin={self.begin!r}; allowed are {get_args(Begin)}")
 
-    def check(self, who: str, trainer: Trainer) -> None:
+    def check(self, caller: str, trainer: Trainer) -> None:
         """Refuse a Trainer that decides about the batch too, and one under which an ``AdaptiveRamp`` cannot decide.
 
         Raises:
@@ -75,12 +75,13 @@ class RampSettings:
         """
         if trainer.accumulate_grad_batches != 1:
             raise MisconfigurationException(
-                f"{who}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
+                f"{caller}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
                 "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
             )
         if trainer.strategy.handles_gradient_accumulation:
             raise MisconfigurationException(
-                f"{who}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of micro-batches; "
+                f"{caller}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of "
+                "micro-batches; "
                 "use DDP or one device"
             )
         if not isinstance(self.schedule, AdaptiveRamp):
@@ -95,7 +96,7 @@ class RampSettings:
                 "ahead, so neither are the samples of the run; end it by max_epochs"
             )
 
-    def facts(self, shape: RampedShape, total_updates: str, found: int | None) -> dict[str, str]:
+    def summary(self, shape: RampedShape, total_updates: str, found: int | None) -> dict[str, str]:
         """What a plan says about the ramp.
 
         Args:
@@ -105,17 +106,17 @@ class RampSettings:
         """
         plan = shape.plan
         start, largest = plan.starting_batch_size * shape.unit, plan.largest_batch_size * shape.unit
-        facts = {
+        summary = {
             "batch ramp": f"{self.schedule}: {start} to at most {largest}",
             "updates": f"{total_updates} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
         if self.max_micro_batch_size == "auto":
-            facts["micro-batch"] = (
+            summary["micro-batch"] = (
                 "to be found on the device before training; shown as if every batch fitted"
                 if found is None
                 else f"at most {found} samples, found on the device"
             )
-        return facts
+        return summary
 
     def plan_for(self, shape: RunShape, decided: Decided) -> RampPlan:
         """The plan for a run of a shape that a fixed batch would have.

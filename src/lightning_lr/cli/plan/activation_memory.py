@@ -147,7 +147,7 @@ def _unchanged(model: LightningModule) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def activation_facts(
+def activation_summary(
     policy: CheckpointPolicy, model: LightningModule, batch: Any, precision: Any, notes: list[str]
 ) -> dict[str, str]:
     """What the policy does to a micro-batch like this one; nothing, and a note, where the module needs a Trainer.
@@ -166,7 +166,7 @@ def activation_facts(
             "blocks' forward is repeated)"}  # fmt: skip
 
 
-def compression_facts(
+def compression_summary(
     settings: CompressionSettings, model: LightningModule, batch: Any, precision: Any, notes: list[str]
 ) -> dict[str, str]:
     """What compression makes of a micro-batch like this one, by codec; nothing, and a note, as above."""

@@ -17,7 +17,7 @@ from lightning_lr.cli.plan.activation_memory import configured_policy
 from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
-from lightning_lr.cli.plan.table import plan_table, plan_title, run_facts
+from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 
@@ -40,7 +40,7 @@ def plan(words: Sequence[str]) -> None:
     if options.out is not None:
         from lightning_lr.cli.plan.picture import save_plan_picture
 
-        lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_facts(planned).items()]
+        lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_summary(planned).items()]
         with refusing(f"plan: the picture could not be written to {options.out}: "):
             save_plan_picture(
                 planned,

@@ -23,7 +23,7 @@ from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli.errors import ConfigurationError, described
-from lightning_lr.cli.plan.activation_memory import activation_facts, compression_facts
+from lightning_lr.cli.plan.activation_memory import activation_summary, compression_summary
 from lightning_lr.cli.plan.cost import with_costs
 from lightning_lr.cli.plan.epoch import epoch_of, limited
 from lightning_lr.cli.plan.model import Plan
@@ -78,7 +78,7 @@ def plan_run(
     optimizers, schedulers = _optimizers(model, notes)
     for method in methods if optimizers else ():
         method.check_optimizers(optimizers, [scheduler for scheduler, _, _ in schedulers])
-    facts = _activations(settings, methods, model, data, notes)
+    activations = _activations(settings, methods, model, data, notes)
     plan = make_plan(
         shape,
         methods,
@@ -86,7 +86,7 @@ def plan_run(
         _simulated(schedulers, notes),
         notes,
     )
-    plan = replace(plan, facts={**plan.facts, **facts})
+    plan = replace(plan, summary={**plan.summary, **activations})
     optimizer = optimizers[0] if optimizers else None
     return with_costs(plan, settings, model, optimizer, options, lambda: next(iter(_train_loader(model, data))))
 
@@ -108,10 +108,10 @@ def _activations(
         return {}
     if settings.checkpointing is None:
         assert compression is not None
-        return compression_facts(compression, model, batch, settings["precision"], notes)
+        return compression_summary(compression, model, batch, settings["precision"], notes)
     if compression is not None:
         notes.append("activations are checkpointed and compressed; the bytes shown are without compression")
-    return activation_facts(settings.checkpointing, model, batch, settings["precision"], notes)
+    return activation_summary(settings.checkpointing, model, batch, settings["precision"], notes)
 
 
 def _world_size(settings: TrainerSettings, options: PlanOptions, notes: list[str]) -> int:

@@ -71,7 +71,7 @@ class Plan:
         groups: names of the optimizer's parameter groups.
         rows: the run, part by part, without gaps.
         method_phases: the phases of each method that has any, by the method's name.
-        facts: what holds for the whole run, by heading; each callback adds its own.
+        summary: what holds for the whole run, by heading; each callback adds its own.
         notes: what the reader should know before trusting the numbers.
         updates: the updates at which the learning rate was evaluated.
         units: samples consumed before each of these.
@@ -85,7 +85,7 @@ class Plan:
     groups: tuple[str, ...]
     rows: tuple[PlanRow, ...]
     method_phases: dict[str, tuple[Phase, ...]]
-    facts: dict[str, str]
+    summary: dict[str, str]
     notes: tuple[str, ...]
     updates: list[int]
     units: list[int]

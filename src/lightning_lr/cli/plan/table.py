@@ -1,6 +1,6 @@
 """A plan in the terminal: what holds for the whole run, and a row for each of its parts.
 
-A later method adds its facts by ``MethodCallback.facts``, its rows by ``MethodCallback.phases``, and what is worth a
+A later method adds its lines by ``MethodCallback.summary``, its rows by ``MethodCallback.phases``, and what is worth a
 column by appending a :class:`Column` to :data:`COLUMNS`.
 """
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lightning_lr.cli.plan.model import Addendum, Plan, PlanRow
 from lightning_lr.cli.plan.time import duration
-from lightning_lr.cli.terminal import facts_block
+from lightning_lr.cli.terminal import summary_block
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,18 @@ def _group_column(heading: str, index: int) -> Column:
     return Column(lambda plan: heading, _lr(lambda values: values[index]))
 
 
-def run_facts(plan: Plan) -> dict[str, str]:
+def run_summary(plan: Plan) -> dict[str, str]:
     """What holds for the whole run, by heading: its size, and what each callback says of it."""
     shape, last = plan.shape, plan.rows[-1]
-    facts = {}
+    summary = {}
     if shape.epoch.total_units is not None:
-        facts[f"{plan.unit} per epoch"] = f"{shape.epoch.total_units:,}" + _short_batch(plan)
+        summary[f"{plan.unit} per epoch"] = f"{shape.epoch.total_units:,}" + _short_batch(plan)
     epochs = "" if last.epochs is None else f" in {last.epochs[1]:.4g} epochs"
     ends = f", ended by max_steps={shape.max_updates}" if shape.total_updates == shape.max_updates else ""
-    facts["run"] = f"{shape.total_updates:,} updates, {shape.total_units:,} {plan.unit}{epochs}{ends}"
+    summary["run"] = f"{shape.total_updates:,} updates, {shape.total_units:,} {plan.unit}{epochs}{ends}"
     batches = dict.fromkeys(_batch(row) for row in plan.rows)
-    facts["batch"] = "; ".join(batches) + "  (micro-batch x accumulation x devices)"
-    return facts | plan.facts
+    summary["batch"] = "; ".join(batches) + "  (micro-batch x accumulation x devices)"
+    return summary | plan.summary
 
 
 def _short_batch(plan: Plan) -> str:
@@ -135,7 +135,7 @@ def plan_table(plan: Plan, title: str) -> RenderableType:
         table.add_row(*(Text(column.cell(row) or "") for column in columns))
     notes = [Text(f"note: {note}", style="yellow") for note in plan.notes]
     further = [part for addendum in plan.addenda for part in _addendum(addendum)]
-    return Group(Text(title, style="bold"), Text(), facts_block(run_facts(plan)), Text(), table, *notes, *further)
+    return Group(Text(title, style="bold"), Text(), summary_block(run_summary(plan)), Text(), table, *notes, *further)
 
 
 def _addendum(addendum: Addendum) -> list[RenderableType]:

@@ -68,7 +68,7 @@ def timed(plan: Plan, cost: Cost) -> Plan:
         f"\n{step.micro_batch:.3g} s + {step.sample:.3g} s per sample for a micro-batch, {step.update:.3g} s for an "
         f"update, {sent:.3g} s to send it, one after the other; without loading, validation and checkpoints"
     )
-    return replace(plan, rows=rows, facts={**plan.facts, "time to finish": said})
+    return replace(plan, rows=rows, summary={**plan.summary, "time to finish": said})
 
 
 def duration(seconds: float) -> str:

@@ -38,8 +38,8 @@ class Method(Protocol):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None: ...
     def factor(self, clock: SampleClock) -> float | list[float]: ...
     def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
-    def facts(self, shape: RunShape) -> dict[str, str]: ...
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]: ...
+    def summary(self, shape: RunShape) -> dict[str, str]: ...
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]: ...
 
 
 class Scheduler(Protocol):
@@ -105,14 +105,14 @@ def make_plan(
         walker.go()
     planned = [names for row in walker.rows for names in row.phases]
     skipped = [name for names, _ in parts for name in names if name not in planned]
-    notes = [*notes, *(note for method in methods for note in method.advice(shape, optimizer))]
+    notes = [*notes, *(note for method in methods for note in method.plan_notes(shape, optimizer))]
     notes += (f"the phase {name!r} is shorter than one update and does not happen" for name in skipped)
     return Plan(
         shape=shape,
         groups=tuple(walker.writer.group_names()),
         rows=tuple(walker.rows),
         method_phases={m.name: m.phases(shape) for m in methods if m.phases(shape)},
-        facts={heading: fact for method in methods for heading, fact in method.facts(shape).items()},
+        summary={heading: fact for method in methods for heading, fact in method.summary(shape).items()},
         notes=tuple(notes),
         updates=walker.updates,
         units=walker.units,

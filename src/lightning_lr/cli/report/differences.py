@@ -77,7 +77,7 @@ def _configurations(records: Sequence[RunRecord]) -> list[dict[Key, Any]]:
         read = [_read(record.directory / file) for record in records]
         if all(read):
             return [flattened(content) for content in read]
-    return [{(heading,): fact for heading, fact in record.facts.items()} for record in records]
+    return [{(heading,): fact for heading, fact in record.summary.items()} for record in records]
 
 
 def _read(path: Path) -> dict[str, Any]:

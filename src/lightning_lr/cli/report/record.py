@@ -117,7 +117,7 @@ class RunRecord:
         return starts
 
     @property
-    def facts(self) -> dict[str, str]:
+    def summary(self) -> dict[str, str]:
         """What the callbacks decided for the whole run, by heading."""
         return {h: str(fact) for start in self.starts.values() for h, fact in start.get("facts", {}).items()}
 

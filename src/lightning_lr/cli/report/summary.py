@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.report.record import RunRecord, Series
-from lightning_lr.cli.terminal import facts_block
+from lightning_lr.cli.terminal import summary_block
 
 RESULT = "result"
 """The heading of what the run came to."""
@@ -142,7 +142,7 @@ def run_lines(record: RunRecord) -> dict[str, str]:
         lines["batch"] = f"{size:g}{world}" + ("  (micro-batch x accumulation x devices)" if world else "")
     if constant_learning_rate(record):
         lines["learning rate"] = constant_learning_rate(record)
-    return lines | record.facts
+    return lines | record.summary
 
 
 def drawn_lines(record: RunRecord) -> dict[str, str]:
@@ -242,7 +242,7 @@ def report_summary(record: RunRecord, title: str) -> RenderableType:
         **drawn_lines(record),
         "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago",
     }
-    parts: list[RenderableType] = [Text(title, style="bold"), Text(), facts_block(facts)]
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(), summary_block(facts)]
     names = model_metrics(record)
     if names:
         parts += [Text(), _metrics_table(record, names)]

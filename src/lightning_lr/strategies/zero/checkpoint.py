@@ -124,7 +124,7 @@ def read_value(file: Path) -> Any:
     return value["param"] if isinstance(value, dict) else value
 
 
-def layout_of(who: str, path: str | Path) -> Layout:
+def layout_of(caller: str, path: str | Path) -> Layout:
     """What the checkpoint says about itself.
 
     Raises:
@@ -135,7 +135,8 @@ def layout_of(who: str, path: str | Path) -> Layout:
     if file is None:
         what = "a file" if Path(path).is_file() else "a folder" if Path(path).is_dir() else "not there"
         raise MisconfigurationException(
-            f"{who}: got the checkpoint {path}, which is {what} without DeepSpeed's {TAG}/*_model_states.pt; give the "
+            f"{caller}: got the checkpoint {path}, which is {what} without DeepSpeed's {TAG}/*_model_states.pt; give "
+            "the "
             "folder that a run under ZeRO wrote. The weights alone of a single file can be loaded into the module "
             "(load_from_checkpoint) before training starts"
         )
@@ -149,11 +150,11 @@ def layout_of(who: str, path: str | Path) -> Layout:
     return Layout(stage, int(states["dp_world_size"]), names)
 
 
-def check_fits(who: str, path: str | Path, found: Layout, run: Layout) -> None:
+def check_fits(caller: str, path: str | Path, found: Layout, run: Layout) -> None:
     """Refuse a checkpoint that this run cannot go on from.
 
     Args:
-        who: names the strategy.
+        caller: names the strategy.
         path: of the checkpoint.
         found: its layout.
         run: the layout that this run would write.
@@ -163,7 +164,8 @@ def check_fits(who: str, path: str | Path, found: Layout, run: Layout) -> None:
     """
     if not found.universal and (found.stage, found.world_size) != (run.stage, run.world_size):
         raise MisconfigurationException(
-            f"{who}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it fit "
+            f"{caller}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it "
+            "fit "
             f"every stage and number of processes by lightning_lr.strategies.to_universal({str(path)!r}, OUT) and go "
             "on from OUT, or run as it was written"
         )
@@ -171,7 +173,7 @@ def check_fits(who: str, path: str | Path, found: Layout, run: Layout) -> None:
         return
     sizes = [" + ".join(str(len(group)) for group in layout.groups or ()) for layout in (found, run)]
     raise MisconfigurationException(
-        f"{who}: the optimizer in the checkpoint {path} has {len(found.groups)} parameter groups of {sizes[0]} "
+        f"{caller}: the optimizer in the checkpoint {path} has {len(found.groups)} parameter groups of {sizes[0]} "
         f"parameters, this run's has {len(run.groups)} of {sizes[1]}, or in another order; resume with the optimizer "
         "and the callbacks of the run that wrote it"
     )

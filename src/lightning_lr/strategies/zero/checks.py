@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning_lr import lightning_internals as internals
 
 
-def check_trainer(who: str, trainer: Trainer, module: LightningModule) -> None:
+def check_trainer(caller: str, trainer: Trainer, module: LightningModule) -> None:
     """Refuse manual optimization and gradients clipped by value.
 
     Raises:
@@ -20,17 +20,17 @@ def check_trainer(who: str, trainer: Trainer, module: LightningModule) -> None:
     """
     if not module.automatic_optimization:
         raise MisconfigurationException(
-            f"{who}: {type(module).__name__} uses manual optimization (automatic_optimization=False), where the "
+            f"{caller}: {type(module).__name__} uses manual optimization (automatic_optimization=False), where the "
             "engine is not told which backward ends an update; use automatic optimization, or strategy='ddp'"
         )
     if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
         raise MisconfigurationException(
-            f"{who}: got gradient_clip_algorithm='value' (gradient_clip_val={trainer.gradient_clip_val}), and the "
+            f"{caller}: got gradient_clip_algorithm='value' (gradient_clip_val={trainer.gradient_clip_val}), and the "
             "engine clips the norm of the whole gradient; use gradient_clip_algorithm='norm', or strategy='ddp'"
         )
 
 
-def exactly_one(who: str, configure: Callable[[], Any]) -> Any:
+def exactly_one(caller: str, configure: Callable[[], Any]) -> Any:
     """What ``configure_optimizers`` returns, refused unless there is one optimizer.
 
     Raises:
@@ -40,7 +40,7 @@ def exactly_one(who: str, configure: Callable[[], Any]) -> Any:
     count = len(internals.configured_optimizers(returned)[0])
     if count != 1:
         raise MisconfigurationException(
-            f"{who}: configure_optimizers returned {count} optimizers, and an engine has one; "
+            f"{caller}: configure_optimizers returned {count} optimizers, and an engine has one; "
             "return exactly one (its parameter groups may have different settings), or use strategy='ddp'"
         )
     return returned

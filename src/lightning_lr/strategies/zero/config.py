@@ -56,7 +56,7 @@ CHOSEN_STAGE_3: Settings = {
 }
 
 
-def check_arguments(who: str, stage: int, offload_parameters: bool, given: Mapping[str, Any]) -> None:
+def check_arguments(caller: str, stage: int, offload_parameters: bool, given: Mapping[str, Any]) -> None:
     """Refuse a stage that does not exist, and arguments that would do nothing.
 
     Raises:
@@ -64,28 +64,29 @@ def check_arguments(who: str, stage: int, offload_parameters: bool, given: Mappi
     """
     if stage not in (1, 2, 3) or isinstance(stage, bool):
         raise MisconfigurationException(
-            f"{who}: got stage={stage!r}; allowed are 1 (optimizer state sharded), 2 (and gradients) and 3 (and "
+            f"{caller}: got stage={stage!r}; allowed are 1 (optimizer state sharded), 2 (and gradients) and 3 (and "
             "parameters); without sharding take strategy='ddp'"
         )
     if "zero_optimization" in given:
         raise MisconfigurationException(
-            f"{who}: got zero_optimization={given['zero_optimization']!r}; ZeRO is what this strategy is for: say "
+            f"{caller}: got zero_optimization={given['zero_optimization']!r}; ZeRO is what this strategy is for: say "
             "which by stage, or take strategy='ddp'"
         )
     if stage < 3 and offload_parameters:
         raise MisconfigurationException(
-            f"{who}: got offload_parameters=True with stage={stage}, where every device keeps all parameters; set "
+            f"{caller}: got offload_parameters=True with stage={stage}, where every device keeps all parameters; set "
             "stage=3, or offload_optimizer=True alone"
         )
     for name in STAGE_3_ONLY:
         if stage < 3 and name in given:
             raise MisconfigurationException(
-                f"{who}: got {name}={given[name]!r} with stage={stage}; it is of stage 3 alone: set stage=3 or leave "
+                f"{caller}: got {name}={given[name]!r} with stage={stage}; it is of stage 3 alone: set stage=3 or "
+                "leave "
                 "it out"
             )
 
 
-def check_config(who: str, stage: int, config: Mapping[str, Any]) -> None:
+def check_config(caller: str, stage: int, config: Mapping[str, Any]) -> None:
     """Refuse a DeepSpeed configuration that says what somebody else decides.
 
     Raises:
@@ -94,17 +95,17 @@ def check_config(who: str, stage: int, config: Mapping[str, Any]) -> None:
     for name, owner in OWNED.items():
         if name in config:
             raise MisconfigurationException(
-                f"{who}: the DeepSpeed configuration has {name!r}; it is decided by {owner}: remove it there"
+                f"{caller}: the DeepSpeed configuration has {name!r}; it is decided by {owner}: remove it there"
             )
     zero = config.get("zero_optimization", {})
     if zero.get("stage", stage) != stage:
         raise MisconfigurationException(
-            f"{who}: the DeepSpeed configuration has stage {zero['stage']}, and stage={stage} was given; give one"
+            f"{caller}: the DeepSpeed configuration has stage {zero['stage']}, and stage={stage} was given; give one"
         )
     strange = [name for name in zero if stage < 3 and (name.startswith("stage3_") or name == "offload_param")]
     if strange:
         raise MisconfigurationException(
-            f"{who}: the DeepSpeed configuration has {strange[0]!r} with stage={stage}; it is of stage 3 alone: set "
+            f"{caller}: the DeepSpeed configuration has {strange[0]!r} with stage={stage}; it is of stage 3 alone: set "
             "stage=3 or remove it"
         )
 

@@ -23,14 +23,14 @@ EXTRA = "lightning-lr[deepspeed]"
 
 
 # ---------------------------------------------------------------------- before the engine
-def require_deepspeed(who: str) -> None:
+def require_deepspeed(caller: str) -> None:
     """Refuse to go on without DeepSpeed.
 
     Raises:
         MisconfigurationException: names the extra.
     """
     if importlib.util.find_spec("deepspeed") is None:
-        raise MisconfigurationException(f"{who}: DeepSpeed is not installed; pip install '{EXTRA}'")
+        raise MisconfigurationException(f"{caller}: DeepSpeed is not installed; pip install '{EXTRA}'")
 
 
 def choose_accelerator() -> None:
@@ -39,7 +39,7 @@ def choose_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def prepare_cpu(who: str) -> None:
+def prepare_cpu(caller: str) -> None:
     """Make DeepSpeed run on CPU without a compiler.
 
     Raises:
@@ -51,7 +51,7 @@ def prepare_cpu(who: str) -> None:
     name = get_accelerator().device_name()
     if name != "cpu":
         raise MisconfigurationException(
-            f"{who}: the Trainer has accelerator='cpu', and DeepSpeed has chosen {name!r} when it was imported; set "
+            f"{caller}: the Trainer has accelerator='cpu', and DeepSpeed has chosen {name!r} when it was imported; set "
             "the environment variable DS_ACCELERATOR=cpu before Python starts"
         )
     # else it is compiled when the process group starts (40 s, needs ninja); only inference uses it
@@ -75,7 +75,7 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def check_precision(who: str, precision: str) -> None:
+def check_precision(caller: str, precision: str) -> None:
     """Refuse fp16 where DeepSpeed does.
 
     Raises:
@@ -86,12 +86,13 @@ def check_precision(who: str, precision: str) -> None:
     if precision.startswith("16-") and not get_accelerator().is_fp16_supported():
         device = "CPU" if get_accelerator().device_name() == "cpu" else "device"
         raise MisconfigurationException(
-            f"{who}: got precision={precision!r}, which DeepSpeed does not run on this {device}; use 'bf16-mixed' or "
+            f"{caller}: got precision={precision!r}, which DeepSpeed does not run on this {device}; use 'bf16-mixed' "
+            "or "
             "'32-true'"
         )
 
 
-def check_nvme(who: str) -> None:
+def check_nvme(caller: str) -> None:
     """Refuse offloading to NVMe where its operator cannot be built.
 
     Raises:
@@ -104,12 +105,13 @@ def check_nvme(who: str) -> None:
         missing.append("libaio with its headers (libaio-dev)")
     if missing:
         raise MisconfigurationException(
-            f"{who}: offloading to 'nvme' needs DeepSpeed's async_io operator, and {' and '.join(missing)} cannot be "
+            f"{caller}: offloading to 'nvme' needs DeepSpeed's async_io operator, and {' and '.join(missing)} cannot "
+            "be "
             "found; install that, or offload to 'cpu'"
         )
 
 
-def explain_failed_build(who: str, error: BaseException) -> None:
+def explain_failed_build(caller: str, error: BaseException) -> None:
     """Say in plain words that an operator of DeepSpeed could not be compiled, if that is what happened.
 
     Raises:
@@ -117,12 +119,12 @@ def explain_failed_build(who: str, error: BaseException) -> None:
     """
     if any(sign in str(error).lower() for sign in ("unable to jit load", "ninja", "failed to build")):
         raise MisconfigurationException(
-            f"{who}: configure_optimizers makes an optimizer of DeepSpeed that has to be compiled, which failed "
+            f"{caller}: configure_optimizers makes an optimizer of DeepSpeed that has to be compiled, which failed "
             f"({error}); install ninja and a C++ compiler, or return torch's optimizer, which needs neither"
         ) from error
 
 
-def check_optimizer(who: str, optimizer: Optimizer, stage: int) -> None:
+def check_optimizer(caller: str, optimizer: Optimizer, stage: int) -> None:
     """Refuse optimizers that the engine would break.
 
     Raises:
@@ -130,18 +132,20 @@ def check_optimizer(who: str, optimizer: Optimizer, stage: int) -> None:
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MisconfigurationException(
-            f"{who}: LBFGS evaluates its closure several times in a step, and the engine has no closure; use another "
+            f"{caller}: LBFGS evaluates its closure several times in a step, and the engine has no closure; use "
+            "another "
             "optimizer, or strategy='ddp'"
         )
     if isinstance(optimizer, torch.optim.Adagrad) and stage < 3:
         raise MisconfigurationException(
-            f"{who}: DeepSpeed makes torch's Adagrad anew in stage {stage}, without its parameter groups and unknown "
+            f"{caller}: DeepSpeed makes torch's Adagrad anew in stage {stage}, without its parameter groups and "
+            "unknown "
             "to the LR scheduler; use stage 3, another optimizer, or strategy='ddp'"
         )
     for index, group in enumerate(optimizer.param_groups):
         if not any(parameter.requires_grad for parameter in group["params"]):
             raise MisconfigurationException(
-                f"{who}: all {len(group['params'])} parameters of group {group.get('name', index)} are frozen "
+                f"{caller}: all {len(group['params'])} parameters of group {group.get('name', index)} are frozen "
                 "(requires_grad=False), and the engine shards what is trained; leave frozen parameters out of the "
                 "optimizer"
             )

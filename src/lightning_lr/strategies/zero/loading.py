@@ -30,11 +30,11 @@ from lightning_lr.strategies.zero.checkpoint import (
 )
 
 
-def load_weights(who: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
+def load_weights(caller: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
     """Load the weights of any ZeRO checkpoint into an engine that does not train; returns what Lightning saved in it.
 
     Args:
-        who: names the strategy.
+        caller: names the strategy.
         engine: the engine, of any stage and number of processes.
         checkpoint: of any stage and number of processes, or universal.
         strict: whether every parameter has to be there.
@@ -46,20 +46,20 @@ def load_weights(who: str, engine: Any, checkpoint: str | Path, strict: bool = T
 
     saved, folder = saved_in(checkpoint), Path(checkpoint) / TAG
     if (folder / "zero").is_dir():
-        _put_weights(who, engine.module, checkpoint, partial(_read_weight, folder / "zero"), strict)
-    elif layout_of(who, checkpoint).stage == 3:
+        _put_weights(caller, engine.module, checkpoint, partial(_read_weight, folder / "zero"), strict)
+    elif layout_of(caller, checkpoint).stage == 3:
         whole = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-        _put_weights(who, engine.module, checkpoint, whole.get, strict)
+        _put_weights(caller, engine.module, checkpoint, whole.get, strict)
     else:
-        _put_weights(who, engine.module, checkpoint, saved["module"].get, strict)
+        _put_weights(caller, engine.module, checkpoint, saved["module"].get, strict)
     return {key: value for key, value in saved.items() if key not in NOT_LIGHTNINGS}
 
 
-def load_universal(who: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
+def load_universal(caller: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
     """Load a universal checkpoint into a training engine of any stage; returns what Lightning saved in it.
 
     Args:
-        who: names the strategy.
+        caller: names the strategy.
         engine: the engine.
         checkpoint: the folder that :func:`to_universal` wrote.
         strict: whether every parameter has to be there, beside those that are trained.
@@ -68,7 +68,7 @@ def load_universal(who: str, engine: Any, checkpoint: str | Path, strict: bool =
         MisconfigurationException: for a parameter that the checkpoint does not have.
     """
     loaded, saved, zero = (
-        load_weights(who, engine, checkpoint, strict),
+        load_weights(caller, engine, checkpoint, strict),
         saved_in(checkpoint),
         Path(checkpoint, TAG, "zero"),
     )
@@ -152,7 +152,7 @@ def _fill(optimizer: Any, flat: Tensor, pieces: list[tuple[int, int, int, State]
 
 
 def _put_weights(
-    who: str, module: nn.Module, checkpoint: str | Path, find: Callable[[str], Tensor | None], strict: bool
+    caller: str, module: nn.Module, checkpoint: str | Path, find: Callable[[str], Tensor | None], strict: bool
 ) -> None:
     """Every parameter and buffer of the module, also what no optimizer has; in stage 3 each is whole for its moment."""
     import deepspeed
@@ -162,7 +162,8 @@ def _put_weights(
         if value is None:
             if strict and isinstance(tensor, nn.Parameter):
                 raise MisconfigurationException(
-                    f"{who}: the checkpoint {checkpoint} has no parameter {name}; load it into the model that wrote it"
+                    f"{caller}: the checkpoint {checkpoint} has no parameter {name}; load it into the model that wrote "
+                    "it"
                 )
             continue  # a buffer that is not persistent
         if hasattr(tensor, "ds_id"):

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 ROWS, COLUMNS, CUT, STEPS = 4, 6, 10, 5
 
 
-def check_acts_on_elements(who: str, optimizer: Optimizer) -> None:
+def check_acts_on_elements(caller: str, optimizer: Optimizer) -> None:
     """Refuse an optimizer whose step on shards is another one than on whole tensors.
 
     An optimizer that says ``needs_whole_updates`` knows of shards, and DeepSpeed's own are made for them. One that
@@ -32,7 +32,8 @@ def check_acts_on_elements(who: str, optimizer: Optimizer) -> None:
         return
     if differs_on_shards(optimizer):
         raise MisconfigurationException(
-            f"{who}: {type(optimizer).__name__} looks at a tensor's shape or norm, or at all tensors at once, and its "
+            f"{caller}: {type(optimizer).__name__} looks at a tensor's shape or norm, or at all tensors at once, and "
+            "its "
             "step on a shard is another one than on the whole; use one that treats each element by itself (SGD, Adam, "
             "AdamW, ...), lightning_lr.optim.LARS or LAMB, which know of shards, or strategy='ddp'"
         )

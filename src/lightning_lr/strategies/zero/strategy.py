@@ -86,15 +86,15 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         checkpointing: CheckpointPolicy | None = None,
         **deepspeed: Any,
     ) -> None:
-        who = type(self).__name__
-        zero_config.check_arguments(who, stage, offload_parameters, _differing(deepspeed))
-        zero_engine.require_deepspeed(who)
+        caller = type(self).__name__
+        zero_config.check_arguments(caller, stage, offload_parameters, _differing(deepspeed))
+        zero_engine.require_deepspeed(caller)
         zero_engine.choose_accelerator()
         self._given: dict[str, Any] = {}
         super().__init__(
             stage=stage, offload_optimizer=offload_optimizer, offload_parameters=offload_parameters, **deepspeed
         )
-        zero_config.check_config(who, stage, self._given)
+        zero_config.check_config(caller, stage, self._given)
         self.stage = int(stage)
         self.config = zero_config.written_out(self.config or {}, self._given, self.stage)
         self.policy = checkpointing
@@ -165,17 +165,17 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
 
     # ------------------------------------------------------------------ setup, in Lightning's order
     def setup_environment(self) -> None:
-        who = type(self).__name__
+        caller = type(self).__name__
         if isinstance(self.accelerator, CPUAccelerator):
-            zero_engine.prepare_cpu(who)
+            zero_engine.prepare_cpu(caller)
         elif not isinstance(self.accelerator, CUDAAccelerator):
             raise MisconfigurationException(
-                f"{who}: the Trainer has a {type(self.accelerator).__name__}; set accelerator='gpu' (CUDA) or 'cpu'"
+                f"{caller}: the Trainer has a {type(self.accelerator).__name__}; set accelerator='gpu' (CUDA) or 'cpu'"
             )
-        zero_engine.check_precision(who, str(self.precision_plugin.precision))
+        zero_engine.check_precision(caller, str(self.precision_plugin.precision))
         assert self.config is not None
         if zero_config.uses_nvme(self.config):
-            zero_engine.check_nvme(who)
+            zero_engine.check_nvme(caller)
         self._refuse_company()
         DDPStrategy.setup_environment(self)
 
@@ -237,18 +237,18 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.load_full_weights and self.zero_stage_3:
             return super().load_checkpoint(checkpoint_path, *args, **kwargs)
-        who, module = type(self).__name__, self.lightning_module
+        caller, module = type(self).__name__, self.lightning_module
         assert module is not None
         fitting = module.trainer.state.fn == TrainerFn.FITTING
         checkpoint_path = self.broadcast(checkpoint_path)
-        found = zero_checkpoint.layout_of(who, checkpoint_path)
+        found = zero_checkpoint.layout_of(caller, checkpoint_path)
         engine, strict = self.deepspeed_engine, module.strict_loading
         if not fitting:
-            return zero_loading.load_weights(who, engine, checkpoint_path, strict)
+            return zero_loading.load_weights(caller, engine, checkpoint_path, strict)
         run = zero_checkpoint.Layout(self.stage, self.world_size, self._groups)
-        zero_checkpoint.check_fits(who, checkpoint_path, found, run)
+        zero_checkpoint.check_fits(caller, checkpoint_path, found, run)
         if found.universal:
-            loaded = zero_loading.load_universal(who, engine, checkpoint_path, strict)
+            loaded = zero_loading.load_universal(caller, engine, checkpoint_path, strict)
         else:
             loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
         zero_engine.clip_as_configured(engine)
@@ -266,26 +266,26 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
             self.config["gradient_clipping"] = float(self.lightning_module.trainer.gradient_clip_val or 0.0)
 
     def _initialize_deepspeed_train(self, model: Module) -> None:
-        who = type(self).__name__
+        caller = type(self).__name__
         assert self.lightning_module is not None
         assert self.config is not None
-        undo = internals.around_configure_optimizers(self.lightning_module, partial(zero_checks.exactly_one, who))
+        undo = internals.around_configure_optimizers(self.lightning_module, partial(zero_checks.exactly_one, caller))
         try:
             optimizers, schedulers = internals.optimizers_and_schedulers(self.lightning_module)
         except (RuntimeError, ImportError) as error:
-            zero_engine.explain_failed_build(who, error)
+            zero_engine.explain_failed_build(caller, error)
             raise
         finally:
             undo()
-        zero_engine.check_optimizer(who, optimizers[0], self.stage)
-        optimizer_checks.check_acts_on_elements(who, optimizers[0])
+        zero_engine.check_optimizer(caller, optimizers[0], self.stage)
+        optimizer_checks.check_acts_on_elements(caller, optimizers[0])
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self._update = ShardedUpdate(optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
         self._update.attach(self.model)
         if self.in_parts is not None and getattr(optimizers[0], "needs_whole_updates", False):
             raise MisconfigurationException(
-                f"{who}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
+                f"{caller}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
             )
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]

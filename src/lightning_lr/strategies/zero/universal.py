@@ -101,9 +101,9 @@ def consolidate(checkpoint: str | Path, out: str | Path) -> None:
 
 
 # ---------------------------------------------------------------------- making whole
-def _source(who: str, checkpoint: str | Path) -> Path:
-    if layout_of(who, checkpoint).universal:
-        raise MisconfigurationException(f"{who}: {checkpoint} is a universal checkpoint already; resume from it")
+def _source(caller: str, checkpoint: str | Path) -> Path:
+    if layout_of(caller, checkpoint).universal:
+        raise MisconfigurationException(f"{caller}: {checkpoint} is a universal checkpoint already; resume from it")
     return Path(checkpoint) / TAG
 
 
