@@ -5,14 +5,13 @@
 Each pair fits a small net for 18 updates and is held against the product of the closed forms of its two parts: learning
 rate, weight decay, batch and parameter groups at every update, averages and noise scale, and everything given back in
 the end. A pair with a strategy over several devices does so in two processes, and is held against plain DDP as well.
-The parts and their forms are in `tests/composition.py`. Takes about two minutes on two cores.
+The parts and their forms are in `tests/support/composition.py`. Takes about two minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -22,9 +21,8 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import composition as c
-from zero import run_in_processes
+from tests.support import composition as c
+from tests.support.zero_runs import run_in_processes
 
 RIGHT, REFUSED, WRONG = "✓", "-", "WRONG"
 

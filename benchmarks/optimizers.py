@@ -11,8 +11,8 @@ CPU time, which other work disturbs less. LARS and LAMB are set to do the same w
 no clipping of the global norm; ``as it comes`` is ours with biases and normalisation left out. Memory is given out as
 it comes, so that a step which needs fresh memory pays for it. On a GPU, time is that until the device is done.
 
-timm is taken from the folder that ``LIGHTNING_LR_PEERS`` names (see tests/peers.py); who is missing is left out. One
-JSON per device in ``benchmarks/results/optimizers/``.
+timm is taken from the folder that ``LIGHTNING_LR_PEERS`` names (see tests/support/timm_oracle.py); who is missing is
+left out. One JSON per device in ``benchmarks/results/optimizers/``.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ PEERS = ("timm", "pytorch_optimizer")
 def _timm() -> Any:
     import pytest
 
-    from tests.peers import import_timm
+    from tests.support.timm_oracle import import_timm
 
     try:
         return import_timm().optim

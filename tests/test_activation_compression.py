@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -18,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MeanMetric
-from toy import ResumableLoader, Toy, data, fit, quiet, weights
 
 from lightning_lr import ActivationCompression, BatchSizeRamp, CheckpointedStrategy, CheckpointPolicy, StepRamp
 from lightning_lr.cli.report.record import read_run
+from tests.support.toy import ResumableLoader, Toy, data, fit, quiet, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

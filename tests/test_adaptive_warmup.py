@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
@@ -25,8 +24,6 @@ from lightning.pytorch.strategies import FSDPStrategy
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
-from valley import EPOCHS, OPTIMUM, UPDATES, Means, Record, Valley, after_warmup, climb, valley_run, warmup
 
 from lightning_lr import (
     AdaptiveWarmup,
@@ -47,6 +44,20 @@ from lightning_lr.cli.report.record import read_run
 from lightning_lr.cli.report.warmup_panels import draw_warmup
 from lightning_lr.journal import read_journal
 from lightning_lr.progress import RunShape, SampleClock
+from tests.support.toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
+from tests.support.two_processes import ddp, run_in_two_processes
+from tests.support.valley_loss import (
+    EPOCHS,
+    OPTIMUM,
+    UPDATES,
+    Means,
+    Record,
+    Valley,
+    after_warmup,
+    climb,
+    valley_run,
+    warmup,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
-from configurations import CONSTRUCTORS, WILD, Constructor, train
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
-from toy import Probe, Toy
 
 from lightning_lr.cli.errors import root_cause
+from tests.support.constructors import CONSTRUCTORS, WILD, Constructor, train
+from tests.support.toy import Probe, Toy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 REFUSAL = (ValueError, TypeError, MisconfigurationException)

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
-from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, Cosine, GradientNoiseScale, LearningRateSchedule
 from lightning_lr.batch_size import CurveRamp, RampPlan, StepRamp
 from lightning_lr.callbacks import BatchSizeRamp, total_updates
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -201,7 +201,7 @@ def test_limit_train_batches_shortens_the_epoch_by_samples() -> None:
 
 
 def test_noise_scale_and_batch_size_are_logged() -> None:
-    from test_lightning_loop import Remember
+    from tests.test_lightning_loop import Remember
 
     logger = Remember()
     fit([BatchSizeRamp(StepRamp([1, 2], factor=2.0), max_batch_size=8)], loader=DataLoader(data(48), batch_size=4),

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpointed_nets import IMAGES, resnet
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,9 +18,11 @@ from lightning.pytorch.strategies import StrategyRegistry
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import data, quiet
 
 from lightning_lr import CheckpointedDDPStrategy, CheckpointedStrategy, CheckpointPolicy
+from tests.support.checkpointed_nets import IMAGES, resnet
+from tests.support.toy import data, quiet
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from checkpointed_nets import IMAGES, NETS, Layers, gpt, resnet, vit
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
@@ -19,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_lr.activations import Checkpointing, CheckpointPolicy, replaying, saving_segment_inputs
 from lightning_lr.activations.chain import Part
 from lightning_lr.memory import measure_saved, predict_checkpointing
+from tests.support.checkpointed_nets import IMAGES, NETS, Layers, gpt, resnet, vit
 
 CPU = torch.device("cpu")
 POLICIES = {

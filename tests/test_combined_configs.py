@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from zero import needs_deepspeed
 
 from lightning_lr.cli import main
+from tests.support.zero_runs import needs_deepspeed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CNN = {"class_path": "examples.SmallCNN", "init_args": {"width": 4, "stem_stride": 1}}

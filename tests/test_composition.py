@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import composition
 import pytest
 import torch
-from composition import (
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateFinder
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_lr import BatchSizeRamp, StepRamp
+from tests.support import composition
+from tests.support.composition import (
     OTHERS,
     OTHERWISE,
     OURS,
@@ -27,13 +32,8 @@ from composition import (
     spread,
     train,
 )
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateFinder
-from torch.utils.data import BatchSampler, DataLoader
-from toy import data, fit
-from zero import run_in_processes
-
-from lightning_lr import BatchSizeRamp, StepRamp
+from tests.support.toy import data, fit
+from tests.support.zero_runs import run_in_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Pair = tuple[Part, Part]

@@ -257,9 +257,9 @@ def test_triton_in_its_interpreter_gives_the_same_bits() -> None:
     script = (
         "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
         "import warnings; warnings.simplefilter('ignore')\n"
-        "import test_compression_codecs as t; t._compare_with_triton()"
+        "from tests import test_compression_codecs as t; t._compare_with_triton()"
     )
-    paths = [str(Path(__file__).parent), *sys.path]
+    paths = [str(Path(__file__).parents[1]), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

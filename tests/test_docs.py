@@ -31,8 +31,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from toy import data as samples
-from toy import quiet
 
 import lightning_lr as lr
 from lightning_lr.cli import COMMANDS, main
@@ -40,6 +38,8 @@ from lightning_lr.cli.plan.command import PlanCLI
 from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.trainer_cli import LearningRateCLI
+from tests.support.toy import data as samples
+from tests.support.toy import quiet
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "lightning_lr"
@@ -169,8 +169,8 @@ def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.M
         return
     pytest.importorskip("deepspeed")
     # in a process of its own: an engine leaves its process group to the end of the process
-    code = f"from pathlib import Path; import test_docs; test_docs.run_python_blocks(Path({str(document)!r}))"
-    paths = [str(REPOSITORY / "tests"), *sys.path]
+    code = f"from pathlib import Path; from tests import test_docs as t; t.run_python_blocks(Path({str(document)!r}))"
+    paths = [str(REPOSITORY), *sys.path]
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True,
         text=True, check=False,

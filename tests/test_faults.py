@@ -28,8 +28,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from toy import ResumableLoader, Toy, data, fit, two_groups, weights
-from zero import needs_deepspeed
 
 from benchmarks._processes import end_with_parent
 from benchmarks.faults import decisions, differences, metrics, newest_checkpoint
@@ -55,6 +53,8 @@ from lightning_lr import (
 from lightning_lr.callbacks import resume_checks
 from lightning_lr.journal import Journal
 from lightning_lr.strategies.zero.checkpoint import saved_in
+from tests.support.toy import ResumableLoader, Toy, data, fit, two_groups, weights
+from tests.support.zero_runs import needs_deepspeed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

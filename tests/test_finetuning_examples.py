@@ -16,7 +16,6 @@ import yaml
 from lightning import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
-from toy import quiet
 
 from examples import Classifier, EfficientNetLite0, MiniLM, RottenTomatoesDataModule
 from examples.data.rotten_tomatoes import LengthGroupedSampler, SentenceDataset, _tokenise, pad
@@ -24,6 +23,7 @@ from examples.packaged import minilm_file, packaged_file
 from lightning_lr import GradualUnfreezing, LayerwiseLRDecay, LearningRateSchedule
 from lightning_lr.cli.plan.command import PlanCLI
 from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
+from tests.support.toy import quiet
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader, TensorDataset
-from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import GradientNoiseScale
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Configure, Probe, Stream, Toy, data, fit, weights
 
 from lightning_lr import GradualUnfreezing, LayerwiseLRDecay, LearningRateSchedule, SlantedTriangle
 from lightning_lr.curves import Phase
 from lightning_lr.layers import FrozenLayers, UnfreezingOrder
 from lightning_lr.progress import EpochShape, RunShape
+from tests.support.toy import Configure, Probe, Stream, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SLICES = ["stem", r"blocks\.(\d+)", "head"]

@@ -127,6 +127,19 @@ def test_deepspeed_is_imported_by_strategies_alone() -> None:
     assert rooms == {"strategies"}
 
 
+def test_what_tests_share_is_imported_from_the_support_package() -> None:
+    tests = Path(__file__).parent
+    helpers = {path.stem for path in (tests / "support").glob("*.py")} | {path.stem for path in tests.glob("test_*.py")}
+    helpers |= {"several", "peers", "deep", "ddp", "zero", "valley", "configurations"}  # names they had before
+    by_bare_name = {
+        f"{path.name}: {name}"
+        for path in tests.rglob("*.py")
+        for name in imports(ast.parse(path.read_text(encoding="utf-8")))
+        if name.split(".")[0] in helpers
+    }
+    assert not by_bare_name, "import it from tests.support, see tests/support/__init__.py"
+
+
 # ---------------------------------------------------------------------- public names
 def test_importing_the_package_loads_nothing_heavy_that_lightning_does_not() -> None:
     heavy = ("gpytorch", "linear_operator", "matplotlib", "deepspeed", "triton", "transformers", "pytorch_optimizer")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import run_in_two_processes
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from lightning_lr.hypergradient import HYPER_LR, Alignment, AlignmentEstimator, FactorLearner
 from lightning_lr.hypergradient import estimate as estimate_module
 from lightning_lr.hypergradient.directions import flat
+from tests.support.two_processes import run_in_two_processes
 
 Make = Callable[..., Optimizer]
 FAR = (1e-9, 1e9)

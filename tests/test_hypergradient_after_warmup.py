@@ -9,11 +9,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toy import Probe, fit, weights
-from valley import EPOCHS, UPDATES, Valley, after_warmup, valley_run, warmup
 
 from lightning_lr import AdaptiveWarmup, Constant, HypergradientDescent
 from lightning_lr.hypergradient import RuleName
+from tests.support.toy import Probe, fit, weights
+from tests.support.valley_loss import EPOCHS, UPDATES, Valley, after_warmup, valley_run, warmup
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -18,11 +18,11 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
-from toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 from lightning_lr import HypergradientDescent
 from lightning_lr.callbacks import hypergradient_descent
 from lightning_lr.cli.report.record import read_run
+from tests.support.toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RULES = ["additive", "multiplicative", "normalized"]

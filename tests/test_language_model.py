@@ -11,10 +11,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
-from zero import needs_deepspeed
 
 from examples import GPT, LanguageModel, PythonSourceDataModule
 from lightning_lr.cli.report.record import read_csv
+from tests.support.zero_runs import needs_deepspeed
 
 REPOSITORY = Path(__file__).parents[1]
 

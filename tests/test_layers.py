@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from peers import import_timm, import_torchvision_models
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lightning_lr import layerwise_param_groups
 from lightning_lr.layers import LayerMap, discover, parameters_by_name
+from tests.support.timm_oracle import import_timm, import_torchvision_models
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}

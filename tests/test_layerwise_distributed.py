@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, fsdp2, run_in_two_processes, shard
-from deep import FACTORS, NAMES, Deep, adamw
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Probe, data, fit, weights
 
 from lightning_lr import Cosine, LayerwiseLRDecay, LearningRateSchedule
+from tests.support.layered_net import FACTORS, NAMES, Deep, adamw
+from tests.support.toy import Probe, data, fit, weights
+from tests.support.two_processes import ddp, fsdp2, run_in_two_processes, shard
 
 BATCH = 8
 

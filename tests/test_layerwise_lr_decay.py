@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from deep import FACTORS, NAMES, Deep, Net, adamw
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
-from toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 from lightning_lr import (
     Cosine,
@@ -31,6 +29,8 @@ from lightning_lr import (
     layerwise_param_groups,
 )
 from lightning_lr.cli import main
+from tests.support.layered_net import FACTORS, NAMES, Deep, Net, adamw
+from tests.support.toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:You defined a .validation_step")
 UPDATES = 18

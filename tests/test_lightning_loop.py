@@ -22,7 +22,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD
 from torch.optim import lr_scheduler as sched
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
-from toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
 
 from lightning_lr import (
     BatchSizeRamp,
@@ -35,6 +34,7 @@ from lightning_lr import (
     StepRamp,
 )
 from lightning_lr.journal import read_journal
+from tests.support.toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchmetrics import MeanMetric
-from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, GradientNoiseScale, StepRamp
 from lightning_lr.callbacks.batch_size_ramp.auto_micro_batch import _LocalBatchNorm, is_out_of_memory
 from lightning_lr.cli import main
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

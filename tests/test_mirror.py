@@ -17,7 +17,6 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
-from toy import Toy, data, fit
 
 import lightning_lr
 from lightning_lr import (
@@ -29,6 +28,7 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.cli import main
+from tests.support.toy import Toy, data, fit
 
 MUTE = tuple(int(part) for part in lightning.__version__.split(".")[:2]) < (2, 6)  # of the mirror, too, by the pins
 """Whether a Trainer of the mirror refuses a callback of ours before its setup is called."""
@@ -203,7 +203,7 @@ def test_the_command_line_says_why_a_class_of_the_mirror_is_none(
         f"import pytorch_lightning as pl\nclass Mine(pl.{base}):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    model = [] if argument == "model" else ["--model", "toy.Toy"]
+    model = [] if argument == "model" else ["--model", "tests.support.toy.Toy"]
     assert main([command, *model, f"--{argument}", f"of_mirror_{argument}.Mine"]) == 2
     said = capsys.readouterr().err
     assert f"subclass of {base}" in said

@@ -14,7 +14,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
-from toy import Probe, Stream, Toy, data, fit
 
 from lightning_lr import (
     BatchSizeRamp,
@@ -29,6 +28,7 @@ from lightning_lr import (
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB, LARS
 from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
+from tests.support.toy import Probe, Stream, Toy, data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import run_in_two_processes
-from peers import import_timm
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lr.optim import LAMB, LARS, TrustRatioOptimizer, trust_ratio
 from lightning_lr.optim.cpu_norms import norms_on_cpu
+from tests.support.timm_oracle import import_timm
+from tests.support.two_processes import run_in_two_processes
 
 Make = Callable[[list[nn.Parameter]], TrustRatioOptimizer]
 SHAPES = [(8, 3, 3, 3), (8,), (16, 8), (16,), (4, 16), (1, 5), ()]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch import LightningDataModule
-from test_checkpointed_strategy import Deep
 from torch.utils.data import DataLoader
-from toy import data
 
 from lightning_lr.cli import main
 from lightning_lr.cli.plan.command import PlanCLI
 from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
+from tests.support.toy import data
+from tests.test_checkpointed_strategy import Deep
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+REPOSITORY = Path(__file__).parents[1]
 LIMIT = 900.0  # seconds to start, on a busy machine; to end they have five
 STARTERS = {
-    "zero": "from zero import run_in_processes as run",
-    "ddp": "from ddp import run_in_two_processes as run",
+    "zero": "from tests.support.zero_runs import run_in_processes as run",
+    "ddp": "from tests.support.two_processes import run_in_two_processes as run",
 }
 
 
@@ -55,10 +55,10 @@ def test_ranks_end_with_the_process_that_started_them(starter: str, how: signal.
         pytest.importorskip("deepspeed")
     script = (
         f"{STARTERS[starter]}\nfrom functools import partial\nfrom pathlib import Path\n"
-        f"from test_processes import stay\n"
+        f"from tests.test_processes import stay\n"
         f"folder = Path({str(tmp_path)!r})\nrun([('stay', partial(stay, folder))], folder)\n"
     )
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     parent = subprocess.Popen(
         [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )

@@ -12,13 +12,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
-from toy import Probe, Toy, data, fit, weights
-from valley import EPOCHS, UPDATES, Means, Record, Valley, after_warmup, valley_run, warmup
 
 from lightning_lr import AdaptiveRamp, AdaptiveWarmup, BatchSizeRamp, Constant, Cosine, CurveRamp, GradientNoiseScale
 from lightning_lr.cli.plan.epoch import epoch_of
 from lightning_lr.cli.plan.walk import make_plan
 from lightning_lr.progress import RunShape
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.valley_loss import EPOCHS, UPDATES, Means, Record, Valley, after_warmup, valley_run, warmup
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

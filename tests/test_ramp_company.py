@@ -10,11 +10,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from test_batch_size_ramp import EPOCHS, RAMPS, SAMPLES, Wide, loader, plan, ramp
 from torch import nn
-from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import BatchSizeRamp, GhostBatchNorm, LearningRateScaling, StepRamp
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.test_batch_size_ramp import EPOCHS, RAMPS, SAMPLES, Wide, loader, plan, ramp
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

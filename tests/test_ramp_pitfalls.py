@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler, TensorDataset
-from toy import ResumableSampler, fit
 
 from lightning_lr import BatchSizeRamp, StepRamp
 from lightning_lr.callbacks import total_updates
+from tests.support.toy import ResumableSampler, fit
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -235,7 +235,7 @@ def test_p10_loaders_that_are_made_again_do_not_lag() -> None:
 
 
 def _quiet(**arguments: Any) -> dict[str, Any]:
-    from toy import quiet
+    from tests.support.toy import quiet
 
     return quiet(max_epochs=3, **arguments)
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp, run_in_two_processes
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_batch_size_ramp import Totals, Wide
 from torch.utils.data import DataLoader, IterableDataset
-from toy import Probe, Toy, data, fit, weights
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Cosine, CurveRamp, GradientNoiseScale, StepRamp
 from lightning_lr.batch_size.streamed_shape import StreamedShape, streamed_plan
 from lightning_lr.callbacks import total_updates
 from lightning_lr.progress import EpochShape, RunShape, walk
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
+from tests.test_batch_size_ramp import Totals, Wide
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -214,7 +214,7 @@ def test_resume_of_a_run_that_ends_by_updates_keeps_its_clock(tmp_path: Path) ->
 
 
 def test_logged_batch_size_is_in_samples() -> None:
-    from test_lightning_loop import Remember
+    from tests.test_lightning_loop import Remember
 
     logger = Remember()
     fit([BatchSizeRamp(StepRamp([1, 2], factor=2.0), max_batch_size=8)], loader=DataLoader(_Toys(), batch_size=4),

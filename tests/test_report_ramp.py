@@ -8,12 +8,12 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
-from toy import data, fit
-from valley import EPOCHS, Valley, after_warmup, warmup
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Constant, GradientNoiseScale
 from lightning_lr.cli.report.record import read_run
 from lightning_lr.cli.report.summary import progress_of, run_lines
+from tests.support.toy import data, fit
+from tests.support.valley_loss import EPOCHS, Valley, after_warmup, warmup
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

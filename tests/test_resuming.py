@@ -24,13 +24,13 @@ import yaml
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from toy import ResumableLoader, data, fit, weights
 
 from lightning_lr import BatchSizeRamp, Cosine, HypergradientDescent, LearningRateSchedule, StepRamp
 from lightning_lr.cli import main
 from lightning_lr.cli.report.record import RunRecord, find_run, read_run
 from lightning_lr.cli.report.resumed_run import read_whole_run
 from lightning_lr.journal import CONTINUES, read_journal
+from tests.support.toy import ResumableLoader, data, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROOT = Path(__file__).parents[1]

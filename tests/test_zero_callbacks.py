@@ -11,12 +11,8 @@ from unittest import mock
 
 import pytest
 import torch
-from ddp import ddp
 from lightning.pytorch import Callback
-from test_zero_strategy import STAGES, _adamw, _fit, _loader
 from torch.utils.data import DataLoader
-from toy import Stream, Toy, fit, two_groups
-from zero import needs_deepspeed, run_in_processes, watched, zero
 
 from lightning_lr import (
     AdaptiveWarmup,
@@ -30,6 +26,10 @@ from lightning_lr import (
     LearningRateSchedule,
     StepRamp,
 )
+from tests.support.toy import Stream, Toy, fit, two_groups
+from tests.support.two_processes import ddp
+from tests.support.zero_runs import needs_deepspeed, run_in_processes, watched, zero
+from tests.test_zero_strategy import STAGES, _adamw, _fit, _loader
 
 pytestmark = needs_deepspeed
 

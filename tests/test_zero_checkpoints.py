@@ -12,12 +12,12 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_zero_strategy import EPOCHS, STAGES, _adamw, _loader
-from toy import Toy, fit, two_groups, weights
-from zero import Watch, needs_deepspeed, run_in_processes, zero
 
 from lightning_lr import Cosine, LayerwiseLRDecay, LearningRateSchedule
 from lightning_lr.strategies import consolidate, to_universal
+from tests.support.toy import Toy, fit, two_groups, weights
+from tests.support.zero_runs import Watch, needs_deepspeed, run_in_processes, zero
+from tests.test_zero_strategy import EPOCHS, STAGES, _adamw, _loader
 
 pytestmark = needs_deepspeed
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp
-from test_activation_compression import Net, WithoutDropout, samples
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
-from zero import needs_deepspeed, run_in_processes, watched, zero
 
 from lightning_lr import ActivationCompression
+from tests.support.two_processes import ddp
+from tests.support.zero_runs import needs_deepspeed, run_in_processes, watched, zero
+from tests.test_activation_compression import Net, WithoutDropout, samples
 
 pytestmark = needs_deepspeed
 

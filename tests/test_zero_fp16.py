@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import WORLD
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from toy import Toy, data, fit
-from zero import Watch, needs_deepspeed, run_in_processes, zero
 
 from lightning_lr import HypergradientDescent
 from lightning_lr.optim import LAMB, LARS
+from tests.support.toy import Toy, data, fit
+from tests.support.two_processes import WORLD
+from tests.support.zero_runs import Watch, needs_deepspeed, run_in_processes, zero
 
 pytestmark = needs_deepspeed
 STAGES, UPDATES, MICRO, HYPER_LR = (1, 2, 3), 20, 4, 0.05

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from zero import needs_deepspeed
 
 from benchmarks.zero_memory import Case, cases, record_of, table
+from tests.support.zero_runs import needs_deepspeed
 
 pytestmark = needs_deepspeed
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import optim
-from toy import Toy, two_groups
 
 from lightning_lr.optim import LAMB, LARS
 from lightning_lr.strategies.zero.optimizer_checks import check_acts_on_elements, differs_on_shards
+from tests.support.toy import Toy, two_groups
 
 ELEMENTS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda ps: optim.SGD(ps, lr=0.1),

@@ -14,11 +14,11 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
-from toy import Toy
-from zero import needs_deepspeed
 
 from lightning_lr import CheckpointPolicy, ZeROStrategy
 from lightning_lr.strategies.zero import engine as zero_engine
+from tests.support.toy import Toy
+from tests.support.zero_runs import needs_deepspeed
 
 NAMES = {"zero_1", "zero_2", "zero_3", "zero_2_offload", "zero_3_offload"}
 
@@ -118,7 +118,7 @@ def test_a_script_with_two_devices_runs_and_ends_by_itself(tmp_path: Path) -> No
         import sys
         from lightning.pytorch.loggers import CSVLogger
         from lightning.pytorch.callbacks import LearningRateMonitor
-        from toy import Toy, fit
+        from tests.support.toy import Toy, fit
         from lightning_lr import Cosine, LearningRateSchedule
         callbacks = [LearningRateSchedule(Cosine()), LearningRateMonitor()]
         fit(callbacks, module=Toy(), devices=2, strategy="zero_2", logger=CSVLogger(sys.argv[1]), log_every_n_steps=1)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from zero import needs_deepspeed, run_in_processes
 
 from lightning_lr.hypergradient import AlignmentEstimator
 from lightning_lr.optim import LAMB, LARS
+from tests.support.zero_runs import needs_deepspeed, run_in_processes
 
 pytestmark = needs_deepspeed
 WORLD, UPDATES, MICRO = 2, 20, 4

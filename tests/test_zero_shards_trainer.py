@@ -9,16 +9,16 @@ from unittest import mock
 
 import pytest
 import torch
-from ddp import ddp, fsdp2, shard
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Toy, data, fit
-from zero import Watch, needs_deepspeed, run_in_processes, whole_weights, zero
 
 from lightning_lr import Cosine, GradientNoiseScale, HypergradientDescent, LayerwiseLRDecay, LearningRateSchedule
 from lightning_lr.optim import LAMB, LARS
+from tests.support.toy import Toy, data, fit
+from tests.support.two_processes import ddp, fsdp2, shard
+from tests.support.zero_runs import Watch, needs_deepspeed, run_in_processes, whole_weights, zero
 
 # slow: the gauntlet has these methods under every strategy; here they meet sub-groups, clipping, offload and resumes
 pytestmark = [needs_deepspeed, pytest.mark.slow]

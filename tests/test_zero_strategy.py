@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import ddp
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import Toy, data, two_groups
-from zero import needs_deepspeed, run_in_processes, watched, zero
+
+from tests.support.toy import Toy, data, two_groups
+from tests.support.two_processes import ddp
+from tests.support.zero_runs import needs_deepspeed, run_in_processes, watched, zero
 
 pytestmark = needs_deepspeed
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from toy import Toy, fit
 
 import lightning_lr as ours
 from lightning_lr.optim import LAMB, LARS
+from tests.support.toy import Toy, fit
 
 NUMBERS = [
     math.nan,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from toy import Toy, data
 
 from lightning_lr import (
     ActivationCompression,
@@ -30,6 +29,7 @@ from lightning_lr import (
     StepRamp,
 )
 from lightning_lr.optim import LAMB, LARS
+from tests.support.toy import Toy, data
 
 BATCH = 8
 """Global batch of every case, however it is made of micro-batches, accumulation and devices."""
@@ -57,7 +57,7 @@ class Row:
         factor: closed form of the factor on the lr at an update, written without the package.
         yaml: the callbacks in a LightningCLI configuration.
         configure: the user's optimizer, where SGD with momentum will not do.
-        refuses: cases that the method refuses, and strategies of ``several.py`` by name, with what its error says.
+        refuses: cases that the method refuses, and strategies of ``gauntlet_in_two_processes`` by name, with what its error says.
         off_by: relative difference that ``off`` makes to the lr, where nothing is exactly off.
         head: factor on the lr of the head's group, over that of the body's.
         policy: for the strategy, where checkpointing is under test.

@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 import torch
-from ddp import _Attached
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
-from toy import fit
 
 from benchmarks._processes import spawn
 from lightning_lr import ZeROStrategy
 from lightning_lr import lightning_internals as internals
+from tests.support.toy import fit
+from tests.support.two_processes import _Attached
 
 Cases = Sequence[tuple[str, Callable[[], Any]]]
 

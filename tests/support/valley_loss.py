@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
-from toy import Probe, Toy, fit
 
 from lightning_lr import AdaptiveWarmup, BatchSizeRamp, Cosine, CurveRamp
+from tests.support.toy import Probe, Toy, fit
 
 EPOCHS = 12
 UPDATES = 6 * EPOCHS

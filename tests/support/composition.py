@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ddp import WORLD, ddp, fsdp2, shard
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -40,8 +39,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, get_ema_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
-from toy import data, quiet
-from zero import assembled, whole, zero
 
 from lightning_lr import (
     ActivationCompression,
@@ -66,6 +63,9 @@ from lightning_lr.batch_size import GradientNoiseEstimator
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.optim import LAMB, LARS
 from lightning_lr.strategies import consolidate
+from tests.support.toy import data, quiet
+from tests.support.two_processes import WORLD, ddp, fsdp2, shard
+from tests.support.zero_runs import assembled, whole, zero
 
 try:
     from lightning.pytorch.callbacks import WeightAveraging

@@ -1,6 +1,6 @@
 """What every row of the gauntlet runs under in two processes: DDP, ZeRO's stages, FSDP2; one group for all of it.
 
-A row joins all strategies by being in `gauntlet.ROWS`, a strategy joins all rows by being in `SEVERAL`. The runs
+A row joins all strategies by being in `gauntlet.ROWS`, a strategy joins all rows by being in `STRATEGIES`. The runs
 are functions of the two, picklable by name, which return plain facts; `test_gauntlet.py` compares them.
 """
 
@@ -15,14 +15,14 @@ from unittest import mock
 
 import torch
 import yaml
-from ddp import WORLD, ddp, fsdp2, shard
-from gauntlet import BATCH, ROWS, Row
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from toy import ResumableLoader, Toy, data, fit
-from zero import Watch, zero
 
 from lightning_lr import CheckpointedDDPStrategy, CheckpointPolicy
+from tests.support.gauntlet import BATCH, ROWS, Row
+from tests.support.toy import ResumableLoader, Toy, data, fit
+from tests.support.two_processes import WORLD, ddp, fsdp2, shard
+from tests.support.zero_runs import Watch, zero
 
 SAMPLES, EPOCHS, UPDATES = 50, 3, 21
 """Seven updates an epoch, the last of two samples."""
@@ -33,7 +33,7 @@ RAGGED = 40
 
 
 @dataclass(frozen=True)
-class Several:
+class TwoProcessStrategy:
     """A strategy over two processes.
 
     Args:
@@ -67,12 +67,12 @@ def _zero(stage: int) -> Callable[[CheckpointPolicy | None], dict[str, Any]]:
 
 
 _FSDP2 = {"data_parallel_size": WORLD, "tensor_parallel_size": 1}
-SEVERAL = (
-    Several("ddp", _ddp, Toy, "ddp"),
-    Several("zero_1", _zero(1), Toy, {"class_path": "lightning_lr.ZeROStrategy", "init_args": {"stage": 1}}),
-    Several("zero_2", _zero(2), Toy, "zero_2"),
-    Several("zero_3", _zero(3), Toy, "zero_3"),
-    Several(
+STRATEGIES = (
+    TwoProcessStrategy("ddp", _ddp, Toy, "ddp"),
+    TwoProcessStrategy("zero_1", _zero(1), Toy, {"class_path": "lightning_lr.ZeROStrategy", "init_args": {"stage": 1}}),
+    TwoProcessStrategy("zero_2", _zero(2), Toy, "zero_2"),
+    TwoProcessStrategy("zero_3", _zero(3), Toy, "zero_3"),
+    TwoProcessStrategy(
         "fsdp2",
         lambda policy: fsdp2(),
         Sharded,
@@ -80,27 +80,27 @@ SEVERAL = (
         checkpoints=False,
     ),
 )
-Pair = tuple[Row, Several]
+Pair = tuple[Row, TwoProcessStrategy]
 
 
 def pairs() -> list[Pair]:
     """All of them, those that are refused included."""
-    return [(row, several) for row in ROWS for several in SEVERAL if row.policy is None or several.checkpoints]
+    return [(row, strategy) for row in ROWS for strategy in STRATEGIES if row.policy is None or strategy.checkpoints]
 
 
 def loader(samples: int, micro: int) -> ResumableLoader:
     return ResumableLoader(data(samples), micro, torch.distributed.get_rank(), WORLD)
 
 
-def _pair(row: str, several: str) -> Pair:
-    return next(r for r in ROWS if r.name == row), next(s for s in SEVERAL if s.name == several)
+def _pair(row: str, over: str) -> Pair:
+    return next(r for r in ROWS if r.name == row), next(s for s in STRATEGIES if s.name == over)
 
 
 def run(
-    row: str, several: str, samples: int = SAMPLES, micro: int = BATCH // WORLD, save: str = "", **arguments: Any
+    row: str, over: str, samples: int = SAMPLES, micro: int = BATCH // WORLD, save: str = "", **arguments: Any
 ) -> dict[str, Any]:
     """What a fit of the row under the strategy did."""
-    method, strategy = _pair(row, several)
+    method, strategy = _pair(row, over)
     watch, module = Watch(), strategy.module(method.configure)
     callbacks = [*method.make(), watch]
     if save:
@@ -114,20 +114,20 @@ def run(
     return {**watch.facts(trainer), "wrapped": "lr_scheduler_step" in vars(module)}
 
 
-def accumulated(row: str, several: str, micro_batches: int) -> dict[str, Any]:
+def accumulated(row: str, over: str, micro_batches: int) -> dict[str, Any]:
     """Two samples on each device at a time; the last update of an epoch has less where the windows do not fit."""
-    return run(row, several, RAGGED, 2, accumulate_grad_batches=micro_batches)
+    return run(row, over, RAGGED, 2, accumulate_grad_batches=micro_batches)
 
 
-def from_yaml(row: str, several: str, folder: str) -> dict[str, Any]:
+def from_yaml(row: str, over: str, folder: str) -> dict[str, Any]:
     """What a fit did whose Trainer was written, parsed, written again and parsed again."""
-    method, strategy = _pair(row, several)
+    method, strategy = _pair(row, over)
     trainer = {
         "callbacks": method.yaml, "strategy": strategy.yaml, "devices": WORLD, "max_epochs": EPOCHS,
         "use_distributed_sampler": False, "accelerator": "cpu", "logger": False, "default_root_dir": folder,
         "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
     }  # fmt: skip
-    file = Path(folder) / f"{row}-{several}-{torch.distributed.get_rank()}.yaml"
+    file = Path(folder) / f"{row}-{over}-{torch.distributed.get_rank()}.yaml"
     file.write_text(yaml.safe_dump({"trainer": trainer}))
     for last in (False, True):
         with mock.patch("sys.argv", ["lightning-lr"]):

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW
-from toy import Toy
+
+from tests.support.toy import Toy
 
 
 class Block(nn.Module):
