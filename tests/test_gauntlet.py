@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import lightning_lr
 from lightning_lr import CheckpointedStrategy
-from tests.support import gauntlet_in_two_processes as over
+from tests.support import gauntlet_in_two_processes as in_two
 from tests.support.gauntlet import BATCH, ROWS, At, Row
 from tests.support.toy import Probe, ResumableLoader, Stream, Toy, data, fit, two_groups, weights
 from tests.support.zero_runs import run_in_processes
@@ -226,39 +226,39 @@ def test_yaml_round_trip_trains_the_same_weights(row: Row, tmp_path: Path, monke
 
 
 # ---------------------------------------------------------------------- two processes
-PAIRS = [pair for pair in over.pairs() if DEEPSPEED or not pair[1].name.startswith("zero")]
-TRAINED = [pair for pair in PAIRS if over.refused(pair) is None]
-REFUSED = [pair for pair in PAIRS if over.refused(pair) is not None]
+PAIRS = [pair for pair in in_two.pairs() if DEEPSPEED or not pair[1].name.startswith("zero")]
+TRAINED = [pair for pair in PAIRS if in_two.refused(pair) is None]
+REFUSED = [pair for pair in PAIRS if in_two.refused(pair) is not None]
 Case = tuple[str, Callable[[], Any]]
 
 
-def named(pair: over.Pair) -> str:
+def named(pair: in_two.Pair) -> str:
     return f"{pair[0].name}-{pair[1].name}"
 
 
-def _key(kind: str, pair: over.Pair) -> str:
+def _key(kind: str, pair: in_two.Pair) -> str:
     return f"{kind} {named(pair)}"
 
 
-def _names(pair: over.Pair) -> tuple[str, str]:
+def _names(pair: in_two.Pair) -> tuple[str, str]:
     return pair[0].name, pair[1].name
 
 
-KINDS: dict[str, Callable[[over.Pair, str], Callable[[], Any]]] = {
-    "whole": lambda pair, at: partial(over.run, *_names(pair), save=f"{at}/{named(pair)}"),
+KINDS: dict[str, Callable[[in_two.Pair, str], Callable[[], Any]]] = {
+    "whole": lambda pair, at: partial(in_two.run, *_names(pair), save=f"{at}/{named(pair)}"),
     "resumed": lambda pair, at: partial(
-        over.run, *_names(pair), ckpt_path=f"{at}/{named(pair)}/step={over.SAVED}.ckpt"
+        in_two.run, *_names(pair), ckpt_path=f"{at}/{named(pair)}/step={in_two.SAVED}.ckpt"
     ),
     **{
-        f"accumulated {n}": lambda pair, at, n=n: partial(over.accumulated, *_names(pair), n)  # type: ignore[misc]
+        f"accumulated {n}": lambda pair, at, n=n: partial(in_two.accumulated, *_names(pair), n)  # type: ignore[misc]
         for n in (1, 2, 3)
     },
-    "yaml": lambda pair, at: partial(over.from_yaml, *_names(pair), at),
-    "bf16-mixed": lambda pair, at: partial(over.run, *_names(pair), precision="bf16-mixed"),
+    "yaml": lambda pair, at: partial(in_two.from_yaml, *_names(pair), at),
+    "bf16-mixed": lambda pair, at: partial(in_two.run, *_names(pair), precision="bf16-mixed"),
 }
 
 
-def _soon(kind: str, pair: over.Pair) -> bool:
+def _soon(kind: str, pair: in_two.Pair) -> bool:
     """Whether it is run every time: all rows under all strategies, and of the other kinds some; the rest is slow.
 
     Stage 3 and FSDP2 take as long as all the others.
@@ -299,14 +299,14 @@ class Ran:
         self.folder = folder
         self._ranks: dict[bool, list[dict[str, Any]]] = {}
 
-    def facts(self, kind: str, pair: over.Pair) -> list[Any]:
+    def facts(self, kind: str, pair: in_two.Pair) -> list[Any]:
         """Of each rank."""
         soon = _soon(kind, pair)
         if soon not in self._ranks:
             self._ranks[soon] = run_in_processes(_cases(self.folder, soon), self.folder / str(soon))
         return [rank[_key(kind, pair)] for rank in self._ranks[soon]]
 
-    def trained(self, kind: str, pair: over.Pair) -> dict[str, Any]:
+    def trained(self, kind: str, pair: in_two.Pair) -> dict[str, Any]:
         """Of the first rank; the second had the same to the bit."""
         first, second = self.facts(kind, pair)
         assert isinstance(first, dict), first
@@ -330,40 +330,40 @@ def alone() -> Callable[[Row], tuple[torch.Tensor, Probe]]:
     @cache
     def trained(name: str) -> tuple[torch.Tensor, Probe]:
         row = next(row for row in ROWS if row.name == name)
-        loader = DataLoader(data(over.SAMPLES), batch_size=BATCH)
-        module, probe = train(row, row.make(), loader=loader, max_epochs=over.EPOCHS)
+        loader = DataLoader(data(in_two.SAMPLES), batch_size=BATCH)
+        module, probe = train(row, row.make(), loader=loader, max_epochs=in_two.EPOCHS)
         return weights(module), probe
 
     return lambda row: trained(row.name)
 
 
 @over("whole")
-def test_two_processes_equal_one_with_the_same_global_batch(kind: str, pair: over.Pair, ran: Ran, alone: Any) -> None:
+def test_two_processes_equal_one_with_the_same_global_batch(kind: str, pair: in_two.Pair, ran: Ran, alone: Any) -> None:
     row, two = pair[0], ran.trained(kind, pair)
     one, probe = alone(row)
     assert not two["wrapped"]
-    assert two["updates"] == two["hooks"] == len(two["norms"]) == over.UPDATES
+    assert two["updates"] == two["hooks"] == len(two["norms"]) == in_two.UPDATES
     assert same(row, two["lrs"], probe.series)
-    assert [lrs[0] for lrs in two["lrs"]] == close(row, expected(row, over.SAMPLES, over.UPDATES, base_lr(row)))
+    assert [lrs[0] for lrs in two["lrs"]] == close(row, expected(row, in_two.SAMPLES, in_two.UPDATES, base_lr(row)))
     # means over two ranks are summed in another order; fp32 rounding over 21 updates
     assert (two["weights"] - one).abs().max() < (row.noisy or 1e-6)
 
 
 @over("resumed")
-def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(kind: str, pair: over.Pair, ran: Ran) -> None:
+def test_a_run_that_was_resumed_in_an_epoch_equals_the_whole_one(kind: str, pair: in_two.Pair, ran: Ran) -> None:
     resumed, whole = ran.trained(kind, pair), ran.trained("whole", pair)
-    assert resumed["lrs"] == whole["lrs"][over.SAVED :]
+    assert resumed["lrs"] == whole["lrs"][in_two.SAVED :]
     assert torch.equal(resumed["weights"], whole["weights"])
 
 
 @over("accumulated 1", "accumulated 2", "accumulated 3")
-def test_accumulation_has_the_updates_hooks_and_gradient_norms_of_ddp(kind: str, pair: over.Pair, ran: Ran) -> None:
+def test_accumulation_has_the_updates_hooks_and_gradient_norms_of_ddp(kind: str, pair: in_two.Pair, ran: Ran) -> None:
     row, micro_batches = pair[0], int(kind[-1])
     if micro_batches > 1 and "accumulation" in row.refuses:
         assert all(row.refuses["accumulation"] in said for said in ran.facts(kind, pair))
         return
-    got, wanted = ran.trained(kind, pair), ran.trained(kind, (row, over.STRATEGIES[0]))
-    updates = over.EPOCHS * -(-over.RAGGED // (2 * 2 * micro_batches))
+    got, wanted = ran.trained(kind, pair), ran.trained(kind, (row, in_two.STRATEGIES[0]))
+    updates = in_two.EPOCHS * -(-in_two.RAGGED // (2 * 2 * micro_batches))
     assert got["updates"] == got["hooks"] == wanted["updates"] == wanted["hooks"] == updates
     assert got["norms"] == pytest.approx(wanted["norms"], rel=2e-5)  # summed over shards in another order
     assert same(row, got["lrs"], wanted["lrs"])
@@ -371,30 +371,30 @@ def test_accumulation_has_the_updates_hooks_and_gradient_norms_of_ddp(kind: str,
 
 
 @over("yaml")
-def test_yaml_names_the_strategy(kind: str, pair: over.Pair, ran: Ran) -> None:
+def test_yaml_names_the_strategy(kind: str, pair: in_two.Pair, ran: Ran) -> None:
     written, by_hand = ran.trained(kind, pair), ran.trained("whole", pair)
     assert written["lrs"] == by_hand["lrs"]
     assert torch.equal(written["weights"], by_hand["weights"])
 
 
 @over("bf16-mixed")
-def test_bf16_has_the_same_learning_rates_under_a_strategy(kind: str, pair: over.Pair, ran: Ran) -> None:
+def test_bf16_has_the_same_learning_rates_under_a_strategy(kind: str, pair: in_two.Pair, ran: Ran) -> None:
     half, full = ran.trained(kind, pair), ran.trained("whole", pair)
-    assert len(half["lrs"]) == over.UPDATES
+    assert len(half["lrs"]) == in_two.UPDATES
     if pair[0].replay is None:  # else it follows the rounded gradients
         assert half["lrs"] == full["lrs"]
     assert 0 < (half["weights"] - full["weights"]).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("pair", REFUSED, ids=named)
-def test_what_a_strategy_cannot_do_is_refused_before_training(pair: over.Pair, ran: Ran) -> None:
+def test_what_a_strategy_cannot_do_is_refused_before_training(pair: in_two.Pair, ran: Ran) -> None:
     for said in ran.facts("whole", pair):
         assert isinstance(said, str), "nothing was raised"
         assert said.startswith("MisconfigurationException: ")
-        assert str(over.refused(pair)) in said
+        assert str(in_two.refused(pair)) in said
         assert "on_fit_start" in said or "setup" in said, "before training"
 
 
 def test_a_row_refuses_no_strategy_that_does_not_exist() -> None:
-    known = {"short", "accumulation", "iterable", *(strategy.name for strategy in over.STRATEGIES)}
+    known = {"short", "accumulation", "iterable", *(strategy.name for strategy in in_two.STRATEGIES)}
     assert all(set(row.refuses) <= known for row in ROWS)
