@@ -327,7 +327,10 @@ def test_an_optimizer_that_needs_a_trainer_leaves_factors(
         (config([schedule("Cosine")], model={"configure": "steps"}), "also returns a StepLR"),
         (config([schedule("Cosine")], model={"configure": "two optimizers"}), "2 optimizers"),
         (config([SCALING]) | {"trainer": config([SCALING])["trainer"] | {"max_epochs": 1}}, "only 1 epochs"),
-        (config([schedule("Cosine"), SCALING], {"stream": True}), "length of the run is not known"),
+        (
+            config([schedule("Cosine"), SCALING], {"stream": True}),
+            "counts epochs, and the train dataloader has no length",
+        ),
         (config([schedule("Cosine")] * 2), "attached too"),
     ],
 )

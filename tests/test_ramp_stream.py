@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "milestones without a length": (STEPS, ENDLESS, "StepRamp counts in epochs, and an epoch of this"),
     "no cap without a length": ({**CURVE, "max_batch_size": None}, ENDLESS, "give max_batch_size"),
     "cap below the start": ({**CURVE, "max_batch_size": 3}, ENDLESS, r"=3 is below .* \(micro 4 x world 1"),
-    "no end": (CURVE, {"max_epochs": 3}, "has no length and the Trainer no max_steps"),
+    "no end": (CURVE, {"max_epochs": 3}, "counts epochs, and the train dataloader has no length"),
     "smaller micro-batch": ({**CURVE, "max_micro_batch_size": 2}, ENDLESS, "lower the DataLoader's batch_size"),
     "adaptive on one device": (
         {"schedule": AdaptiveRamp()}, {**KNOWN, "extra": GradientNoiseScale()}, "begin with one micro-batch"),

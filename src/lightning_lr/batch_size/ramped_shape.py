@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from lightning_lr.batch_size.plan import RampPlan
 from lightning_lr.batch_size.windows import EpochWindows, micro_batch_sizes
 from lightning_lr.curves import Phase
-from lightning_lr.progress import Batch, RunShape
+from lightning_lr.progress import Batch, Budget, Place, RunShape, Span
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,32 @@ class RampedShape(RunShape):
     @classmethod
     def of(cls, run: RunShape, plan: RampPlan) -> RampedShape:
         """The run ``run`` under ``plan``."""
-        epoch = replace(run.epoch, device_samples=plan.samples_per_device)
-        return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, plan=plan)
+        samples = plan.samples_per_device
+        size = run.epoch.micro_batch_size or samples
+        epoch = replace(run.epoch, device_samples=samples, micro_batches=-(-samples // size))
+        return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, run.max_seconds, plan=plan)
+
+    def spans(self, place: Place, seconds: float = 0.0) -> list[Span]:
+        """In samples, so that a batch that grows bends no curve; a number of updates ends where the plan solves it."""
+        if self.max_updates is None:
+            return super().spans(place, seconds)
+        found = Budget(max_seconds=self.max_seconds).spans(place, None, seconds)
+        return [self._span_of_plan(place), *found]
+
+    def epoch_span(self, place: Place) -> Span | None:
+        whole = self.epoch.total_units
+        if not whole or not self.micro_batches_in(place.epoch):
+            return None
+        before = self.units_before(place.epoch, place.micro_batch)
+        _, units = self.window(place.epoch, place.micro_batch)
+        return Span(before, before + units, whole)
+
+    def _span_of_plan(self, place: Place) -> Span:
+        total, epoch = self.total_units, self.epoch_span(place)
+        if place.updates >= self.total_updates or epoch is None:
+            return Span(total, total, total)
+        before = place.epoch * epoch.whole
+        return Span(before + epoch.start, before + epoch.end, total)
 
     @property
     def unit(self) -> int:

@@ -15,7 +15,7 @@ from lightning_lr.batch_size.plan import Growth, RampPlan
 from lightning_lr.batch_size.plan_checks import WHO
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.schedules import RampSchedule
-from lightning_lr.progress import Batch, RunShape
+from lightning_lr.progress import Batch, Place, RunShape, Span
 
 
 def is_streamed(shape: RunShape) -> bool:
@@ -102,7 +102,9 @@ class StreamedShape(RampedShape):
     def of(cls, run: RunShape, plan: RampPlan) -> StreamedShape:
         """The run ``run`` under ``plan``."""
         origin = run.origin if isinstance(run, StreamedShape) else Origin()
-        return cls(run.epoch, run.accumulation, run.max_epochs, run.max_updates, plan=plan, origin=origin)
+        return cls(
+            run.epoch, run.accumulation, run.max_epochs, run.max_updates, run.max_seconds, plan=plan, origin=origin
+        )
 
     @property
     def micro_batch_size(self) -> int:
@@ -146,10 +148,14 @@ class StreamedShape(RampedShape):
         assert size is not None
         return Batch(size * self.micro_batch_size, self.micro_batch_size, accumulation)
 
-    def units_left(self, updates: int) -> int:
-        windows = self.windows(0)
-        done = windows[updates].start if updates < self.total_updates else self.plan.total_samples
-        return (self.plan.total_samples - done) * self.micro_batch_size
+    def _span_of_plan(self, place: Place) -> Span:
+        if not self.endless:
+            return super()._span_of_plan(place)
+        windows, total = self.windows(0), self.plan.total_samples
+        if place.updates >= self.total_updates:
+            return Span(total, total, total)
+        window = windows[place.updates]  # the n-th of the plan is the n-th update, wherever the data end
+        return Span(window.start, window.start + window.size, total)
 
     @property
     def batch_size(self) -> int:

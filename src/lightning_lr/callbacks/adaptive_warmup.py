@@ -104,7 +104,7 @@ class AdaptiveWarmup(MethodCallback):
         self._loss = UpdateLoss()
         self._reference_lr: float | None = None  # the largest scheduled lr when the run began
         self._lr = self.settings.min_lr  # of the update that is being made
-        self._total: int | None = None  # length of the run to which the machine's progress is a share
+        self._rescaled = 1.0  # of the clock, when the machine's progress was last a share of the present budget
         self._snapshot: Snapshot | None = None
         self._continues = False
         self._state: dict[str, Any] | None = None  # of a checkpoint, or of an earlier fit that goes on
@@ -113,6 +113,10 @@ class AdaptiveWarmup(MethodCallback):
     @property
     def decays(self) -> bool:
         return self.settings.decay.decays
+
+    @property
+    def needs_end(self) -> bool:
+        return True
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         warmup_compatibility.check_keeping(self.settings, trainer)
@@ -132,15 +136,15 @@ class AdaptiveWarmup(MethodCallback):
         several = shape.epoch.world_size > 1
         updates = max(shape.fixed_batch_updates, self.settings.fewest_updates)  # a fast_dev_run is not held against it
         self.machine = WarmupMachine(self.settings, updates, internals.maximum_over_ranks if several else None)
-        self._loss = UpdateLoss()
+        self._loss, self._rescaled = UpdateLoss(), 1.0
         state, self._state = self._state, None
         self._continues = state is not None
         if state is None:
             self._reference_lr = warmup_compatibility.largest_lr(writer.optimizer)
-            self._total = self._snapshot = None
+            self._snapshot = None
             return
         self.machine.load_state_dict(state["machine"])
-        self._reference_lr, self._total = state["reference_lr"], state["total"]
+        self._reference_lr = state["reference_lr"]
         self._snapshot = None if state["snapshot"] is None else Snapshot.from_state(state["snapshot"])
 
     def switch_range(self, shape: RunShape) -> tuple[int, int]:
@@ -216,11 +220,11 @@ class AdaptiveWarmup(MethodCallback):
 
     # ------------------------------------------------------------------ inside
     def _follow_length(self, clock: SampleClock) -> None:
-        """Progress is a share of a length that may change: a stream ends early, a ramp begins."""
+        """Progress is a share of a budget that may change: other epochs after a resume, a ramp that begins."""
         assert self.machine is not None
-        if self._total is not None and self._total != clock.total:
-            self.machine.stretch(self._total / clock.total)
-        self._total = clock.total
+        if clock.rescaled != self._rescaled:
+            self.machine.stretch(clock.rescaled / self._rescaled)
+        self._rescaled = clock.rescaled
 
     def _add_loss(self, trainer: Trainer, outputs: Any, batch_idx: int) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -281,7 +285,6 @@ class AdaptiveWarmup(MethodCallback):
         return {
             "machine": self.machine.state_dict(reduce),
             "reference_lr": self._reference_lr,
-            "total": self._total,
             "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
         }
 

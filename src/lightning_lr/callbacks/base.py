@@ -23,7 +23,7 @@ from lightning_lr.callbacks.compatibility import refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
-from lightning_lr.callbacks.run import CountSamples, Run
+from lightning_lr.callbacks.run import CountSamples, Run, in_words_of
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -63,6 +63,11 @@ class MethodCallback(Callback):
     @property
     def decays(self) -> bool:
         """Whether this method lowers the learning rate over the run; two that do are refused."""
+        return False
+
+    @property
+    def needs_end(self) -> bool:
+        """Whether the method follows the run's progress, so that a run without an end is refused before it begins."""
         return False
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
@@ -163,15 +168,10 @@ class MethodCallback(Callback):
                 f"{caller}: the optimizer has no learning rate (configure_optimizers returned none, or one whose "
                 "groups have no 'lr'); return a torch optimizer"
             )
-        if internals.given_loader_without_length(trainer) and trainer.max_steps == -1:
-            raise MisconfigurationException(
-                f"{caller}: the train dataloader has no length and the Trainer no max_steps, so the end of the run is "
-                "not "
-                "known; set max_steps (or an integer limit_train_batches with max_epochs)"
-            )
-        for limit in ("max_epochs", "max_steps", "limit_train_batches"):
-            if getattr(trainer, limit) == 0:
-                raise MisconfigurationException(f"{caller}: Trainer({limit}=0) makes 0 updates; set at least 1")
+        if self.needs_end and not internals.makes_no_update(trainer):
+            why = internals.why_no_end(trainer)
+            if why is not None:
+                raise MisconfigurationException(f"{caller}: {why}")
         self.check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,23 +180,24 @@ class MethodCallback(Callback):
             return
         internals.begin_epoch_after_resume(trainer)
         for member in members:
-            resume_checks.check_settings(member, inside_epoch=internals.next_position(trainer)[1] > 0)
+            resume_checks.check_settings(member, inside_epoch=internals.starting_position(trainer)[1] > 0)
         for member in members:
             member.prepare(trainer, pl_module)
         run = Run.attach(trainer, pl_module, members)
         for member in members:
             member._run, member.loaded = run, None
-            if not internals.is_fast_dev_run(trainer):  # a fast_dev_run is shorter than any run that is meant
-                member.check_shape(run.clock.shape, run.writer.optimizer)
-            member.start(run.writer, run.clock.shape)
+            with in_words_of(type(member).__name__):
+                if not internals.is_fast_dev_run(trainer):  # a fast_dev_run is shorter than any run that is meant
+                    member.check_shape(run.clock.shape, run.writer.optimizer)
+                member.start(run.writer, run.clock.shape)
         run.write_next_update()
         for member in members:
             run.note_start(member)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is not None and run.is_last(self):  # the accumulation may be another one in this epoch
-            run.clock.place(trainer.current_epoch, 0)
+        if run is not None and run.is_last(self):  # accumulation and loader may be others in this epoch
+            run.begin_epoch(trainer)
             run.write_next_update()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -213,11 +214,18 @@ class MethodCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is not None and run.is_last(self) and internals.update_ends(trainer):
+        if run is None or not run.is_last(self):
+            return
+        run.end_micro_batch()
+        if internals.update_ends(trainer):
             if internals.logs_now(trainer):
                 run.log(trainer)
-            run.clock.place(*internals.next_position(trainer))
+            run.stand(trainer, internals.next_position(trainer))
             run.write_next_update()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None and self._run.is_last(self):
+            self._run.end(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._run is not None and self._run.is_first(self):

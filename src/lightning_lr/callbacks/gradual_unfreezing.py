@@ -100,7 +100,7 @@ class GradualUnfreezing(MethodCallback):
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         units, order = shape.epoch.total_units, self.order
-        if units is None:
+        if units is None or not shape.has_length:
             return ()
         starts = [min(1.0, order.begins(i) * units / shape.total_units) for i in range(len(order.thaws))]
         parts = zip(range(len(starts)), starts, [*starts[1:], 1.0], strict=True)
@@ -124,6 +124,8 @@ class GradualUnfreezing(MethodCallback):
                 "an epoch of this loader has no known length; layers begin to train after each pass over it, and with "
                 "a stream that does not end only the first would ever train"
             ]
+        if not shape.has_length:
+            return []  # there are always more epochs
         epochs = shape.total_units / units
         late = [order.name(i) for i in range(len(order.thaws)) if order.begins(i) >= epochs]
         if not late:
@@ -159,7 +161,7 @@ class GradualUnfreezing(MethodCallback):
                 "computed and dropped, which saves no time; with DDP, find_unused_parameters=True saves it"
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
-        self._frozen.freeze(self.order.begun(internals.next_position(trainer)[0]))
+        self._frozen.freeze(self.order.begun(internals.starting_position(trainer)[0]))
         if self._run is not None and not internals.is_fast_dev_run(trainer):
             for note in self.plan_notes(self._run.clock.shape, trainer.optimizers[0]):
                 rank_zero_warn(f"GradualUnfreezing: {note}")

@@ -233,7 +233,7 @@ class HypergradientDescent(MethodCallback):
         assert self._run is not None
         at_bound = [factor if factor in self.bounds and self.bounds[0] < self.bounds[1] else None for factor in factors]
         self._warn_at_bound(at_bound, base)
-        every = -(-clock.shape.total_updates // 100)
+        every = -(-clock.shape.total_updates // 100) if clock.shape.has_length else 100
         news = at_bound != self._at_bound
         self._at_bound = at_bound
         journal = self._run.journal(self.name)

@@ -67,6 +67,7 @@ class LearningRateScaling(MethodCallback):
         self.rule = rule
         self.warmup_epochs = float(warmup_epochs)
         self.batch_size = batch_size
+        self._scale: float | None = None  # of the batch at the start of the fit: what changes it later is left as it is
 
     def k(self, shape: RunShape) -> float:
         """The global batch of this run over the reference batch."""
@@ -82,20 +83,24 @@ class LearningRateScaling(MethodCallback):
         """The full factor on the learning rate, after the climb."""
         return scaling.learning_rate_scale(self.k(shape), self.rule)
 
-    def warmup(self, shape: RunShape) -> float:
-        """The climb's share of the run; 0 where there is nothing to climb."""
+    def climb(self, shape: RunShape) -> float:
+        """The climb's length in epochs; 0 where there is nothing to climb."""
         if self.warmup_epochs == 0 or self.scale(shape) <= 1.0:
             return 0.0
-        epoch_units = shape.epoch.total_units
-        if epoch_units is None:
+        if shape.epoch.total_units is None:
             raise MisconfigurationException(
                 f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the loader has no length, so an "
                 "epoch is not known; set warmup_epochs=0 and give the curve a warmup instead"
             )
-        return self.warmup_epochs * epoch_units / shape.total_units
+        return self.warmup_epochs
+
+    def warmup(self, shape: RunShape) -> float:
+        """The climb's share of the run; 0 where there is nothing to climb."""
+        climb = self.climb(shape)
+        return climb * (shape.epoch.total_units or 0) / shape.total_units if climb else 0.0
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
-        if self.warmup(shape) > 1.0 + 1e-9:
+        if shape.has_length and self.warmup(shape) > 1.0 + 1e-9:
             epoch_units = shape.epoch.total_units or 1
             raise MisconfigurationException(
                 f"LearningRateScaling: got warmup_epochs={self.warmup_epochs:g}, but the run has only "
@@ -111,6 +116,7 @@ class LearningRateScaling(MethodCallback):
                 ) from error
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        self._scale = self.scale(shape)
         if self._scales_adam(writer.optimizer) and self.k(shape) != 1.0:
             k = self.k(shape)
             writer.set_transform("betas", self.name, lambda betas: scaling.scaled_betas(betas, k))
@@ -118,9 +124,17 @@ class LearningRateScaling(MethodCallback):
 
     def factor(self, clock: SampleClock) -> float:
         shape = clock.shape
-        return scaling.gradual(self.scale(shape), clock.progress, clock.width, self.warmup(shape))
+        scale = self.scale(shape) if self._scale is None else self._scale
+        climb = self.climb(shape) if scale > 1.0 else 0.0
+        if not climb:
+            return scale
+        assert clock.epochs is not None
+        assert clock.epoch_width is not None
+        return scaling.gradual(scale, clock.epochs, clock.epoch_width, climb)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
+        if not shape.has_length:
+            return ()
         warmup = min(1.0, self.warmup(shape))
         climb = (Phase("scaling climb", 0.0, warmup),) if warmup > 0 else ()
         return (*climb, Phase("scaled", warmup, 1.0)) if warmup < 1 else climb
@@ -128,7 +142,7 @@ class LearningRateScaling(MethodCallback):
     def summary(self, shape: RunShape) -> dict[str, str]:
         k, scale = self.k(shape), self.scale(shape)
         batch_size = self.batch_size or shape.batch_size
-        climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.warmup(shape) else ""
+        climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.climb(shape) else ""
         batch = f"batch {batch_size} = {k:.6g} x {self.reference_batch_size}"
         return {"scaling": f"{self.rule}: lr x {scale:.6g} for {batch}{climb}"}
 

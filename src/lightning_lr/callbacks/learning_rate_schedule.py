@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.run import CountSamples
-from lightning_lr.curves import Curve, Phase
+from lightning_lr.curves import Constant, Curve, Phase
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -42,7 +42,13 @@ class LearningRateSchedule(MethodCallback):
     def decays(self) -> bool:
         return self.curve.decays
 
+    @property
+    def needs_end(self) -> bool:
+        return not (isinstance(self.curve, Constant) and self.curve.warmup == 0.0)
+
     def factor(self, clock: SampleClock) -> float:
+        if not self.needs_end:
+            return self.curve(0.0)
         return self.curve(clock.progress, clock.width)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:

@@ -71,6 +71,10 @@ class NormalizedWeightDecay(MethodCallback):
         self._saved_base_lr: list[float] | None = None
 
     # ------------------------------------------------------------------ what the method says
+    @property
+    def needs_end(self) -> bool:
+        return True
+
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
         super().check_optimizers(optimizers, schedulers)
         for scheduler in schedulers:
@@ -115,7 +119,7 @@ class NormalizedWeightDecay(MethodCallback):
         if size is None:  # a unit of progress is a micro-batch
             size = shape.accumulation_in(clock.epoch) * shape.epoch.units(0)
         share = 1.0 if self._restarts is None else self._restarts.cycle_length(clock.progress)
-        return normalized_weight_decay(self.norm, size, clock.total * share)
+        return normalized_weight_decay(self.norm, size, shape.total_units * share)
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         names = [str(group.get("name", f"group_{index}")) for index, group in enumerate(optimizer.param_groups)]

@@ -7,7 +7,9 @@ The first of them in the Trainer's order moves the clock, the last writes and lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
@@ -15,18 +17,23 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.callbacks import continuation, resume_checks
 from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
-from lightning_lr.progress import EpochShape, RunShape, SampleClock
+from lightning_lr.progress import EpochShape, NoEndError, RunShape, SampleClock
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
 CountSamples = Callable[[Any], int]
+
+ENDS_EARLY = 0.98
+"""A run that ends by itself below this share of its budget has a curve that did not come to its end, and says so."""
 
 
 class Member(Protocol):
@@ -58,10 +65,11 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> None:
         self.members = members
-        shape = run_shape(trainer, caller=type(members[0]).__name__)
-        for member in members:
-            shape = member.reshape(shape)
-        resume_checks.check_run(members, shape, inside_epoch=internals.next_position(trainer)[1] > 0)
+        self._measured = Measured.of(trainer)
+        self._plain: RunShape | None = None
+        self._reached: float | None = None  # share of the budget after the last update
+        shape = self._shape_now(trainer)
+        resume_checks.check_run(members, shape, inside_epoch=internals.starting_position(trainer)[1] > 0)
         self.clock = SampleClock(shape)
         self.writer = HyperparameterWriter(trainer.optimizers[0])
         self.effective_lr: list[Any] = []
@@ -69,7 +77,10 @@ class Run:
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         self._journals = internals.journal_folder(trainer)
         self._stopwatch: Stopwatch | None = None
+        self._pending: int | None = None
+        self._counted = True
         self._window_open = True
+        self._warned_of_end = internals.is_fast_dev_run(trainer)
         self._undo = [
             internals.after_optimizer_step(trainer, self._after_optimizer_step),
             internals.bracket_scheduler_steps(module, self.writer.scheduled_values),
@@ -113,20 +124,30 @@ class Run:
         return None if self._journals is None else Journal(self._journals / f"{name}.jsonl")
 
     # ------------------------------------------------------------------ walking with the loop
+    def stand(self, trainer: Trainer, position: tuple[int, int]) -> None:
+        """The loop has moved to an epoch and a micro-batch of it; whatever it goes by is read anew."""
+        self.clock.stand(internals.place(trainer, position))
+        self.clock.shape = self._shape_now(trainer)
+
+    def begin_epoch(self, trainer: Trainer) -> None:
+        """An epoch starts: its loader may be another one, and what was left of a window is not trained on."""
+        self._measured = self._measured.again(trainer)
+        self._settle(trained=False)
+        self.clock.drop_open_window()
+        self.stand(trainer, (trainer.current_epoch, 0))
+
     def begin_micro_batch(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
-        """Count a micro-batch: by the sampler, else by the user's function, else by the batch's first tensor."""
-        self._window_open = True
-        shape = self.clock.shape.epoch
-        if shape.sizes_known:
-            self.clock.begin_micro_batch(self.clock.shape.units(trainer.current_epoch, batch_idx))
-            return
-        samples = self.samples_in(batch)
-        if samples is None:
-            samples = shape.micro_batch_size or 0
-        if trainer.world_size > 1:  # ranks may differ here, and a schedule must not
-            counts = torch.tensor(samples, device=trainer.strategy.root_device)
-            samples = int(trainer.strategy.reduce(counts, reduce_op="sum"))
-        self.clock.begin_micro_batch(samples if shape.counts_samples else shape.world_size, samples)
+        """Read a micro-batch's samples: by the sampler, else by the user's function, else by the first tensor.
+
+        They are counted when it has been trained on; the module may still skip it.
+        """
+        self._settle(trained=False)
+        self._window_open, self._counted = True, False
+        self._pending = self._samples_over_devices(trainer, batch, batch_idx)
+
+    def end_micro_batch(self) -> None:
+        """A micro-batch has been trained on."""
+        self._settle(trained=True)
 
     def samples_in(self, batch: Any) -> int | None:
         """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
@@ -135,15 +156,19 @@ class Run:
     def close_window(self) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
         if self._window_open:
+            self._settle(trained=True)
             self._window_open = False
             self._unrefined = True
             self.effective_lr = []
+            self._warn_of_updates_after_the_end()
             self.clock.close_window()
+            self._reached = self.clock.progress if self.clock.shape.ends else None
 
     def write_next_update(self) -> None:
-        """Ask every method for its multiplier of the next update and write the product."""
+        """Write the product of every method's multiplier for the next update."""
         for member in self.members:
-            self.writer.set_multiplier(member.name, member.factor(self.clock))
+            with in_words_of(type(member).__name__):
+                self.writer.set_multiplier(member.name, member.factor(self.clock))
         self.writer.write()
 
     def note_start(self, member: Member) -> None:
@@ -179,8 +204,8 @@ class Run:
         return {
             "facts": member.summary(shape),
             "phases": [[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
-            "total": self.clock.total,
-            "total_updates": shape.total_updates,
+            "total": shape.total_units if shape.has_length else None,
+            "total_updates": shape.total_updates if shape.has_length else None,
         }
 
     def log(self, trainer: Trainer) -> None:
@@ -204,7 +229,61 @@ class Run:
         if self._stopwatch is not None:
             self._stopwatch.note(clock.updates)
 
+    def plan_again(self, trainer: Trainer) -> None:
+        """A method has decided about the batches to come: the run has another shape from here on."""
+        self._plain = None
+        self.clock.shape = self._shape_now(trainer)
+
+    def end(self, trainer: Trainer) -> None:
+        """Training has ended: where it did so by itself, its curves should have come to their end."""
+        stopped = self._warned_of_end or trainer.should_stop
+        if not stopped and self._reached is not None and self._reached < ENDS_EARLY:
+            self._warned_of_end = True
+            rank_zero_warn(
+                f"lightning_lr: the run has ended after {self.clock.updates} updates at {self._reached:.3f} of its "
+                f"budget ({_in_words(self.clock.shape)}): what follows it (curves, warm-ups) did not come to its end. "
+                "The epochs were shorter than the Trainer was told; correct the loader's length, or set max_steps"
+            )
+
     # ------------------------------------------------------------------ inside
+    def _shape_now(self, trainer: Trainer) -> RunShape:
+        """The run by what Lightning goes by now; the same object until something has changed."""
+        now = run_shape(trainer, self._measured.epoch_now(trainer))
+        if now != self._plain:
+            self._plain, shape = now, now
+            for member in self.members:
+                shape = member.reshape(shape)
+            self._shape = shape
+        return self._shape
+
+    def _samples_over_devices(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
+        shape = self.clock.shape
+        if shape.epoch.sizes_known:
+            return shape.units(trainer.current_epoch, batch_idx)
+        samples = self.samples_in(batch)
+        if samples is None:
+            samples = shape.epoch.micro_batch_size
+        if trainer.world_size > 1:  # ranks may differ here
+            counts = torch.tensor(-1 if samples is None else samples, device=trainer.strategy.root_device)
+            samples = int(trainer.strategy.reduce(counts, reduce_op="sum"))
+        return None if samples is not None and samples < 0 else samples
+
+    def _settle(self, trained: bool) -> None:
+        """Count the micro-batch that was read last, once, if it was trained on."""
+        if not self._counted:
+            self._counted = True
+            if trained:
+                self.clock.count(self._pending)
+
+    def _warn_of_updates_after_the_end(self) -> None:
+        clock = self.clock
+        if not self._warned_of_end and clock.shape.ends and clock.progress >= 1.0:
+            self._warned_of_end = True
+            rank_zero_warn(
+                f"lightning_lr: the budget of the run is spent ({_in_words(clock.shape)}) before update "
+                f"{clock.updates + 1}, and training goes on: what follows it (curves, warm-ups) stays at its end"
+            )
+
     def _refine_update(self, trainer: Trainer) -> None:
         if self._unrefined:
             self._unrefined = False
@@ -217,36 +296,53 @@ class Run:
         self.effective_lr = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.writer.effective()]
 
     def _resume(self, trainer: Trainer) -> None:
-        epoch, micro_batch = internals.next_position(trainer)
-        if trainer.global_step > 0 or micro_batch > 0:
-            state = next((m.clock_state for m in self.members if m.clock_state is not None), None)
-            if state is None or state["counts"] != self.clock.counts:
-                self.clock.seek(trainer.global_step, epoch, micro_batch)
-            else:
-                self.clock.load_state_dict(state)
-        self.clock.place(epoch, micro_batch)
+        position = internals.starting_position(trainer)
+        place = internals.place(trainer, position)
+        if trainer.global_step > 0 or position[1] > 0:
+            self.clock.resume(place, next((m.clock_state for m in self.members if m.clock_state is not None), None))
+        else:
+            self.clock.stand(place)
         for member in self.members:
             journal = self.journal(member.name)
             if journal is not None:
                 journal.truncate(self.clock.updates)
 
 
-def run_shape(trainer: Trainer, caller: str, epoch: EpochShape | None = None) -> RunShape:
-    """The shape of the run that a Trainer is about to make, with the epoch of its loader if none is given.
+@dataclass(frozen=True)
+class Measured:
+    """The training loaders that an epoch was measured on, for as long as these are read."""
 
-    Raises:
-        MisconfigurationException: where its length does not follow from the Trainer and the loader.
-    """
+    loaders: tuple[Any, ...]
+    epoch: EpochShape
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> Measured:
+        """All ranks call it."""
+        return cls(internals.train_loaders(trainer), internals.epoch_shape(trainer))
+
+    def again(self, trainer: Trainer) -> Measured:
+        """The same, unless Lightning has reloaded them. All ranks call it."""
+        now = internals.train_loaders(trainer)
+        same = len(now) == len(self.loaders) and all(a is b for a, b in zip(now, self.loaders, strict=True))
+        return self if same else Measured.of(trainer)
+
+    def epoch_now(self, trainer: Trainer) -> EpochShape:
+        """What an epoch yields, by the number of batches that Lightning goes by now."""
+        batches = internals.epoch_length(trainer)
+        return self.epoch if batches == self.epoch.micro_batches else replace(self.epoch, micro_batches=batches)
+
+
+def run_shape(trainer: Trainer, epoch: EpochShape | None = None) -> RunShape:
+    """The shape of the run that a Trainer makes, with the epoch of its loader if none is given."""
     trial = internals.is_fast_dev_run(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
-    try:
-        return RunShape(
-            epoch or internals.epoch_shape(trainer),
-            accumulation=_accumulation(trainer),
-            max_epochs=None if trial else internals.epochs_of_updates(trainer),
-            max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
-        )
-    except ValueError as error:
-        raise MisconfigurationException(f"{caller}: {error}") from error
+    limit = internals.time_limit(trainer)
+    return RunShape(
+        epoch or internals.epoch_shape(trainer),
+        accumulation=_accumulation(trainer),
+        max_epochs=None if trial else internals.epochs_of_updates(trainer),
+        max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
+        max_seconds=None if limit is None else limit[1],
+    )
 
 
 def total_updates(trainer: Trainer) -> int:
@@ -259,18 +355,39 @@ def total_updates(trainer: Trainer) -> int:
         MisconfigurationException: where the end of the run is not known.
     """
     internals.set_up_train_loader(trainer)
-    shape = run_shape(trainer, caller="total_updates")
+    shape = run_shape(trainer)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if hasattr(callback, "reshape"):
             shape = callback.reshape(shape)
-    return shape.total_updates
+    with in_words_of("total_updates"):
+        return shape.total_updates
+
+
+@contextmanager
+def in_words_of(caller: str) -> Iterator[None]:
+    """Say who needs it where a run has no end."""
+    try:
+        yield
+    except NoEndError as error:
+        raise MisconfigurationException(f"{caller}: {error}") from error
+
+
+def _in_words(shape: RunShape) -> str:
+    limits = {
+        "max_epochs": shape.max_epochs,
+        "max_steps": shape.max_updates,
+        "max_time": None if shape.max_seconds is None else f"{shape.max_seconds:g} s",
+        "batches of an epoch": shape.epoch.micro_batches,
+    }
+    return ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
 
 
 def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches
-    return trainer.accumulate_grad_batches
+    accumulation = trainer.accumulate_grad_batches
+    return 1 if isinstance(accumulation, WindowAccumulation) else accumulation  # a ramp's: its plan has the windows
 
 
 def _first_dimension(batch: Any) -> int | None:

@@ -7,6 +7,7 @@ Lightning release can break this one room and no other. Users take it whole:
 
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
+    epoch_length,
     epoch_shape,
     forget_loader_states,
     given_loader_without_length,
@@ -17,16 +18,21 @@ from lightning_lr.lightning_internals.loaders import (
     replace_batch_sampler,
     restart_iterator,
     set_up_train_loader,
-    train_loader_count,
+    train_loaders,
 )
 from lightning_lr.lightning_internals.logs import is_fast_dev_run, journal_folder, log_metrics, logs_now, silent_loggers
 from lightning_lr.lightning_internals.loop import (
     begin_epoch_after_resume,
     epochs_of_updates,
+    makes_no_update,
     next_position,
+    place,
     roll_back_to,
     set_epoch_length,
+    starting_position,
+    time_limit,
     update_ends,
+    why_no_end,
 )
 from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
@@ -92,6 +98,7 @@ __all__ = [
     "configured_optimizers",
     "detached_training_step",
     "engine_holds_gradients",
+    "epoch_length",
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
@@ -110,6 +117,7 @@ __all__ = [
     "log_metrics",
     "logs_now",
     "loss_scale",
+    "makes_no_update",
     "maximum_over_ranks",
     "mean_over_ranks",
     "mirror_is_imported",
@@ -118,6 +126,7 @@ __all__ = [
     "on_train_loader",
     "optimizers_and_schedulers",
     "own_entry",
+    "place",
     "remaining_loss_scale",
     "replace_batch_sampler",
     "restart_iterator",
@@ -125,12 +134,15 @@ __all__ = [
     "set_epoch_length",
     "set_up_train_loader",
     "silent_loggers",
+    "starting_position",
     "takes_the_iterator",
-    "train_loader_count",
+    "time_limit",
+    "train_loaders",
     "training_step_arguments",
     "update_ends",
     "weights_finite",
     "why_gradients_hidden",
+    "why_no_end",
     "why_no_micro_batch_gradients",
     "with_gradient_norm",
 ]

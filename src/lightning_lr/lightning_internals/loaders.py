@@ -15,10 +15,26 @@ from lightning_lr.progress import EpochShape
 
 def epoch_shape(trainer: Trainer) -> EpochShape:
     """What an epoch of the loaded training data yields (after ``fit`` has set the loaders up)."""
+    loaders, batches = train_loaders(trainer), epoch_length(trainer)
+    shapes = [loader_shape(loader, batches, trainer.world_size) for loader in loaders]
+    if len(shapes) == 1:
+        return shapes[0]
+    sizes = [shape.micro_batch_size for shape in shapes if shape.micro_batch_size is not None]
+    # a batch of each is read at every step; what one of them yields when it has ended depends on the mode
+    return EpochShape(batches, sum(sizes) if len(sizes) == len(shapes) else None, None, trainer.world_size)
+
+
+def epoch_length(trainer: Trainer) -> int | None:
+    """Batches of the present epoch as Lightning knows them now, on this rank; ``None`` where they have no number."""
+    batches = trainer.num_training_batches
+    return None if batches == float("inf") else int(batches)
+
+
+def train_loaders(trainer: Trainer) -> tuple[Any, ...]:
+    """The training loaders that are read now."""
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
-    batches = trainer.num_training_batches
-    return loader_shape(combined.flattened[0], None if batches == float("inf") else int(batches), trainer.world_size)
+    return tuple(combined.flattened)
 
 
 def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> EpochShape:
@@ -53,13 +69,6 @@ def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[
 
     strategy.__dict__["process_dataloader"] = processed
     return lambda: strategy.__dict__.pop("process_dataloader", None)
-
-
-def train_loader_count(trainer: Trainer) -> int:
-    """Number of training loaders that are read side by side."""
-    combined = trainer.fit_loop._combined_loader
-    assert combined is not None
-    return len(combined.flattened)
 
 
 def length_of(loader: Any) -> int | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
+
+from lightning_lr.lightning_internals.loaders import given_loader_without_length
+from lightning_lr.progress import EpochShape, Place, RunShape
 
 
 def update_ends(trainer: Trainer) -> bool:
@@ -12,12 +15,64 @@ def update_ends(trainer: Trainer) -> bool:
 
 
 def next_position(trainer: Trainer) -> tuple[int, int]:
-    """Epoch (0-based) and micro-batch in it that the loop will process next: after a micro-batch, or after a resume."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress
-    done = batches.current.ready
+    """In an epoch, after a micro-batch: epoch (0-based) and micro-batch in it that the loop will process next."""
+    loop = trainer.fit_loop
+    batches = loop.epoch_loop.batch_progress
+    done, epoch = batches.current.ready, _epochs_done(trainer)
     if done and (done >= trainer.num_training_batches or batches.is_last_batch):
-        return trainer.fit_loop.epoch_progress.current.ready, 0  # counts the epochs begun, that one included
-    return trainer.current_epoch, done
+        return epoch + 1, 0
+    return epoch, done
+
+
+def starting_position(trainer: Trainer) -> tuple[int, int]:
+    """Before the first micro-batch of a fit, or between epochs: epoch and micro-batch in it that come next.
+
+    Where loops are restored from a checkpoint, what they hold is not yet where they will go on (Lightning 2.5.6, 2.6.6
+    brings it there in ``reset``, some of it after ``on_train_start``): a micro-batch that an exception interrupted
+    is run again, one whose ``on_train_batch_end`` saved the checkpoint is done, and so is its epoch if it was the last.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches, epoch = loop.batch_progress, _epochs_done(trainer)
+    if not loop.restarting:
+        return epoch, 0  # whatever an earlier fit has left of its last epoch is run again
+    whole = batches.current.ready == vars(batches.current)["processed"]
+    done = batches.current.ready if whole else batches.current.completed
+    if whole and done and batches.is_last_batch:
+        return epoch + int(not _epoch_is_counted(trainer)), 0
+    return epoch, done
+
+
+def place(trainer: Trainer, position: tuple[int, int]) -> Place:
+    """The loop's counters at a position, as a clock reads them. All ranks call it where time limits the run."""
+    limit = time_limit(trainer)
+    seconds = 0.0 if limit is None else limit[0]
+    if limit is not None and trainer.world_size > 1:  # each has a clock of its own
+        seconds = trainer.strategy.broadcast(seconds)
+    return Place(*position, trainer.global_step, seconds)
+
+
+def time_limit(trainer: Trainer) -> tuple[float, float] | None:
+    """Seconds of training spent and allowed, of the ``Timer`` (``max_time`` makes one) that is the first to end."""
+    limits = [
+        (max(0.0, timer.time_elapsed()), timer._duration)
+        for timer in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(timer, Timer) and timer._duration
+    ]
+    return max(limits, key=lambda limit: limit[0] / limit[1], default=None)
+
+
+def why_no_end(trainer: Trainer) -> str | None:
+    """Why no end of the run is known, in the user's words, as far as can be told before the loader is made."""
+    if trainer.max_steps != -1 or time_limit(trainer) is not None:
+        return None
+    unknown = EpochShape(None if given_loader_without_length(trainer) else 1, None)
+    shape = RunShape(unknown, max_epochs=epochs_of_updates(trainer))
+    return None if shape.ends else shape.why_no_end
+
+
+def makes_no_update(trainer: Trainer) -> bool:
+    """Whether Lightning returns from ``fit`` before anything is trained."""
+    return 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches)
 
 
 def begin_epoch_after_resume(trainer: Trainer) -> None:
@@ -25,13 +80,41 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
 
     From a checkpoint that was saved in ``on_train_batch_end`` of an epoch's last batch, Lightning (2.5.6, 2.6.6) counts
     that epoch as done and still goes on as if inside it: ``on_train_epoch_start`` is not called, the new epoch is not
-    counted, and what is restored from a checkpoint of *this* run then counts a batch twice.
+    counted, and what is restored from a checkpoint of *this* run then counts a batch twice. Where the new epoch has
+    more batches than the saved one, it even goes on behind as many of them, which nobody trains on.
     """
     loop = trainer.fit_loop
-    epochs = loop.epoch_progress.current
-    processed: int = getattr(epochs, "processed", -1)
-    if getattr(loop, "restarted_mid_epoch", False) and epochs.ready == processed:
-        loop.reset_restart_stage()
+    batches = loop.epoch_loop.batch_progress
+    if not loop.epoch_loop.restarting:
+        # A fit that did not end by itself has left an epoch and a batch that are begun and not done. Both begin again;
+        # counted twice, a checkpoint of this fit would not be recognised for what it is.
+        for progress, count in ((loop.epoch_progress, "processed"), (loop.epoch_loop.batch_progress, "completed")):
+            for counts in (progress.current, progress.total):
+                done = getattr(counts, count)
+                vars(counts).update(ready=done, started=done, processed=done)
+        return
+    done = batches.current.ready
+    if not (
+        done and done == vars(batches.current)["processed"] and batches.is_last_batch and _epoch_is_counted(trainer)
+    ):
+        return
+    if loop.epoch_loop.restarted_on_train_batch_end:
+        if not loop.epoch_loop._should_accumulate():
+            loop.epoch_loop._batches_that_stepped += 1
+        batches.increment_completed()
+    loop.reset_restart_stage()
+    loop.epoch_loop.reset_restart_stage()
+    loop.epoch_loop._restarting = False
+
+
+def _epochs_done(trainer: Trainer) -> int:
+    return int(getattr(trainer.fit_loop.epoch_progress.current, "processed", 0))
+
+
+def _epoch_is_counted(trainer: Trainer) -> bool:
+    """Of an epoch whose last batch is done: whether the loop counts it among those that are."""
+    epochs = trainer.fit_loop.epoch_progress.current
+    return bool(epochs.ready <= _epochs_done(trainer))
 
 
 def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:

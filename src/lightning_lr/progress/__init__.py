@@ -1,13 +1,15 @@
-"""How far a run is, counted in samples: the shape of a run, and the clock that walks through it.
+"""How much of a run is done: its budget, its shape, and the clock that reads both.
 
-Curves are functions of progress in [0, 1]. Counting updates or epochs would bend them as soon as the batch changes,
-so progress is *samples*: those consumed before an update, over those of the whole run. :class:`RunShape` says how
-many there will be (the same arithmetic serves ``plan``, before there is a Trainer), :class:`SampleClock` where the
-run is now. Where a loader does not tell its batch sizes (a batch sampler of the user's own), one micro-batch counts
-as one unit instead. Pure Python; no Lightning, no torch.
+Curves are functions of progress in [0, 1], the share of the run's *budget* that is spent: updates of ``max_steps``,
+epochs and the share of the present one's micro-batches of ``max_epochs``, seconds of ``max_time``, whichever is the
+largest. :class:`Budget` is that arithmetic, on the loop's own counters (:class:`Place`). :class:`RunShape` tells the
+run as it will be if nothing changes (``plan`` walks through it before there is a Trainer), :class:`SampleClock` where
+the run is now. Samples are counted beside this, to be reported; they bend no curve. Pure Python; no Lightning, no
+torch.
 """
 
+from lightning_lr.progress.budget import Budget, NoEndError, Place, Span
 from lightning_lr.progress.clock import SampleClock, walk
 from lightning_lr.progress.shape import Batch, EpochShape, RunShape
 
-__all__ = ["Batch", "EpochShape", "RunShape", "SampleClock", "walk"]
+__all__ = ["Batch", "Budget", "EpochShape", "NoEndError", "Place", "RunShape", "SampleClock", "Span", "walk"]

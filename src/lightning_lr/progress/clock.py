@@ -5,96 +5,132 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_lr.progress.budget import NoEndError, Place, Span
 from lightning_lr.progress.shape import RunShape
 
 
 class SampleClock:
-    """Where a run is: samples consumed before the next update, and how many that update will cover.
+    """Where a run is: the share of its budget spent before the next update, and the share that this will cover.
 
-    The order of calls in a run: ``begin_micro_batch`` for every micro-batch, ``close_window`` when the optimizer is
-    about to step (from then on :attr:`progress` speaks of the *next* update), ``place`` when the position in the
-    epoch is known. The state is consistent at every moment at which Lightning may write a checkpoint.
+    :meth:`stand` takes the loop's counters whenever the loop has moved; nothing is accumulated here, so no place that
+    the loop can be moved to is wrong. :meth:`close_window` is for the time between an update and the next place: from
+    then on :attr:`progress` is that of the *next* update. Samples are counted beside this, to be reported.
 
     Args:
         shape: the run to walk through.
     """
 
     def __init__(self, shape: RunShape) -> None:
-        self.shape = shape
-        self.total = shape.total_units
-        """Units in the whole run."""
+        self._shape = shape
         self.updates = 0
         """Updates done."""
         self.samples_seen = 0
         """Samples consumed over all devices, the open window included."""
+        self.samples_counted = True
+        """Whether every micro-batch so far told its samples, so that :attr:`samples_seen` is right."""
         self.batch_size = 0
         """Samples in the last finished update."""
-        self._units = 0
-        self._window_start = 0
-        self._window_samples = 0
-        self._width = 0
+        self.rescaled = 1.0
+        """How much the shares of the run so far have grown, as a factor, by changes of the run's budget."""
         self.epoch = 0
         """Epoch (from 0) of the next update."""
         self.micro_batch = 0
         """Micro-batch of that epoch at which the next update begins."""
-        self.place(epoch=0, micro_batch=0)
+        self._window_samples = 0
+        self._place = Place()
+        self._spans: list[Span] = []
+        self._epoch_span: Span | None = None
+        self._update_seconds = 0.0
+        self._update_made = False
+        self.stand(Place())
 
     # ------------------------------------------------------------------ reading
     @property
+    def shape(self) -> RunShape:
+        """The run as it will be if nothing changes any more."""
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: RunShape) -> None:
+        """Go on in a run whose end or epochs have changed."""
+        if shape is self._shape:
+            return
+        before = self._progress()
+        self._shape = shape
+        self._measure()
+        self._rescale(before)
+
+    @property
     def progress(self) -> float:
-        """Share of the run done before the next update (the current one until its gradient is complete)."""
-        return min(1.0, self._window_start / self.total)
+        """Share of the run's budget spent before the next update (the current one until its gradient is complete).
+
+        Raises:
+            NoEndError: where the run has no end.
+        """
+        progress = self._progress()
+        if progress is None:
+            raise NoEndError(self.shape.why_no_end)
+        return progress
 
     @property
     def width(self) -> float:
-        """Share of the run that this update covers."""
-        return self._width / self.total
+        """Share of the run's budget that this update covers.
+
+        Raises:
+            NoEndError: where the run has no end.
+        """
+        if not self._spans:
+            raise NoEndError(self.shape.why_no_end)
+        first, last = max(self._spans, key=_progress), max(self._spans, key=_after)
+        return first.width if first is last else last.after - first.progress
 
     @property
     def epochs(self) -> float | None:
         """Epochs done before the next update, or ``None`` where an epoch has no known length."""
-        units = self.shape.epoch.total_units
-        return self._window_start / units if units else None
+        span = self._epoch_span
+        if span is None:
+            return None
+        return self._place.epoch + (span.end if self._update_made else span.start) / span.whole
+
+    @property
+    def epoch_width(self) -> float | None:
+        """Epochs that this update covers, or ``None`` where an epoch has no known length."""
+        return None if self._epoch_span is None else self._epoch_span.width
 
     @property
     def counts(self) -> str:
-        """What a unit of progress is: ``"samples"``, or ``"micro-batches"`` where the loader does not tell."""
+        """What the shape counts: ``"samples"``, or ``"micro-batches"`` where the loader does not tell."""
         return "samples" if self.shape.epoch.counts_samples else "micro-batches"
 
     # ------------------------------------------------------------------ walking
-    def begin_micro_batch(self, units: int, samples: int | None = None) -> None:
-        """Count a micro-batch over all devices, in units of progress and in samples (the same where not given)."""
-        self._units += units
-        self.samples_seen += units if samples is None else samples
-        self._window_samples += units if samples is None else samples
+    def stand(self, place: Place) -> None:
+        """The loop stands here, before the next update."""
+        if place.updates == self._place.updates + 1 and place.seconds > self._place.seconds:
+            self._update_seconds = place.seconds - self._place.seconds
+        self._place = place
+        self._update_made = False
+        self.updates, self.epoch, self.micro_batch = place.updates, place.epoch, place.micro_batch
+        self._measure()
+
+    def count(self, samples: int | None) -> None:
+        """Count the samples of a micro-batch over all devices; ``None`` where they are not known."""
+        if samples is None:
+            self.samples_counted = False
+            return
+        self.samples_seen += samples
+        self._window_samples += samples
 
     def close_window(self) -> None:
         """The update that consumes everything counted so far is about to be made."""
         self.updates += 1
+        self._update_made = True
         self.batch_size = self._window_samples
         self._window_samples = 0
-        self._window_start = self._units
-        self._reckon_total()
 
     def drop_open_window(self) -> None:
-        """Forget the micro-batches of an unfinished update: they will be run again."""
-        self._units = self._window_start
+        """Forget the samples of an unfinished update: its gradient is lost."""
         self.samples_seen -= self._window_samples
         self._window_samples = 0
-
-    def place(self, epoch: int, micro_batch: int) -> None:
-        """Say where in the data the next window begins, which tells how much it will cover."""
-        self.epoch, self.micro_batch = epoch, micro_batch
-        _, self._width = self.shape.window(epoch, micro_batch)
-
-    def seek(self, updates: int, epoch: int, micro_batch: int) -> None:
-        """Place the clock by the loop's counters, for a run that is resumed without a state of ours."""
-        self._units = epoch * (self.shape.epoch.total_units or 0) + self.shape.units_before(epoch, micro_batch)
-        self._window_start = self._units
-        self.samples_seen = self._units
-        self.updates = updates
-        self._reckon_total()
-        self.place(epoch, micro_batch)
 
     # ------------------------------------------------------------------ resuming
     def state_dict(self) -> dict[str, Any]:
@@ -103,28 +139,74 @@ class SampleClock:
             "counts": self.counts,
             "updates": self.updates,
             "samples_seen": self.samples_seen,
+            "samples_counted": self.samples_counted,
             "batch_size": self.batch_size,
-            "units": self._units,
-            "window_start": self._window_start,
             "window_samples": self._window_samples,
+            "progress": self._progress(),
+            "place": [self._place.epoch, self._window, self._place.updates, self._place.seconds],
+            "update_made": self._update_made,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken (with the same :attr:`counts`); follow with :meth:`place`."""
-        self.updates = int(state["updates"])
+        """Continue what is counted where ``state`` was taken; the place is the loop's, see :meth:`resume`."""
         self.samples_seen = int(state["samples_seen"])
+        self.samples_counted = bool(state.get("samples_counted", True))
         self.batch_size = int(state["batch_size"])
-        self._units = int(state["units"])
-        self._window_start = int(state["window_start"])
         self._window_samples = int(state["window_samples"])
-        self._reckon_total()
 
-    def _reckon_total(self) -> None:
-        # Without a length the run ends by updates. Where some were smaller than nominal (the end of a stream), what is
-        # left is still that many nominal updates, so that a curve ends with the run.
-        shape = self.shape
-        if shape.epoch.micro_batches is None and shape.max_updates is not None:
-            self.total = max(1, self._window_start + shape.units_left(self.updates))
+    def resume(self, place: Place, state: dict[str, Any] | None) -> None:
+        """Stand where a run goes on, by the loop's counters; ``state`` tells what they do not.
+
+        Args:
+            place: where the loop stands.
+            state: of :meth:`state_dict`; ``None`` where the run went on without a clock until now.
+        """
+        if state is None:
+            self.samples_seen = self.shape.samples_before(place)
+            self.stand(place)
+            return
+        self.load_state_dict(state)
+        if "place" not in state:  # of 0.1.0
+            if self._window_samples:
+                place = place._replace(window=self.shape.window_start(place.epoch, place.micro_batch))
+            self.stand(place)
+            return
+        saved = Place(*state["place"])
+        made = bool(state["update_made"])
+        same_update = not made and (saved.epoch, saved.updates) == (place.epoch, place.updates)
+        if same_update and saved.micro_batch <= place.micro_batch:
+            place = place._replace(window=saved.micro_batch)  # inside the update that was open
+        self.stand(saved)  # the same place in a run whose end may be another one now
+        self._update_made = made
+        self._rescale(state["progress"])
+        self.stand(place)
+
+    # ------------------------------------------------------------------ inside
+    @property
+    def _window(self) -> int:
+        return self._place.micro_batch if self._place.window is None else self._place.window
+
+    def _progress(self) -> float | None:
+        if not self._spans:
+            return None
+        return max(map(_after if self._update_made else _progress, self._spans))
+
+    def _measure(self) -> None:
+        self._epoch_span = self.shape.epoch_span(self._place)
+        self._spans = self.shape.spans(self._place, self._update_seconds)
+
+    def _rescale(self, before: float | None) -> None:
+        now = self._progress()
+        if before and now and before != now:
+            self.rescaled *= now / before
+
+
+def _progress(span: Span) -> float:
+    return span.progress
+
+
+def _after(span: Span) -> float:
+    return span.after
 
 
 def walk(shape: RunShape) -> Iterator[SampleClock]:
@@ -133,14 +215,15 @@ def walk(shape: RunShape) -> Iterator[SampleClock]:
     What ``plan`` draws is computed by this walk through the very objects that train.
     """
     clock = SampleClock(shape)
-    epoch = 0
-    while clock.updates < shape.total_updates:
+    epoch = updates = 0
+    while updates < shape.total_updates:
         batches = shape.micro_batches_in(epoch)
         position = 0
-        while (batches is None or position < batches) and clock.updates < shape.total_updates:
-            clock.place(epoch, position)
+        while (batches is None or position < batches) and updates < shape.total_updates:
+            clock.stand(Place(epoch, position, updates))
             yield clock
             position, units = shape.window(epoch, position)
-            clock.begin_micro_batch(units)
+            clock.count(units)
             clock.close_window()
+            updates += 1
         epoch += 1

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from lightning_lr.progress.budget import Budget, NoEndError, Place, Span
+
 
 @dataclass(frozen=True)
 class EpochShape:
@@ -76,31 +78,60 @@ class RunShape:
         epoch: what one epoch yields.
         accumulation: micro-batches per update and device; a function of the epoch where it changes between epochs.
         max_epochs: epochs after which the run ends, or ``None``.
-        max_updates: updates after which the run ends, or ``None``. At least one of the two is given; the earlier ends.
-
-    Raises:
-        ValueError: where the length of the run does not follow from these.
+        max_updates: updates after which the run ends, or ``None``.
+        max_seconds: seconds of training after which the run ends, or ``None``. The earliest of the three ends it.
     """
 
     epoch: EpochShape
     accumulation: int | Callable[[int], int] = 1
     max_epochs: int | None = None
     max_updates: int | None = None
+    max_seconds: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.max_updates is None and (self.max_epochs is None or self.epoch.micro_batches is None):
-            given = f"max_epochs={self.max_epochs}, max_steps={self.max_updates}"
-            loader = "a loader without a length" if self.epoch.micro_batches is None else "a loader with a length"
-            raise ValueError(
-                f"the length of the run is not known ({given}, {loader}); a schedule needs its end. Set the Trainer's "
-                "max_steps, or max_epochs with a loader that has a length (or an integer limit_train_batches)"
-            )
-        if self.total_updates == 0:
-            raise ValueError(
-                f"the run has 0 updates (max_epochs={self.max_epochs}, max_steps={self.max_updates}, "
-                f"{self.epoch.micro_batches} micro-batches per epoch); a schedule needs at least one"
-            )
+    # ------------------------------------------------------------------ the end
+    @property
+    def budget(self) -> Budget:
+        """What ends the run."""
+        return Budget(self.max_epochs, self.max_updates, self.max_seconds)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the run has an end that is known, so that there is progress."""
+        return self.has_length or self.max_seconds is not None
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the number of updates of the run is known."""
+        return self.max_updates is not None or (self.max_epochs is not None and self.epoch.micro_batches is not None)
+
+    @property
+    def why_no_end(self) -> str:
+        """In the user's words, why progress is not known, and what to set."""
+        if self.max_epochs is None:
+            return "max_epochs=-1 has no end; set max_epochs, max_steps or max_time"
+        return (
+            f"max_epochs={self.max_epochs} counts epochs, and the train dataloader has no length, so the end of the "
+            "run is not known; set max_steps (or an integer limit_train_batches, or max_time)"
+        )
+
+    def spans(self, place: Place, seconds: float = 0.0) -> list[Span]:
+        """What the update that begins at ``place`` covers of each limit of the run; empty where it has no end.
+
+        Args:
+            place: where the loop stands.
+            seconds: that an update takes.
+        """
+        return self.budget.spans(place, self.epoch_span(place), seconds)
+
+    def epoch_span(self, place: Place) -> Span | None:
+        """What the update that begins at ``place`` covers of its epoch; ``None`` where an epoch has no length."""
+        batches = self.micro_batches_in(place.epoch)
+        if not batches:
+            return None
+        end, _ = self.window(place.epoch, place.micro_batch)
+        return Span(place.micro_batch if place.window is None else place.window, end, batches)
+
+    # ------------------------------------------------------------------ epochs and updates
     def accumulation_in(self, epoch: int) -> int:
         """Micro-batches per update and device in an epoch (0-based)."""
         return self.accumulation(epoch) if callable(self.accumulation) else self.accumulation
@@ -130,15 +161,21 @@ class RunShape:
             end = min(end, self.epoch.micro_batches)
         return end, self.epoch.units_before(end) - self.epoch.units_before(micro_batch)
 
+    def window_start(self, epoch: int, micro_batch: int) -> int:
+        """The first micro-batch of the update that a micro-batch belongs to."""
+        return micro_batch - micro_batch % self.accumulation_in(epoch)
+
+    def samples_before(self, place: Place) -> int:
+        """Samples over all devices before a place, if every epoch was like this one; 0 where they are not known."""
+        whole = self.epoch.total_units
+        if not self.epoch.counts_samples or (whole is None and place.epoch):
+            return 0
+        return place.epoch * (whole or 0) + self.units_before(place.epoch, place.micro_batch)
+
     def batch_at(self, epoch: int, micro_batch: int) -> Batch:
         """How the batch of a full update is made up where the update begins at ``micro_batch``."""
         micro, accumulation = self.epoch.micro_batch_size, self.accumulation_in(epoch)
         return Batch(None if micro is None else micro * accumulation * self.epoch.world_size, micro, accumulation)
-
-    def units_left(self, updates: int) -> int:
-        """Units that the updates after the first ``updates`` would have, in a run that ends by updates."""
-        assert self.max_updates is not None
-        return (self.max_updates - updates) * (self.total_units // self.max_updates)
 
     @property
     def batch_size(self) -> int | None:
@@ -149,7 +186,11 @@ class RunShape:
 
     @property
     def total_updates(self) -> int:
-        """Updates in the run."""
+        """Updates in the run.
+
+        Raises:
+            NoEndError: where it is not known.
+        """
         return self._length[0]
 
     @property
@@ -159,11 +200,21 @@ class RunShape:
 
     @property
     def total_units(self) -> int:
-        """Units (samples over all devices) in the run."""
+        """Units (samples over all devices) in the run.
+
+        Raises:
+            NoEndError: where it is not known.
+        """
         return self._length[1]
 
     @cached_property
     def _length(self) -> tuple[int, int]:
+        if not self.has_length:
+            raise NoEndError(
+                self.why_no_end
+                if not self.ends
+                else f"max_time={self.max_seconds:g} s tells no number of updates; set max_steps or max_epochs too"
+            )
         if self.epoch.micro_batches is None:  # endless loader: nominal batches up to max_updates
             assert self.max_updates is not None
             return self.max_updates, self.max_updates * self.accumulation_in(0) * self.epoch.units(0)

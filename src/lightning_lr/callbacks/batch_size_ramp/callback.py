@@ -102,6 +102,10 @@ class BatchSizeRamp(MethodCallback):
     def decays(self) -> bool:
         return True
 
+    @property
+    def needs_end(self) -> bool:
+        return True
+
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self.settings.check(type(self).__name__, trainer)
 
@@ -261,7 +265,7 @@ class BatchSizeRamp(MethodCallback):
     # ------------------------------------------------------------------ inside
     def _taken_over(self, trainer: Trainer, shape: RunShape) -> RampedShape:
         """The run under the ramp, before the loader is placed in it: in another run the place would mean nothing."""
-        inside_epoch = internals.next_position(trainer)[1] > 0
+        inside_epoch = internals.starting_position(trainer)[1] > 0
         resume_checks.check_settings(self, inside_epoch, quiet=True)
         run = self.reshape(shape)
         resume_checks.check_run([self], run, inside_epoch, quiet=True)

@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 
 from lightning_lr.batch_size import AdaptiveRamp, Growth
 from lightning_lr.batch_size.ramped_shape import RampedShape
-from lightning_lr.batch_size.streamed_shape import StreamedShape
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
@@ -49,7 +48,7 @@ def grow(
         return growths
     plan = plan.grown(wanted, *place_of_all)
     ramped.replan(trainer, plan)
-    clock.shape = (RampedShape if ramped.stream is None else StreamedShape).of(clock.shape, plan)
+    run.plan_again(trainer)
     run.note_change(ramp, clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
     return plan.growths
 
@@ -71,8 +70,7 @@ def begin(trainer: Trainer, run: Run, ramped: RampedLoader, ramp: Member) -> int
     samples: int = epoch * plan.samples_per_device * plan.world_size + start
     plan = plan.begun(samples)
     ramped.replan(trainer, plan)
-    clock.shape = RampedShape.of(clock.shape, plan)
-    clock.total = clock.shape.total_units  # ended by updates, the run has more samples now
+    run.plan_again(trainer)
     # counted before the update that was just made: a checkpoint after it holds this
     run.note_change(ramp, clock.updates - 1, "begin", samples=samples)
     return samples

@@ -79,17 +79,19 @@ class RampedLoader:
     # ------------------------------------------------------------------ following the loop
     def start(self, trainer: Trainer) -> None:
         """Training starts: be where the loops were restored to, and tell Lightning how long this epoch is."""
-        if internals.train_loader_count(trainer) > 1:
+        if len(internals.train_loaders(trainer)) > 1:
             raise MisconfigurationException(
-                f"BatchSizeRamp: got {internals.train_loader_count(trainer)} train dataloaders, whose batches would "
+                f"BatchSizeRamp: got {len(internals.train_loaders(trainer))} train dataloaders, whose batches would "
                 "have to grow together; give one"
             )
         if self.stream is not None:
             return
-        if self._placed_at != internals.next_position(trainer):  # the loader was made before the loops were restored
+        if self._placed_at != internals.starting_position(
+            trainer
+        ):  # the loader was made before the loops were restored
             self._place(trainer)
             internals.restart_iterator(trainer)
-        epoch, _ = internals.next_position(trainer)
+        epoch, _ = internals.starting_position(trainer)
         internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
 
     def recut(self, trainer: Trainer, plan: RampPlan) -> None:
@@ -152,7 +154,7 @@ class RampedLoader:
             self._keep_order_of(sampler)
         batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
         shape = internals.loader_shape(loader, batches, trainer.world_size)
-        self._plan = self._reshape(run_shape(trainer, "BatchSizeRamp", shape)).plan
+        self._plan = self._reshape(run_shape(trainer, shape)).plan
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._place(trainer)
         self._undo.append(partial(internals.replace_batch_sampler, loader, given))
@@ -175,14 +177,14 @@ class RampedLoader:
         length, limit = internals.length_of(loader), trainer.limit_train_batches
         batches = internals.limited_batches(trainer, length) if length is not None else limit
         shape = internals.loader_shape(loader, batches if isinstance(batches, int) else None, trainer.world_size)
-        run = self._reshape(run_shape(trainer, "BatchSizeRamp", shape))
+        run = self._reshape(run_shape(trainer, shape))
         assert isinstance(run, StreamedShape)
         self._plan, self.stream = run.plan, StreamedWindows(run)
         return loader
 
     def _place(self, trainer: Trainer) -> None:
         assert self._sampler is not None
-        epoch, micro_batch = internals.next_position(trainer)
+        epoch, micro_batch = internals.starting_position(trainer)
         windows = self.windows(epoch)
         if micro_batch not in windows.boundaries:  # inside a window: its gradient is lost, so run it again as a whole
             micro_batch = windows.first_of_window(micro_batch)

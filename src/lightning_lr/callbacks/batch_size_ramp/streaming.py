@@ -29,7 +29,7 @@ class StreamedWindows:
 
     def resume(self, trainer: Trainer, inside_window: bool) -> None:
         """The loops are restored; what a checkpoint inside a window had accumulated is lost, and a new one begins."""
-        _, micro_batch = internals.next_position(trainer)
+        _, micro_batch = internals.starting_position(trainer)
         self._end = None
         # Lightning asks whether the micro-batch before was the last of an update
         trainer.accumulate_grad_batches = WindowAccumulation(1, () if inside_window else (micro_batch,))

@@ -96,6 +96,11 @@ def make_plan(
         optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     for method in methods:
         shape = method.reshape(shape)
+    if shape.total_updates == 0:
+        raise ValueError(
+            f"the run has 0 updates (max_epochs={shape.max_epochs}, max_steps={shape.max_updates}, "
+            f"{shape.epoch.micro_batches} micro-batches per epoch), so there is nothing to plan"
+        )
     for method in methods:
         method.check_shape(shape, optimizer)
     parts = joined_phases([method.phases(shape) for method in methods])
@@ -151,32 +156,29 @@ class _Walker:
     def go(self) -> None:
         for method in self.methods:
             method.start(self.writer, self.shape)
-        total = self.shape.total_updates
+        shape, total = self.shape, self.shape.total_updates
         stride = math.ceil(total / MAX_POINTS)
         begun: _Edge | None = None
-        for clock in walk(self.shape):
-            update, units = clock.updates, clock.samples_seen
-            after = units + round(clock.width * clock.total)
-            ends = update + 1 == total or self._part(after) != self._part(units)
-            batch = self.shape.batch_at(clock.epoch, clock.micro_batch)
+        for clock in walk(shape):
+            update, units, epoch = clock.updates, clock.samples_seen, clock.epoch
+            end, size = shape.window(epoch, clock.micro_batch)
+            next_epoch = epoch + int(end == shape.micro_batches_in(epoch))
+            part, part_after = self._part(clock.progress, epoch), self._part(clock.progress + clock.width, next_epoch)
+            ends = update + 1 == total or part_after != part
+            batch = shape.batch_at(epoch, clock.micro_batch)
             if begun is None or ends or update % stride == 0:
                 self._note(clock, batch)
             if begun is None:
                 begun = _Edge(update, units, self.lr[-1], batch)
             if ends:
-                self._close_row(begun, _Edge(update + 1, after, self.lr[-1], batch))
+                self._close_row(part[0], begun, _Edge(update + 1, units + size, self.lr[-1], batch))
                 begun = None
-            self._step_schedulers(epoch_ends=self._epoch(after) > self._epoch(units))
+            self._step_schedulers(epoch_ends=next_epoch > epoch)
 
-    def _epoch(self, units: int) -> int:
-        epoch_units = self.shape.epoch.total_units
-        return units // epoch_units if epoch_units else 0
-
-    def _part(self, units: int) -> tuple[int, int]:
+    def _part(self, progress: float, epoch: int) -> tuple[int, int]:
         """What may not change within a row: the phases, and the accumulation."""
         starts = [start for _, start in self.parts]
-        part = bisect_right(starts, units / self.shape.total_units + SNAP) - 1
-        return part, self.shape.accumulation_in(self._epoch(units))
+        return bisect_right(starts, progress + SNAP) - 1, self.shape.accumulation_in(epoch)
 
     def _note(self, clock: SampleClock, batch: Batch) -> None:
         for method in self.methods:
@@ -187,9 +189,8 @@ class _Walker:
         self.batch_sizes.append(batch.size)
         self.lr.append(tuple(float(value) for value in self.writer.effective()))
 
-    def _close_row(self, first: _Edge, last: _Edge) -> None:
+    def _close_row(self, part: int, first: _Edge, last: _Edge) -> None:
         epoch_units = self.shape.epoch.total_units
-        part, _ = self._part(first.units)
         self.rows.append(
             PlanRow(
                 phases=self.parts[part][0],
