@@ -495,7 +495,8 @@ REFUSED: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any], str]] = {
         lambda: [LearningRateSchedule(Cosine())], {"loader": lambda: DataLoader(Stream(48), batch_size=8)},
         "LearningRateSchedule: max_epochs=3 counts epochs, and the train dataloader has no length"),
     "no end, either": (
-        lambda: [LearningRateSchedule(Cosine())], {"max_epochs": lambda: -1}, "LearningRateSchedule: max_epochs=-1 has no end; set max_epochs, max"),
+        lambda: [LearningRateSchedule(Cosine())], {"max_epochs": lambda: -1},
+        "LearningRateSchedule: max_epochs=-1 has no end; set max_epochs, max_steps or max_time"),
     "warm-up longer than the run": (
         lambda: [LearningRateScaling(4)], {}, "got warmup_epochs=5, but the run has only 3 epochs"),
     "square root out of a beta's range": (

@@ -329,7 +329,7 @@ def test_an_optimizer_that_needs_a_trainer_leaves_factors(
         (config([SCALING]) | {"trainer": config([SCALING])["trainer"] | {"max_epochs": 1}}, "only 1 epochs"),
         (
             config([schedule("Cosine"), SCALING], {"stream": True}),
-            "counts epochs, and the train dataloader has no length",
+            "counts epochs, and the train dataloader has",
         ),
         (config([schedule("Cosine")] * 2), "attached too"),
     ],

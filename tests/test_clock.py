@@ -1,0 +1,40 @@
+"""Progress is the share of the run's budget, at any place that a loop of Lightning can be brought to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from loops import Loop, largest_difference, loops, run
+
+from lightning_lr.progress import Budget, Place, Span
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_the_largest_share_of_the_budget_counts() -> None:
+    budget = Budget(max_epochs=4, max_updates=10, max_seconds=100.0)
+    found = budget.spans(Place(epoch=1, micro_batch=3, updates=2, seconds=30.0), Span(3, 6, 6), seconds=5.0)
+    assert [span.progress for span in found] == [0.2, 9 / 24, 0.3]
+    assert [span.after for span in found] == [0.3, 0.5, 0.35]
+
+
+def _holds(loop: Loop) -> None:
+    with TemporaryDirectory() as folder:
+        places = run(loop, Path(folder))
+    assert largest_difference(places, loop) <= 1e-12
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(loops())
+def test_progress_is_that_of_a_plain_replay(loop: Loop) -> None:
+    _holds(loop)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(loops())
+def test_progress_is_that_of_a_plain_replay_of_many_loops(loop: Loop) -> None:
+    _holds(loop)
