@@ -21,8 +21,18 @@ import lightning_lr as lr
 from lightning_lr import optim
 
 SOURCE = Path(__file__).parents[1] / "src" / "lightning_lr"
-ROOMS = ("batch_size", "warmup", "layers", "hypergradient", "optim", "activations")
-SHARED = ("curves", "progress", "learning_rate", "shards", "journal", "checks", "nested", "patching")
+ROOMS = ("batch_size", "warmup", "search", "branches", "layers", "hypergradient", "optim", "activations")
+SHARED = (
+    "curves",
+    "progress",
+    "learning_rate",
+    "gaussian_process",
+    "shards",
+    "journal",
+    "checks",
+    "nested",
+    "patching",
+)
 METHODS = (*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", "step_time", "stopwatch")
 PUBLIC = {
     **{name: getattr(lr, name) for name in lr.__all__},

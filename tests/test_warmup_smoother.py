@@ -18,10 +18,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from torch import Tensor
 
+from lightning_lr.gaussian_process.evidence import log_evidence
+from lightning_lr.gaussian_process.model import BlockGP
 from lightning_lr.warmup import Block, LossHistory, Posterior, SwitchTest, fit, look
-from lightning_lr.warmup.gaussian_process import BlockGP
 from lightning_lr.warmup.history import noise_of
-from lightning_lr.warmup.smoother import _log_evidence
 from lightning_lr.warmup.switch import picture, safe_lr
 
 
@@ -140,7 +140,7 @@ def test_marginal_likelihood_is_that_of_scikit_learn() -> None:
     inputs = log_grid(40).log()
     targets = noise(40)
     rows = [(0.5, 0.5, 0.3), (2.0, 5.0, 1.0), (5.0, 1.0, 0.01)]
-    evidence = _log_evidence(inputs, targets, torch.tensor(rows, dtype=torch.float64))
+    evidence = log_evidence(inputs, targets, torch.tensor(rows, dtype=torch.float64))
     expected = [
         sklearn_process(*row).fit(inputs.reshape(-1, 1).numpy(), targets.numpy()).log_marginal_likelihood_value_
         for row in rows
@@ -156,7 +156,7 @@ def test_marginal_likelihood_is_that_of_gpytorch() -> None:
     with gpytorch.settings.fast_computations(False, False, False):
         per_target = evidence(model(*model.train_inputs), model.train_targets)
     # softplus parameters and their inverse, in double precision
-    assert _log_evidence(inputs, targets, rows).tolist() == pytest.approx((40 * per_target).tolist(), rel=1e-9)
+    assert log_evidence(inputs, targets, rows).tolist() == pytest.approx((40 * per_target).tolist(), rel=1e-9)
 
 
 def test_prediction_is_that_of_scikit_learn() -> None:

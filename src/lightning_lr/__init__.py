@@ -14,6 +14,7 @@ from lightning_lr.callbacks import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    LearningRateSearch,
     NormalizedWeightDecay,
 )
 from lightning_lr.curves import (
@@ -49,6 +50,7 @@ __all__ = [
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
+    "LearningRateSearch",
     "NormalizedWeightDecay",
     "Polynomial",
     "RampPhase",

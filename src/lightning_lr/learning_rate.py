@@ -160,6 +160,11 @@ class HyperparameterWriter:
             self._capture()
             self._write_effective()
 
+    def values_were_put_back(self) -> None:
+        """The groups were restored, from outside, to what was last written: they are not foreign values."""
+        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
+            written.update({key: _mark(group[key]) for key in written if key in group})
+
     def release(self) -> None:
         """Give the optimizer back: groups hold the scheduled values again and nothing is multiplied any more."""
         self._adopt_foreign_values()
@@ -247,6 +252,15 @@ class HyperparameterWriter:
                     if id(value) in seen:
                         group[key] = value.clone()
                     seen.add(id(group[key]))
+
+
+def factor_to(target: float, base: float) -> float:
+    """The multiplier that makes ``target`` of ``base``: to the bit where floating point has one, else to a rounding."""
+    factor = target / base
+    for candidate in (factor, math.nextafter(factor, math.inf), math.nextafter(factor, -math.inf)):
+        if base * candidate == target:
+            return candidate
+    return factor
 
 
 def stand_still(optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from lightning_lr.callbacks.hypergradient_descent import HypergradientDescent
 from lightning_lr.callbacks.layerwise_lr_decay import LayerwiseLRDecay
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
 from lightning_lr.callbacks.run import total_updates
 
@@ -24,6 +25,7 @@ __all__ = [
     "LayerwiseLRDecay",
     "LearningRateScaling",
     "LearningRateSchedule",
+    "LearningRateSearch",
     "NormalizedWeightDecay",
     "total_updates",
 ]

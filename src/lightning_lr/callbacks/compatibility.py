@@ -52,7 +52,7 @@ CLASHES = (
         when=lambda member: member.decays,
     ),
     Clash(
-        ("adaptive_warmup", "batch_size_ramp", "hypergradient"),
+        ("adaptive_warmup", "batch_size_ramp", "hypergradient", "learning_rate_search"),
         StochasticWeightAveraging,
         "it averages at a learning rate of its own (swa_lrs), and both decide about the learning rate at the end of "
         "the run",
@@ -95,7 +95,7 @@ CLASHES = (
         "keep one of the two",
     ),
     Clash(
-        ("adaptive_warmup",),
+        ("adaptive_warmup", "learning_rate_search"),
         LearningRateFinder,
         "both find the learning rate, and the one that it finds would not be used",
         "keep one of the two",

@@ -5,6 +5,7 @@ Lightning release can break this one room and no other. Users take it whole:
 ``from lightning_lr import lightning_internals as internals``.
 """
 
+from lightning_lr.lightning_internals.branches import UnnoticedUpdates, scaler_of, unnoticed, why_no_branches
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
     epoch_length,
@@ -72,6 +73,7 @@ from lightning_lr.lightning_internals.training_step import (
     takes_the_iterator,
     training_step_arguments,
 )
+from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches
 from lightning_lr.lightning_internals.updates import (
     after_gradient_clipping,
     after_optimizer_step,
@@ -83,6 +85,8 @@ __all__ = [
     "INSTEAD",
     "MIRROR",
     "Scheduled",
+    "UnnoticedUpdates",
+    "UpcomingBatches",
     "after_gradient_clipping",
     "after_optimizer_step",
     "agree_on_sigterm",
@@ -131,6 +135,7 @@ __all__ = [
     "replace_batch_sampler",
     "restart_iterator",
     "roll_back_to",
+    "scaler_of",
     "set_epoch_length",
     "set_up_train_loader",
     "silent_loggers",
@@ -139,9 +144,11 @@ __all__ = [
     "time_limit",
     "train_loaders",
     "training_step_arguments",
+    "unnoticed",
     "update_ends",
     "weights_finite",
     "why_gradients_hidden",
+    "why_no_branches",
     "why_no_end",
     "why_no_micro_batch_gradients",
     "with_gradient_norm",

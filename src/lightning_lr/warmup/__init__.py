@@ -7,11 +7,11 @@ run); beside them :mod:`.update_loss` (one loss per update) and :mod:`.snapshot`
 in here. Source: AutoWU, Kim et al. 2021, arXiv:2107.05855.
 """
 
+from lightning_lr.gaussian_process.posterior import Posterior
 from lightning_lr.warmup.decision import Decision
 from lightning_lr.warmup.divergence import DivergenceWatch
 from lightning_lr.warmup.history import Block, LossHistory
 from lightning_lr.warmup.machine import WarmupMachine
-from lightning_lr.warmup.posterior import Posterior
 from lightning_lr.warmup.settings import OnDivergence, WarmupSettings
 from lightning_lr.warmup.smoother import fit
 from lightning_lr.warmup.snapshot import Snapshot, all_finite

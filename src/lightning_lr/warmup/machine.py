@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from lightning_lr.curves import SNAP
+from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS
 from lightning_lr.warmup.decision import Action, Decision, Reason
 from lightning_lr.warmup.divergence import DivergenceWatch, Maximum, limit_of
 from lightning_lr.warmup.history import LossHistory
-from lightning_lr.warmup.posterior import FEWEST_BLOCKS
 from lightning_lr.warmup.settings import WarmupSettings
 from lightning_lr.warmup.switch import SwitchTest, look, picture, safe_lr
 
@@ -66,7 +66,7 @@ class WarmupMachine:
         self._lrs: list[float] = []
         self._losses: list[Tensor | float] = []
         self._watch = DivergenceWatch(maximum)
-        import_module("lightning_lr.warmup.gaussian_process")  # takes a second: now, and not inside the first test
+        import_module("lightning_lr.gaussian_process.model")  # takes a second: now, and not inside the first test
 
     # ------------------------------------------------------------------ every update
     def lr(self, progress: float, width: float = 0.0) -> float:

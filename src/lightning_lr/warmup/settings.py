@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightning_lr.checks import is_count, is_rate, is_real
 from lightning_lr.curves import SNAP, Cosine, Curve, Phase
-from lightning_lr.warmup.posterior import FEWEST_BLOCKS
+from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS
 
 OnDivergence = Literal["switch", "rollback", "raise"]
 

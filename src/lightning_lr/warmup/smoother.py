@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_lr.gaussian_process.evidence import log_evidence
+from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS, SMALLEST_NOISE, Posterior
 from lightning_lr.warmup.history import Block
-from lightning_lr.warmup.posterior import FEWEST_BLOCKS, SMALLEST_NOISE, Posterior
 
 LENGTHSCALES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5)
 """In decades of the learning rate: from the width of a sharp minimum to that of half a warm-up."""
@@ -70,11 +71,11 @@ def fit(blocks: Sequence[Block]) -> Posterior:
         flat = centre.expand(1, GRID)
         return Posterior(points, torch.ones(1, dtype=torch.float64), flat, torch.zeros(1, GRID, GRID).double())
     targets = (losses - centre) / scale
-    from lightning_lr.warmup.gaussian_process import predicted  # GPyTorch: not where it is only imported
+    from lightning_lr.gaussian_process.model import predicted  # GPyTorch: not where it is only imported
 
     with torch.no_grad():
         hyperparameters, log_prior = _grid(targets)
-        log_weights = log_prior + _log_evidence(inputs, targets, hyperparameters)
+        log_weights = log_prior + log_evidence(inputs, targets, hyperparameters)
         kept = log_weights.topk(KEPT).indices.sort().values
         mean, covariance = predicted(inputs, targets, hyperparameters[kept], points)
         return Posterior(points, torch.softmax(log_weights[kept], 0), centre + scale * mean, scale**2 * covariance)
@@ -91,19 +92,3 @@ def _grid(targets: Tensor) -> tuple[Tensor, Tensor]:
     rows.append((1.0, 1e-10, 1.0))
     prior.append(math.log(NO_SIGNAL_WEIGHT))
     return torch.tensor(rows, dtype=torch.float64), torch.tensor(prior, dtype=torch.float64)
-
-
-def _log_evidence(inputs: Tensor, targets: Tensor, hyperparameters: Tensor) -> Tensor:
-    """Log marginal likelihood of every model, shape (models,): equation 2.30 of Rasmussen & Williams.
-
-    Written out, since of ``ExactMarginalLogLikelihood`` on matrices as small as these nine tenths of the time go into
-    wrapping them; that it is the same is tested.
-    """
-    lengthscale, signal, noise = (column.reshape(-1, 1, 1) for column in hyperparameters.unbind(1))
-    distance = inputs.unsqueeze(0) - inputs.unsqueeze(1)
-    covariance = signal * torch.exp(-0.5 * (distance / lengthscale) ** 2) + noise * torch.eye(len(inputs)).to(inputs)
-    root = torch.linalg.cholesky(covariance)
-    whitened = torch.linalg.solve_triangular(root, targets.expand(len(root), -1).unsqueeze(2), upper=False)
-    log_det = 2.0 * root.diagonal(dim1=1, dim2=2).log().sum(1)
-    evidence: Tensor = -0.5 * (whitened.square().sum((1, 2)) + log_det + len(targets) * math.log(2.0 * math.pi))
-    return evidence

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS, Posterior
 from lightning_lr.warmup.history import Block
-from lightning_lr.warmup.posterior import FEWEST_BLOCKS, Posterior
 from lightning_lr.warmup.smoother import fit
 
 DIVERGENCE_BACKOFF = 0.5

@@ -6,7 +6,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from lightning_lr.warmup.posterior import SMALLEST_NOISE
+from lightning_lr.gaussian_process.posterior import SMALLEST_NOISE
 
 
 class BlockGP(gpytorch.models.ExactGP):  # type: ignore[misc]

@@ -1,0 +1,156 @@
+"""Branches of a Lightning run: fork, train a little where nobody sees it, score, go back.
+
+The adapter between ``branches`` (what is remembered and put back) and Lightning (how an update is made, where batches
+come from). The search for a learning rate and the measurement of a critical batch size are made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.branches import ForkedState, RandomState
+
+
+class Branches:
+    """Trains from one and the same state again and again; made by :func:`forked`.
+
+    Args:
+        trainer: in ``on_train_batch_start``, before the first micro-batch of an update.
+        updates: makes the updates.
+        batches: where their micro-batches come from.
+        restore: puts the run back to where it was forked.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        updates: internals.UnnoticedUpdates,
+        batches: internals.UpcomingBatches,
+        restore: Callable[[], None],
+    ) -> None:
+        self._trainer, self._updates, self._batches, self._restore = trainer, updates, batches, restore
+        self.accumulation = int(trainer.accumulate_grad_batches)
+        """Micro-batches of an update."""
+
+    def available(self, updates: int) -> int:
+        """How many of so many updates there are batches for, on every rank; fewer where a stream ends."""
+        there = len(self._batches.take(updates * self.accumulation)) // self.accumulation
+        if self._trainer.world_size > 1:
+            fewest = torch.tensor(-float(there), device=self._trainer.strategy.root_device)
+            there = int(-internals.maximum_over_ranks(fewest).item())
+        return there
+
+    def train(
+        self,
+        updates: int,
+        before_update: Callable[[int], None],
+        goes_on: Callable[[float], bool],
+        score_on: int,
+    ) -> tuple[list[float], list[float]]:
+        """Train from the fork, score, go back.
+
+        Args:
+            updates: to make; every branch of as many trains on the same batches with the same random numbers.
+            before_update: called with the number of each update, from 0: sets what is tried.
+            goes_on: called with the loss of each update; False ends the branch, which then has no score.
+            score_on: updates' worth of batches that it is scored on: those that follow.
+
+        Returns:
+            The loss of each update, and of each batch it is scored on, means over ranks; no scores where the branch
+            was ended or a score is not finite.
+        """
+        need = (updates + score_on) * self.accumulation
+        batches = self._batches.take(need)
+        training, scoring = batches[: updates * self.accumulation], batches[updates * self.accumulation :]
+        try:
+            return self._train(training, scoring, before_update, goes_on)
+        finally:
+            self._restore()
+
+    # ------------------------------------------------------------------ inside
+    def _train(
+        self,
+        training: Sequence[Any],
+        scoring: Sequence[Any],
+        before_update: Callable[[int], None],
+        goes_on: Callable[[float], bool],
+    ) -> tuple[list[float], list[float]]:
+        self._updates.begin()
+        losses: list[float] = []
+        for index in range(0, len(training), self.accumulation):
+            before_update(index // self.accumulation)
+            try:
+                loss = self._mean(self._updates.update(training[index : index + self.accumulation]))
+            except (ArithmeticError, AssertionError, RuntimeError, ValueError):
+                # distributions, matrix decompositions and many modules raise where weights are no longer finite
+                if not losses or self._trainer.world_size > 1 or self._weights_finite():
+                    raise
+                return losses, []
+            if loss is None:
+                continue
+            losses.append(loss)
+            if not goes_on(loss):
+                return losses, []
+        scores = [self._mean(self._updates.loss(batch)) for batch in scoring]
+        finite = [score for score in scores if score is not None]
+        return losses, finite if all(map(math.isfinite, finite)) else []
+
+    def _mean(self, loss: Tensor | None) -> float | None:
+        if loss is None:
+            return None
+        return float(internals.mean_over_ranks(loss) if self._trainer.world_size > 1 else loss)
+
+    def _weights_finite(self) -> bool:
+        module = self._trainer.lightning_module
+        return all(bool(p.detach().isfinite().all()) for p in module.parameters() if p.is_floating_point())
+
+
+@contextmanager
+def forked(
+    trainer: Trainer, module: LightningModule, after_restore: Callable[[], None] = lambda: None
+) -> Iterator[Branches]:
+    """Fork a run. Afterwards it is, to the bit, where it was, however the block was left.
+
+    Args:
+        trainer: in ``on_train_batch_start``, before the first micro-batch of an update.
+        module: its module.
+        after_restore: called whenever the state has been put back.
+    """
+    random = RandomState()
+    optimizers = list(trainer.optimizers)
+    scaler = internals.scaler_of(trainer)
+    listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
+    outside = [trainer, trainer.datamodule, trainer.strategy, *listeners]  # type: ignore[attr-defined]
+    batches = internals.UpcomingBatches(trainer)
+    # what listeners hold is theirs: hooks of theirs may note what they saw, but they train nothing
+    notes = ForkedState(
+        [
+            *trainer.callbacks,  # type: ignore[attr-defined]
+            *([] if trainer.datamodule is None else [trainer.datamodule]),  # type: ignore[attr-defined]
+            *batches.forked,
+        ],
+        leave_out=[trainer, module, *trainer.loggers, *optimizers],
+        tensors=False,
+    )
+    state = ForkedState([module, *optimizers, *([] if scaler is None else [scaler])], leave_out=outside)
+
+    def restore() -> None:
+        state.restore()
+        notes.restore()
+        random.restore()
+        after_restore()
+
+    try:
+        with internals.unnoticed(trainer, module) as updates:
+            yield Branches(trainer, updates, batches, restore)
+    finally:
+        batches.close()
+        restore()

@@ -1,0 +1,220 @@
+"""`LearningRateSearch`: find the learning rate by a race of short complete schedules, then follow a curve from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks import search_compatibility
+from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.callbacks.search_run import announce, search
+from lightning_lr.curves import Cosine, Curve, Phase
+from lightning_lr.learning_rate import HyperparameterWriter, factor_to
+from lightning_lr.patching import override_on_instance
+from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.search import SearchResult, SearchSettings, plan_heats, start_of
+
+
+class LearningRateSearch(MethodCallback):
+    r"""Find the learning rate before the first update, by trying, and follow a curve from it.
+
+    .. math:: \eta_t = \eta^* c(p_t), \qquad \eta^* = \arg\min_\eta \; GP\big[\log \eta \mapsto L_n(\eta)\big]
+
+    where :math:`L_n(\eta)` is the training loss after a short *complete* schedule of n updates at peak rate
+    :math:`\eta`: from the run's own weights, with a warm-up over a fifth of it and a linear decay to zero, scored
+    without a step on the batches that follow. All rates see the same batches with the same random numbers. A first heat
+    of short schedules walks in decades, from where the optimizer's kind suggests, until the best has a worse one on
+    either side; a heat of longer ones compares half decades around it; a Gaussian process over the log rate reads the
+    minimum. A loss that is not finite, or explodes, ends its candidate at once: it is a bad score and nothing more.
+
+    Afterwards the run is where it was, to the bit: weights, buffers, optimizer, scaler, random numbers, the module's
+    attributes and metrics, the loader's position. Callbacks, loggers and the progress bar see nothing of the race. It
+    keeps one copy of weights and optimizer state in host memory while it runs, and the batches of its longest heat.
+
+    Of the optimizer's own learning rates only the ratio matters: the largest becomes :math:`\eta_t`, every other group
+    keeps its share of it.
+
+    Args:
+        curve: what the run follows from the rate that was found.
+        min_lr: lowest rate that may be chosen; ``None``: no bound. With ``min_lr == max_lr`` nothing is tried.
+        max_lr: highest rate that may be chosen; ``None``: no bound.
+        budget: share of the run's updates that the search may cost, on top of the run, in (0, 1]; a forward pass counts
+            as a third of an update.
+        at: shares of the run at which to search, in [0, 1). After 0.0 the race starts from the weights as they are then
+            and compares three rates around the present one; the budget is divided.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+
+    Raises:
+        ValueError: for an argument outside its range.
+        MisconfigurationException: before training, under DeepSpeed or FSDP1, whose state cannot be put back; beside an
+            LR scheduler or another method that decides about the learning rate; with manual optimization or several
+            optimizers.
+
+    Source: short horizons and their bias, Wu et al. 2018, arXiv:1803.02021; racing, Maron & Moore 1994; successive
+    halving, Jamieson & Talwalkar 2016, arXiv:1502.07943.
+
+    Example::
+
+        Trainer(max_epochs=30, callbacks=[LearningRateSearch(Cosine(warmup=0.05), budget=0.1)])
+    """
+
+    name = "learning_rate_search"
+
+    def __init__(
+        self,
+        curve: Curve = Cosine(warmup=0.05),  # noqa: B008  # frozen
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        budget: float = 0.1,
+        at: Sequence[float] = (0.0,),
+        count_samples: CountSamples | None = None,
+    ) -> None:
+        super().__init__(count_samples)
+        self.settings = SearchSettings(curve, min_lr, max_lr, budget, at)
+        self.rate: float | None = self.settings.single
+        """The rate that was found; ``None`` before."""
+        self.result: SearchResult | None = None
+        """What the last search came to; ``None`` before, and where nothing was tried."""
+        self._done: list[float] = []  # shares of `at` that were searched at
+        self._reference_lr: float | None = None  # the largest scheduled lr when the run began
+        self._cautious = 0.0
+        self._undo: Callable[[], None] | None = None
+        self._state: dict[str, Any] | None = None  # of a checkpoint, or of an earlier fit that goes on
+
+    # ------------------------------------------------------------------ what the method says
+    @property
+    def decays(self) -> bool:
+        return self.settings.curve.decays
+
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.settings.single is None:
+            search_compatibility.check_branches(trainer, module)
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        search_compatibility.check_schedulers(schedulers)
+        super().check_optimizers(optimizers, schedulers)
+
+    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
+        search_compatibility.largest_lr(optimizer)
+
+    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        state, self._state = self._state, None
+        self.rate, self.result, self._done = self.settings.single, None, []
+        self._reference_lr = max(float(lr) for lr in writer.scheduled())
+        self._cautious = self.settings.within(min(self._reference_lr, start_of(writer.optimizer).cautious))
+        if state is not None:
+            self.rate, self._done, self._reference_lr = state["rate"], list(state["done"]), state["reference_lr"]
+            self.result = None if state["result"] is None else SearchResult(**state["result"])
+
+    def factor(self, clock: SampleClock) -> float:
+        assert self._reference_lr is not None
+        rate = self._cautious if self.rate is None else self.rate
+        return factor_to(rate * self.settings.curve(clock.progress, clock.width), self._reference_lr)
+
+    def phases(self, shape: RunShape) -> tuple[Phase, ...]:
+        return self.settings.curve.phases()
+
+    def facts(self, shape: RunShape) -> dict[str, str]:
+        if self.settings.single is not None:
+            return {"learning rate search": f"none: lr {self.settings.single:g}, {self.settings.curve}"}
+        if self.rate is not None:
+            return {"learning rate search": f"lr {self.rate:.4g}, {self.settings.curve}"}
+        budget = self.settings.updates(shape.fixed_batch_updates)
+        costs = [plan_heats(budget, narrow=share > 0.0) for share in self.settings.at]
+        told = [
+            f"at {share:.0%}: heats of {', '.join(map(str, heats.lengths))} updates, about {heats.price:,.0f} in all"
+            if heats
+            else f"at {share:.0%}: {budget:.0f} updates are too few to try anything"
+            for share, heats in zip(self.settings.at, costs, strict=True)
+        ]
+        return {"learning rate search": "; ".join(told)}
+
+    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+        if self.settings.single is not None:
+            return []
+        return ["the learning rate is found when training starts; shown is the curve from a cautious one"]
+
+    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
+        return {} if self.rate is None else {"search/rate": self.rate}
+
+    # ------------------------------------------------------------------ hooks, in the Trainer's order
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            search_compatibility.check_fighting(trainer)
+            if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit found is over
+                self._state = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # after the module's own hook, in which modules make what their training step uses, and before the first batch
+        begin = pl_module.on_train_epoch_start
+
+        def begin_then_search() -> None:
+            begin()
+            self._search_if_due(trainer, pl_module)
+
+        self._undo = override_on_instance(pl_module, "on_train_epoch_start", begin_then_search)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        # a run that goes on inside an epoch from a checkpoint without a search
+        if self.rate is None and batch_idx % int(trainer.accumulate_grad_batches) == 0:
+            self._search_if_due(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if internals.update_ends(trainer):
+            self._search_if_due(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "search": self._state if self._run is None else self._state_of_run()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._state = state_dict["search"]
+
+    # ------------------------------------------------------------------ inside
+    def _search_if_due(self, trainer: Trainer, module: LightningModule) -> None:
+        run = self._run
+        if run is None or self.settings.single is not None:
+            return
+        clock = run.clock
+        due = [share for share in self.settings.at if share not in self._done and clock.progress >= share]
+        if not due or clock.progress >= 1.0:
+            return
+        if internals.is_fast_dev_run(trainer):  # a run of a few batches, to see that nothing breaks
+            self.rate, self._done = self._cautious, [*self._done, *due]
+            return
+        assert self._reference_lr is not None
+        result = search(trainer, module, run, self, self._reference_lr, self._cautious, due[-1])
+        if result is None:  # the stream has too few batches here: at a later update
+            return
+        self.result, self.rate, self._done = result, result.rate, [*self._done, *due]
+        run.write_next_update()
+        # counted by the updates before: a checkpoint that is made after the next one holds the decision
+        run.note_change(self, clock.updates, "searched", **result.facts())
+        announce(result)
+
+    def _state_of_run(self) -> dict[str, Any]:
+        return {
+            "rate": self.rate,
+            "done": list(self._done),
+            "reference_lr": self._reference_lr,
+            "result": None if self.result is None else self.result.facts(),
+        }
+
+    def _leave(self, trainer: Trainer) -> None:
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+        if self._run is not None:
+            self._state = self._state_of_run()
+        super()._leave(trainer)

@@ -1,0 +1,73 @@
+"""What cannot stand beside a search for the learning rate, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_lr import lightning_internals as internals
+from lightning_lr.callbacks.base import members_of
+
+FIGHTING = {
+    "schedule": "would bend the curve that follows the search",
+    "adaptive_warmup": "finds the learning rate, too",
+    "linear_scaling": "would scale what the search finds for this very batch",
+}
+"""Multipliers that leave the search no meaning, and why."""
+
+
+def check_branches(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a run that cannot be forked.
+
+    Raises:
+        MisconfigurationException: with the reason, and what to do.
+    """
+    reason = internals.why_no_branches(trainer, module)
+    if reason is not None:
+        raise MisconfigurationException(f"LearningRateSearch: the run cannot be forked, since {reason}")
+
+
+def check_schedulers(schedulers: Sequence[Any]) -> None:
+    """Refuse the user's LR schedulers.
+
+    Raises:
+        MisconfigurationException: names the first.
+    """
+    if schedulers:
+        raise MisconfigurationException(
+            f"LearningRateSearch: configure_optimizers also returns a {type(schedulers[0]).__name__}, which would "
+            "change the learning rate that the search finds; remove it (what follows the search is the argument curve)"
+        )
+
+
+def check_fighting(trainer: Trainer) -> None:
+    """Refuse another callback that decides about the learning rate.
+
+    Raises:
+        MisconfigurationException: names it.
+    """
+    for other in members_of(trainer):
+        if other.name in FIGHTING:
+            raise MisconfigurationException(
+                f"LearningRateSearch: {type(other).__name__} is attached too, and it {FIGHTING[other.name]}; keep one "
+                "of the two"
+            )
+
+
+def largest_lr(optimizer: Optimizer) -> float:
+    """The largest learning rate of the groups, to which the others keep their ratio.
+
+    Raises:
+        MisconfigurationException: where all are 0.
+    """
+    largest = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not largest > 0.0:
+        raise MisconfigurationException(
+            "LearningRateSearch: every parameter group has a learning rate of 0, so their ratio is not known; give the "
+            "optimizer one above 0 (its size does not matter)"
+        )
+    return largest

@@ -1,0 +1,148 @@
+"""One search inside a Lightning run: the race of ``search`` on the branches of ``branch``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_lr.callbacks.branch import Branches, forked
+from lightning_lr.callbacks.run import Run
+from lightning_lr.search import Heats, Race, SearchResult, SearchSettings, plan_heats, read, short_schedule, start_of
+from lightning_lr.search.heats import SHORTEST, scored_on
+from lightning_lr.search.race import Train
+
+WHO = "LearningRateSearch"
+
+
+class Searching(Protocol):
+    """The callback on whose behalf a search is made."""
+
+    name: ClassVar[str]
+    settings: SearchSettings
+    rate: float | None
+
+
+def search(
+    trainer: Trainer,
+    module: LightningModule,
+    run: Run,
+    member: Searching,
+    reference_lr: float,
+    cautious: float,
+    at: float,
+) -> SearchResult | None:
+    """Race, and leave the run as it was.
+
+    Args:
+        trainer: between two updates.
+        module: its module.
+        run: of our callbacks.
+        member: whose multiplier is raced.
+        reference_lr: the scheduled rate that the multiplier is relative to.
+        cautious: the rate without any evidence.
+        at: share of the run, for the record.
+
+    Returns:
+        What was found; ``None`` where a stream has too few batches left before its epoch ends.
+    """
+    settings, present = member.settings, member.rate
+    heats = plan_heats(settings.updates(run.clock.shape.fixed_batch_updates), narrow=present is not None)
+    fallback = cautious if present is None else present
+    if heats is None:
+        return _unfounded(
+            fallback,
+            at,
+            f"{WHO}: budget={settings.budget:g} of {run.clock.shape.fixed_batch_updates} updates is too short to try "
+            f"anything (a race needs about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise "
+            "budget, train longer, or set the rate by hand",
+        )
+    with forked(trainer, module, run.writer.values_were_put_back) as branches:
+        heats = _that_fit(heats, branches)
+        if heats is None:
+            if run.clock.updates > 0:
+                return None
+            return _unfounded(
+                fallback,
+                at,
+                f"{WHO}: the loader has too few batches to try anything; the learning rate is {fallback:.3g}, untested",
+            )
+        race = Race(
+            heats, start_of(trainer.optimizers[0]), settings.within, _trainer_of(run, member, reference_lr, branches)
+        )
+        race.around = present
+        race.run()
+    result = _result(race, at, fallback)
+    # the same scores were read on every rank; what floating point makes of them is rank 0's
+    return trainer.strategy.broadcast(result) if trainer.world_size > 1 else result
+
+
+def plan_price() -> float:
+    """Updates that the shortest race takes."""
+    budget = 1.0
+    while plan_heats(budget) is None:
+        budget += 1.0
+    return budget
+
+
+def announce(result: SearchResult) -> None:
+    """One line in the terminal; a warning where the evidence is thin."""
+    if result.warning:
+        rank_zero_warn(result.warning)
+    else:
+        rank_zero_info(f"{WHO}: {result}")
+
+
+# ---------------------------------------------------------------------- inside
+def _trainer_of(run: Run, member: Searching, reference_lr: float, branches: Branches) -> Train:
+    def train(
+        rate: float, updates: int, scored: int, goes_on: Callable[[float], bool]
+    ) -> tuple[Sequence[float], Sequence[float]]:
+        def before_update(update: int) -> None:
+            run.writer.set_multiplier(member.name, rate / reference_lr * short_schedule(update, updates))
+            run.writer.write()
+
+        return branches.train(updates, before_update, goes_on, scored)
+
+    return train
+
+
+def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
+    """The heats, no longer than there are batches for."""
+    longest = max(heats.lengths)
+    there = branches.available(longest + scored_on(longest))
+    lengths = tuple(
+        length if length + scored_on(length) <= there else there - scored_on(there) for length in heats.lengths
+    )
+    return Heats(lengths, heats.budget) if min(lengths) >= SHORTEST else None
+
+
+def _result(race: Race, at: float, fallback: float) -> SearchResult:
+    heats = [[trial.facts() for trial in heat] for heat in race.trials]
+    read_of = next((heat for heat in reversed(race.trials) if any(math.isfinite(t.score) for t in heat)), None)
+    if read_of is None:
+        lowest = min(trial.rate for heat in race.trials for trial in heat)
+        return SearchResult(
+            lowest,
+            lowest,
+            lowest,
+            race.spent,
+            at,
+            heats,
+            None,
+            f"{WHO}: the loss diverged at every rate down to {lowest:.3g}, which is taken; something other than the "
+            "rate is wrong, or the range (min_lr) does not reach low enough",
+        )
+    choice = read(read_of)
+    band = None
+    if choice.posterior is not None:
+        lr, mean, sd = choice.posterior.log_lr.exp(), choice.posterior.mean, choice.posterior.sd
+        band = {"lr": lr[::4].tolist(), "mean": mean[::4].tolist(), "sd": sd[::4].tolist()}
+    return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band)
+
+
+def _unfounded(rate: float, at: float, warning: str) -> SearchResult:
+    return SearchResult(rate, rate, rate, 0.0, at, [], None, warning)

@@ -1,0 +1,148 @@
+"""Updates that the run does not notice: Lightning's own optimization of a batch, with nobody to hear of it.
+
+What decides how an update is made is used as it is: the strategy's and the precision plugin's steps, accumulation,
+gradient clipping, and the module's ``training_step``, ``backward``, ``optimizer_step`` and
+``configure_gradient_clipping``. What only listens is silent: callbacks, loggers, the profiler, ``self.log``, hooks
+that were registered for after the optimizer's step. Lightning's learning rate finder runs the whole fit loop instead,
+and restores a checkpoint: it resets loaders, moves the loop's counters and the random generators, and does not see
+what the module keeps outside of its ``state_dict``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer import call
+from torch import Tensor
+
+from lightning_lr.lightning_internals.loaders import batch_on_device
+from lightning_lr.lightning_internals.logs import silent_loggers
+from lightning_lr.patching import override_on_instance
+
+
+class UnnoticedUpdates:
+    """Makes updates inside :func:`unnoticed`.
+
+    Args:
+        trainer: in training, before the first micro-batch of an update.
+        module: its module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer, self._module = trainer, module
+        self._accumulates = False
+        self._micro_batch = 0
+
+    def begin(self) -> None:
+        """The next update is the first of a branch."""
+        self._micro_batch = 0
+        loop = self._trainer.fit_loop.epoch_loop.automatic_optimization
+        loop.optim_progress = copy.deepcopy(self._progress)
+
+    def update(self, micro_batches: Sequence[Any]) -> Tensor | None:
+        """Make one update from as many micro-batches as it accumulates; the mean of their losses on this device."""
+        trainer = self._trainer
+        loop = trainer.fit_loop.epoch_loop
+        losses = []
+        for index, raw in enumerate(micro_batches):
+            self._accumulates = index + 1 < len(micro_batches)
+            arguments = loop._build_kwargs(OrderedDict(), self._on_device(raw), self._micro_batch)
+            result = loop.automatic_optimization.run(trainer.optimizers[0], self._micro_batch, arguments)
+            self._micro_batch += 1
+            if result.get("loss") is not None:
+                losses.append(result["loss"].detach().float())
+        return torch.stack(losses).mean() if losses else None
+
+    def loss(self, micro_batch: Any) -> Tensor | None:
+        """The loss of a micro-batch on this device, without an update."""
+        trainer = self._trainer
+        arguments = trainer.fit_loop.epoch_loop._build_kwargs(
+            OrderedDict(), self._on_device(micro_batch), self._micro_batch
+        )
+        with torch.no_grad():
+            output = call._call_strategy_hook(trainer, "training_step", *arguments.values())
+        loss = output.get("loss") if isinstance(output, dict) else output
+        for part in self._module.modules():  # FSDP2 reshards its root after a backward, and there is none
+            reshard = getattr(part, "reshard", None)
+            if callable(reshard) and hasattr(part, "unshard"):
+                reshard()
+        return None if loss is None else loss.detach().float()
+
+    # ------------------------------------------------------------------ inside
+    def _on_device(self, raw: Any) -> Any:
+        # a training step may write into its batch, and the next branch trains on the same one
+        return batch_on_device(self._trainer, copy.deepcopy(raw))
+
+    def _enter(self, around: ExitStack) -> None:
+        trainer, loop = self._trainer, self._trainer.fit_loop.epoch_loop
+        self._progress = loop.automatic_optimization.optim_progress
+
+        def put_back() -> None:
+            loop.automatic_optimization.optim_progress = self._progress
+
+        around.callback(put_back)
+        for where in (trainer.fit_loop, loop):
+            around.callback(override_on_instance(where, "_should_accumulate", lambda: self._accumulates))
+
+
+@contextmanager
+def unnoticed(trainer: Trainer, module: LightningModule) -> Iterator[UnnoticedUpdates]:
+    """Inside, updates can be made of which nothing that listens hears; what they change is the caller's to restore."""
+    updates = UnnoticedUpdates(trainer, module)
+    with ExitStack() as around:
+        around.enter_context(silent_loggers(trainer))
+        for name, silent in (("callbacks", []), ("profiler", PassThroughProfiler())):
+            _replace(around, trainer, name, silent)
+        around.callback(setattr, trainer, "should_stop", trainer.should_stop)
+        for optimizer in trainer.optimizers:
+            _replace(around, optimizer, "_optimizer_step_post_hooks", OrderedDict())
+        for part in module.modules():
+            if isinstance(part, LightningModule):
+                for name in ("log", "log_dict"):
+                    around.callback(override_on_instance(part, name, _log_nothing))
+        updates._enter(around)
+        yield updates
+
+
+def why_no_branches(trainer: Trainer, module: LightningModule) -> str | None:
+    """Why this run cannot be forked, for the sentence "... because <reason>; <what to do>"; ``None`` where it can."""
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+    from lightning_lr.lightning_internals.training_step import takes_the_iterator
+
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        return (
+            f"{type(strategy).__name__} keeps weights, gradients and optimizer state in the engine's own buffers, "
+            "which cannot be put back to the bit; search with one device or DDP, and train with the rate that it finds"
+        )
+    if isinstance(strategy, FSDPStrategy):
+        return (
+            "FSDPStrategy keeps the weights in flat shards that cannot be put back to the bit; use "
+            "ModelParallelStrategy with fully_shard, or search with DDP"
+        )
+    if takes_the_iterator(module):
+        return "training_step takes the iterator of the loader itself (dataloader_iter); let it take a batch"
+    return None
+
+
+# ---------------------------------------------------------------------- inside
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _replace(around: ExitStack, holder: Any, name: str, value: Any) -> None:
+    around.callback(setattr, holder, name, getattr(holder, name))
+    setattr(holder, name, value)
+
+
+def scaler_of(trainer: Trainer) -> Any:
+    """The AMP scaler, or ``None``."""
+    return getattr(trainer.precision_plugin, "scaler", None)

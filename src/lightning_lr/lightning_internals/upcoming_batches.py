@@ -1,0 +1,138 @@
+"""Training batches for a branch, so that the run itself still begins with the batch that it would have begun with."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+
+
+class UpcomingBatches:
+    """Micro-batches of the training loader, as it hands them out, kept on the host as long as this exists.
+
+    They are read through a second iterator of the same loader, from the start of an epoch and again where it ends.
+    Workers of its own serve it. Generators and positions that loader, samplers and data set keep are the caller's to
+    restore, see :attr:`forked`. A stream that cannot be read twice (an iterator, a data set that holds one) is read
+    ahead: the batches come from the run's own iterator, which hands them out once more.
+
+    Args:
+        trainer: in ``on_train_batch_start``.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        combined = trainer.fit_loop._combined_loader
+        assert combined is not None
+        self._trainer = trainer
+        self._taken: list[Any] = []
+        self._ahead: deque[Any] = deque()
+        self._second: Any = None
+        self._iterator: Iterator[Any] | None = None
+        self.read_ahead = any(_can_be_read_once(loader) for loader in combined.flattened)
+        """Whether the batches are the very ones with which the run goes on."""
+
+    @property
+    def forked(self) -> list[Any]:
+        """The objects in which a second iterator leaves traces."""
+        combined = self._trainer.fit_loop._combined_loader
+        assert combined is not None
+        found: list[Any] = []
+        for loader in combined.flattened:
+            found += [
+                loader,
+                *(getattr(loader, name, None) for name in ("batch_sampler", "sampler", "dataset", "generator")),
+            ]
+            found.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+        return [thing for thing in found if thing is not None]
+
+    def take(self, count: int) -> list[Any]:
+        """The first ``count`` micro-batches: fewer from a stream that ends before, the same at every call."""
+        while len(self._taken) < count:
+            batch = self._next()
+            if batch is _END:
+                break
+            self._taken.append(batch)
+        return self._taken[:count]
+
+    def close(self) -> None:
+        """End the workers, forget the batches; what was read ahead of the run is handed out to it again."""
+        if self._second is not None:
+            self._second.reset()
+        if self._ahead:
+            fetcher = self._trainer.fit_loop._data_fetcher
+            assert fetcher is not None
+            assert fetcher.iterator is not None
+            fetcher.iterator = _handed_out_again(self._ahead, fetcher.iterator)
+        self._second = self._iterator = None
+        self._taken, self._ahead = [], deque()
+
+    # ------------------------------------------------------------------ inside
+    def _next(self) -> Any:
+        if self.read_ahead:
+            return self._next_of_run()
+        for _ in range(2):  # at the end of an epoch, the next one; no batch in a whole epoch: there is none
+            if self._iterator is None:
+                self._open()
+            assert self._iterator is not None
+            batch = next(self._iterator, _END)
+            if batch is not _END:
+                return batch[0]
+            self._iterator = None
+        return _END
+
+    def _open(self) -> None:
+        combined = self._trainer.fit_loop._combined_loader
+        assert combined is not None
+        if self._second is not None:
+            self._second.reset()
+        self._second = copy.copy(combined)
+        self._second._iterator = None
+        self._second.flattened = [_second_loader(loader) for loader in combined.flattened]
+        self._iterator = iter(self._second)
+
+    def _next_of_run(self) -> Any:
+        fetcher = self._trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        prefetched = getattr(fetcher, "batches", [])  # the run takes these before it goes on with its iterator
+        if len(self._taken) < len(prefetched):
+            return prefetched[len(self._taken)][0]
+        assert fetcher.iterator is not None
+        item = next(fetcher.iterator, _END)
+        if item is _END:
+            return _END
+        self._ahead.append(item)
+        return item[0]
+
+
+def _handed_out_again(ahead: deque[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    while ahead:
+        yield ahead.popleft()
+    while (item := next(rest, _END)) is not _END:  # "yield from" would call iter(rest), which begins an epoch
+        yield item
+
+
+_END: Any = object()
+
+
+def _second_loader(loader: Any) -> Any:
+    """A loader over the same samplers and data, whose iterator is not the first one's (persistent workers)."""
+    if not isinstance(loader, DataLoader):
+        return loader
+    second = copy.copy(loader)
+    second.__dict__["_iterator"] = None
+    return second
+
+
+def _can_be_read_once(loader: Any) -> bool:
+    """Whether a second iterator would take batches away from the first."""
+    if isinstance(loader, DataLoader):
+        data = loader.dataset
+        return isinstance(data, IterableDataset) and (isinstance(data, Iterator) or _holds_an_iterator(data))
+    return isinstance(loader, Iterator) or _holds_an_iterator(loader)
+
+
+def _holds_an_iterator(thing: Any) -> bool:
+    return any(isinstance(value, Iterator) for value in getattr(thing, "__dict__", {}).values())

@@ -1,0 +1,152 @@
+"""The race: heats of short complete schedules, each longer and over fewer rates than the one before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_lr.search.heats import FORWARD, Heats, price, scored_on
+from lightning_lr.search.kinds import Start
+
+WARMUP = 0.2
+"""Share of a short schedule in which its rate climbs."""
+
+EXPLODES = 3.0
+"""A loss that has risen by so many times its first value has exploded."""
+
+FURTHEST = 8
+"""Decades to either side of the start beyond which nothing is tried."""
+
+Train = Callable[[float, int, int, Callable[[float], bool]], tuple[Sequence[float], Sequence[float]]]
+"""Trains a branch: peak rate, updates, updates' worth of batches to be scored on, whether a loss lets it go on; returns
+the loss of each update made and of each batch it is scored on (none where it was ended or is not finite)."""
+
+
+def short_schedule(update: int, updates: int) -> float:
+    """Factor on the peak rate at an update (from 0): a linear warm-up of 20 %, and a linear decay to zero."""
+    progress = update / updates
+    if progress < WARMUP:
+        return min(1.0, (update + 1) / (WARMUP * updates))
+    return (1.0 - progress) / (1.0 - WARMUP)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate in one heat.
+
+    Args:
+        rate: peak of its schedule.
+        losses: of each update made.
+        scores: of each batch that it was scored on; none where it diverged.
+    """
+
+    rate: float
+    losses: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean of its scores, infinite where it diverged."""
+        return sum(self.scores) / len(self.scores) if self.scores else math.inf
+
+    @property
+    def price(self) -> float:
+        """Updates that it took, a forward pass a third of one."""
+        return len(self.losses) + FORWARD * len(self.scores)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values, for journals and states."""
+        return {"rate": self.rate, "losses": list(self.losses), "scores": list(self.scores)}
+
+
+@dataclass
+class Race:
+    """Runs heats and remembers them.
+
+    Args:
+        heats: how long they are.
+        start: where the first one begins.
+        within: the nearest rate that may be chosen.
+        train: trains a branch; all ranks are given the same losses.
+        around: the present rate, where it is the first heat's only decade.
+    """
+
+    heats: Heats
+    start: Start
+    within: Callable[[float], float]
+    train: Train
+    around: float | None = None
+    trials: list[list[Trial]] = field(default_factory=list)
+    """By heat, in the order in which they ran."""
+
+    @property
+    def spent(self) -> float:
+        """Updates that the race has taken."""
+        return sum(trial.price for heat in self.trials for trial in heat)
+
+    def run(self) -> None:
+        """Run every heat that the budget has room for."""
+        leader, upwards = self.around, True
+        for length in self.heats.lengths:
+            heat: list[Trial] = []
+            self.trials.append(heat)
+            if leader is None:
+                self._walk(heat, length, [self.start.low, 10.0 * self.start.low], step=10.0)
+            else:
+                root = math.sqrt(10.0)
+                self._walk(heat, length, [leader, leader * root if upwards else leader / root], step=root)
+            if not heat:
+                self.trials.pop()
+                return
+            best = min(heat, key=lambda trial: trial.score)
+            if not math.isfinite(best.score):
+                return
+            leader, upwards = best.rate, _better_side_is_up(heat, best)
+
+    # ------------------------------------------------------------------ inside
+    def _walk(self, heat: list[Trial], length: int, rates: Sequence[float], step: float) -> None:
+        """Try ``rates``, and on from them in steps, until the best one has a worse one on either side."""
+        for rate in rates:
+            self._try(heat, length, rate)
+        while heat:
+            ordered = sorted(heat, key=lambda trial: trial.rate)
+            # a tie goes up, to the rate that does something; among diverged ones, down
+            best = min(range(len(ordered)), key=lambda i: (ordered[i].score, -ordered[i].rate))
+            if not math.isfinite(ordered[best].score):
+                best = 0
+            further = []
+            if best == 0:
+                further.append(ordered[0].rate / step)
+            if best == len(ordered) - 1 and math.isfinite(ordered[best].score):
+                further.append(ordered[-1].rate * step)
+            if not any(self._try(heat, length, rate) for rate in further):
+                return
+
+    def _try(self, heat: list[Trial], length: int, rate: float) -> bool:
+        """Try a rate, unless it has been, may not be chosen, or the budget has no room; whether it was tried."""
+        rate = self.within(rate)
+        if any(math.isclose(trial.rate, rate, rel_tol=1e-9) for trial in heat):
+            return False
+        if abs(math.log10(rate / self.start.low)) > FURTHEST and self.around is None:
+            return False
+        # a tenth more than the budget: the last rate may decide on which side the best one lies
+        if self.spent + price(length) > 1.1 * self.heats.budget and heat:
+            return False
+        first: list[float] = []
+
+        def goes_on(loss: float) -> bool:
+            first.append(loss)
+            return math.isfinite(loss) and loss - first[0] <= EXPLODES * abs(first[0])
+
+        losses, scores = self.train(rate, length, scored_on(length), goes_on)
+        heat.append(Trial(rate, tuple(losses), tuple(scores)))
+        return True
+
+
+def _better_side_is_up(heat: Sequence[Trial], best: Trial) -> bool:
+    """Whether the best rate's neighbour above has a better score than the one below; up where only one is known."""
+    above = min((t for t in heat if t.rate > best.rate), key=lambda t: t.rate, default=None)
+    below = max((t for t in heat if t.rate < best.rate), key=lambda t: t.rate, default=None)
+    return above is None or below is None or above.score <= below.score

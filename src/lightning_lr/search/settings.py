@@ -1,0 +1,57 @@
+"""What is searched for, checked when it is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_lr.curves import Curve
+
+
+class SearchSettings:
+    """The arguments of a search; for their meaning see ``LearningRateSearch``.
+
+    Args:
+        curve: what the run follows from the rate that was found.
+        min_lr: lowest rate that may be chosen, or ``None``.
+        max_lr: highest rate that may be chosen, or ``None``.
+        budget: share of the run's updates that all searches together may take, in (0, 1].
+        at: shares of the run at which to search, in [0, 1), ascending.
+
+    Raises:
+        ValueError: for an argument outside its range.
+        TypeError: for a ``curve`` that is none.
+    """
+
+    def __init__(
+        self, curve: Curve, min_lr: float | None, max_lr: float | None, budget: float, at: Sequence[float]
+    ) -> None:
+        who = "LearningRateSearch"
+        if not isinstance(curve, Curve):
+            raise TypeError(f"{who}: got curve={curve!r}; give a Curve, for example Cosine(warmup=0.05)")
+        for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+            if value is not None and not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"{who}: got {name}={value}; give a finite rate above 0, or None")
+        if min_lr is not None and max_lr is not None and min_lr > max_lr:
+            raise ValueError(f"{who}: got min_lr={min_lr} above max_lr={max_lr}; give min_lr <= max_lr")
+        if not 0.0 < budget <= 1.0:
+            raise ValueError(f"{who}: got budget={budget}; give a share of the run's updates in (0, 1]")
+        at = tuple(float(share) for share in at)
+        if not at or list(at) != sorted(set(at)) or not all(0.0 <= share < 1.0 for share in at):
+            raise ValueError(f"{who}: got at={at}; give shares of the run in [0, 1), ascending, for example (0.0, 0.3)")
+        self.curve, self.min_lr, self.max_lr, self.budget, self.at = curve, min_lr, max_lr, budget, at
+
+    @property
+    def single(self) -> float | None:
+        """The only rate that may be chosen, if there is only one."""
+        return self.min_lr if self.min_lr is not None and self.min_lr == self.max_lr else None
+
+    def within(self, rate: float) -> float:
+        """The rate nearest to ``rate`` that may be chosen."""
+        if self.min_lr is not None:
+            rate = max(rate, self.min_lr)
+        return rate if self.max_lr is None else min(rate, self.max_lr)
+
+    def updates(self, total: int) -> float:
+        """Updates that one of the searches may take in a run of ``total``."""
+        return self.budget * total / len(self.at)

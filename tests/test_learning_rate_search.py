@@ -1,0 +1,209 @@
+"""`LearningRateSearch`: the run after a race is, to the bit, the run without one; and what the race chooses."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchmetrics import MeanMetric
+from toy import data, quiet, weights
+
+from lightning_lr import Cosine, LearningRateSearch
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+# ---------------------------------------------------------------------- everything that a race could leave behind
+class Augmented(Dataset[Any]):
+    """Draws from every random generator there is, and counts its reads."""
+
+    def __init__(self) -> None:
+        self.data, self.own, self.reads = data(96), np.random.default_rng(3), 0
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        x, y = self.data[index]
+        noise = torch.rand(6) + random.random() + np.random.rand() + float(self.own.random())
+        return x + 0.01 * noise, y
+
+
+class Held(nn.Module):
+    """A buffer, a plain attribute, a plain tensor and a generator that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.calls, self.plain, self.generator = 0, torch.zeros(3), torch.Generator().manual_seed(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.calls += 1
+        self.plain += 1
+        return x + 0.001 * torch.rand(x.shape, generator=self.generator)
+
+
+class Everything(LightningModule):
+    """Batch norm, dropout, metrics, lists, attributes, hooks with a say in training, per-step state."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+        self.held, self.metric, self.make = Held(), MeanMetric(), make
+        self.seen: list[int] = []
+        self.outputs: list[float] | None = None
+        self.batches = 0
+        self.history: list[tuple[int, float]] = []
+        self.facts = {"best": math.inf}
+
+    def on_train_epoch_start(self) -> None:
+        self.outputs = []  # what a training step uses is often made here
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.seen.append(self.global_step)
+        self.batches += 1
+        loss = nn.functional.mse_loss(self.held(self.net(x)), y.clone())
+        y.zero_()  # a step may write into its batch
+        self.metric(loss)
+        self.facts["best"] = min(self.facts["best"], float(loss))
+        assert self.outputs is not None
+        self.outputs.append(float(loss))
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log("metric", self.metric, on_epoch=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.log("norm", torch.stack([p.grad.norm() for p in self.parameters() if p.grad is not None]).sum())
+
+    def configure_optimizers(self) -> Any:
+        return self.make(self.parameters())
+
+
+class Watch(Callback):
+    """Counts the hooks, and what a hook on the optimizer and one on a layer see."""
+
+    def __init__(self) -> None:
+        self.hooks, self.steps, self.forwards = 0, 0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[0].register_step_post_hook(self._step)
+        pl_module.net[0].register_forward_hook(self._forward)
+
+    def _step(self, *_: Any) -> None:
+        self.steps += 1
+
+    def _forward(self, *_: Any) -> None:
+        self.forwards += 1
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.hooks += 1
+
+    def on_before_zero_grad(self, *_: Any) -> None:
+        self.hooks += 1
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.hooks += 1
+
+
+class Stream(IterableDataset[Any]):
+    """Read again from the start by every iterator."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from data(200)
+
+
+class Once(IterableDataset[Any]):
+    """One iterator for ever: what is read is gone."""
+
+    def __init__(self) -> None:
+        self.stream = iter(data(400))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.stream
+
+
+def adamw(parameters: Any) -> Any:
+    return torch.optim.AdamW(parameters, lr=0.3)
+
+
+def sgd(parameters: Any) -> Any:
+    return torch.optim.SGD(parameters, lr=7.0, momentum=0.9, nesterov=True)
+
+
+def adagrad(parameters: Any) -> Any:
+    return torch.optim.Adagrad(parameters, lr=0.3)  # has a state before its first step
+
+
+def tensor_lr(parameters: Any) -> Any:
+    return torch.optim.AdamW(parameters, lr=torch.tensor(0.3), foreach=False)
+
+
+def everything(found: float | None, make: Callable[[Any], Any], loader: Callable[[], Any], **arguments: Any) -> Any:
+    """All that can be compared after a run: with a race, or at the rate that it found without one."""
+    seed_everything(11, verbose=False)
+    module, watch = Everything(make), Watch()
+    bounds = {} if found is None else {"min_lr": found, "max_lr": found}
+    search = LearningRateSearch(Cosine(warmup=0.1), budget=1.0, **bounds)
+    trainer = Trainer(**quiet(callbacks=[watch, search], **arguments))
+    trainer.fit(module, loader())
+    assert search.rate is not None
+    assert (search.result is None) == (found is not None)
+    optimizer = trainer.optimizers[0].state_dict()
+    return search.rate, {
+        "weights": weights(module).tolist(),
+        "buffers": [buffer.tolist() for buffer in module.buffers()],
+        "optimizer": [[(k, torch.as_tensor(v).tolist()) for k, v in s.items()] for s in optimizer["state"].values()],
+        "numbers": (torch.rand(3).tolist(), random.random(), float(np.random.rand())),
+        "attributes": (module.seen, module.batches, module.outputs, module.facts),
+        "held": (module.held.calls, module.held.plain.tolist(), module.held.generator.get_state().tolist()),
+        "watch": (watch.hooks, watch.steps, watch.forwards),
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("lr")},
+        "steps": trainer.global_step,
+    }
+
+
+def shuffled(**arguments: Any) -> Callable[[], Any]:
+    return lambda: DataLoader(Augmented(), batch_size=8, shuffle=True, **arguments)
+
+
+def with_generator() -> Any:
+    return DataLoader(Augmented(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(1))
+
+
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "SGD": (sgd, shuffled(), {}),
+    "AdamW, clipped": (adamw, shuffled(), {"gradient_clip_val": 0.1}),
+    "Adagrad": (adagrad, shuffled(), {}),
+    "a learning rate that is a tensor": (tensor_lr, shuffled(), {}),
+    "bf16": (adamw, shuffled(), {"precision": "bf16-mixed"}),
+    "accumulation": (sgd, shuffled(), {"accumulate_grad_batches": 2}),
+    "a generator of the loader's own": (adamw, with_generator, {}),
+    "workers": (sgd, shuffled(num_workers=2), {}),
+    "persistent workers": (sgd, shuffled(num_workers=2, persistent_workers=True), {}),
+    "a stream": (sgd, lambda: DataLoader(Stream(), batch_size=4), {"max_steps": 70, "max_epochs": -1}),
+    "a stream that is read once": (sgd, lambda: DataLoader(Once(), batch_size=4), {"max_steps": 70, "max_epochs": -1}),
+    "an iterator": (sgd, lambda: iter(DataLoader(data(400), batch_size=4)), {"max_steps": 70, "max_epochs": -1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_run_after_a_race_equals_the_run_without_one_to_the_bit(case: str) -> None:
+    make, loader, arguments = CASES[case]
+    arguments = {"max_epochs": 6, **arguments}
+    rate, raced = everything(None, make, loader, **arguments)
+    _, plain = everything(rate, make, loader, **arguments)
+    for what in plain:
+        assert raced[what] == plain[what], what
