@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
-from toy import data, quiet, weights
+from toy import Toy, data, fit, quiet, two_groups, weights
 
-from lightning_lr import Cosine, LearningRateSearch
+from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -207,3 +208,162 @@ def test_the_run_after_a_race_equals_the_run_without_one_to_the_bit(case: str) -
     _, plain = everything(rate, make, loader, **arguments)
     for what in plain:
         assert raced[what] == plain[what], what
+
+
+# ---------------------------------------------------------------------- off, resumed, broken off
+def test_one_candidate_trains_as_a_schedule_at_that_rate_to_the_bit() -> None:
+    searched, _ = fit([LearningRateSearch(Cosine(warmup=0.1), min_lr=0.03, max_lr=0.03)])
+    scheduled, _ = fit(
+        [LearningRateSchedule(Cosine(warmup=0.1))],
+        module=Toy(lambda module: torch.optim.SGD(module.parameters(), lr=0.03, momentum=0.9)),
+    )
+    assert torch.equal(weights(searched), weights(scheduled))
+
+
+def test_groups_keep_their_ratio() -> None:
+    search = LearningRateSearch(Constant(), budget=1.0)
+    module = Toy(two_groups)
+    used: list[list[float]] = []
+
+    class Note(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            used.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    fit([search, Note()], module=module, max_epochs=8)
+    assert search.rate is not None
+    for body, head in used:
+        assert head == pytest.approx(search.rate, rel=1e-12)
+        assert body == pytest.approx(search.rate / 5, rel=1e-12)
+
+
+def test_a_resumed_run_does_not_search_again(tmp_path: Any) -> None:
+    first = LearningRateSearch(Cosine(), budget=1.0)
+    _, trainer = fit([first], max_epochs=8, max_steps=5)
+    trainer.save_checkpoint(tmp_path / "5.ckpt")
+
+    class Count(Toy):
+        steps = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.steps += 1
+            return super().training_step(batch, batch_idx)
+
+    module, second = Count(), LearningRateSearch(Cosine(), budget=1.0)
+    fit([second], module=module, max_epochs=8, max_steps=12, ckpt_path=str(tmp_path / "5.ckpt"))
+    assert module.steps == 7
+    assert second.rate == first.rate
+    assert second.result is not None
+    assert first.result is not None
+    assert second.result.facts() == first.result.facts()
+
+
+class Fails(Toy):
+    """Raises in its n-th training step."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.at, self.error, self.steps = at, error, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        if self.steps == self.at:
+            raise self.error
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("error", [ValueError("a fault in the step"), KeyboardInterrupt(), MemoryError()])
+def test_an_exception_inside_a_branch_leaves_nothing(error: BaseException) -> None:
+    module, search = Fails(9, error), LearningRateSearch(budget=1.0)
+    before = weights(module)
+    trainer = Trainer(**quiet(callbacks=[search], max_epochs=8))
+    with pytest.raises((type(error), SystemExit)):
+        trainer.fit(module, DataLoader(data(), batch_size=8))
+    assert torch.equal(weights(module), before)
+    assert search.rate is None
+    assert module.steps in (0, 9)  # restored by the branch, then counted by nobody
+    assert trainer.global_step == 0
+    assert trainer.optimizers == [] or not trainer.optimizers[0].state
+    assert "log" not in module.__dict__
+    assert search in trainer.callbacks  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------- what is chosen
+class Scaled(Toy):
+    """The loss times a constant."""
+
+    def __init__(self, scale: float, configure: Any) -> None:
+        super().__init__(configure)
+        self.scale = scale
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * self.scale
+
+
+def adamw_of(module: LightningModule) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=1.0, eps=1e-16)
+
+
+def found(module: LightningModule, **arguments: Any) -> LearningRateSearch:
+    seed_everything(arguments.pop("seed", 5), verbose=False)
+    search = LearningRateSearch(budget=0.5, **arguments)
+    fit([search], module=module, loader=DataLoader(data(256), batch_size=8, shuffle=True), max_epochs=8, max_steps=200)
+    return search
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_choice_does_not_depend_on_the_scale_of_the_loss(scale: float) -> None:
+    plain, scaled = found(Scaled(1.0, adamw_of)), found(Scaled(scale, adamw_of))
+    assert scaled.rate == pytest.approx(plain.rate, rel=0.02)
+
+
+@pytest.mark.parametrize("lr", [1e-12, 1e6])
+def test_the_users_own_rate_does_not_matter(lr: float) -> None:
+    def absurd(module: LightningModule) -> Any:
+        return torch.optim.SGD(module.parameters(), lr=lr, momentum=0.9)
+
+    def sensible(module: LightningModule) -> Any:
+        return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+    assert found(Toy(absurd)).rate == pytest.approx(found(Toy(sensible)).rate, rel=1e-6)
+
+
+class Breaks(Toy):
+    """Its loss is not a number once the weights are large."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * (torch.nan if float(self.head.weight.detach().abs().max()) > 2.0 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_is_a_bad_score_and_nothing_more() -> None:
+    search = found(Breaks(lambda module: torch.optim.SGD(module.parameters(), lr=1.0)))
+    assert search.result is not None
+    assert any(not trial["scores"] for heat in search.result.heats for trial in heat)
+    assert 1e-3 < search.rate < 3.0  # type: ignore[operator]
+
+
+def test_too_short_a_run_takes_a_cautious_rate_and_says_so() -> None:
+    search = LearningRateSearch(budget=0.1)
+    with pytest.warns(UserWarning, match=r"budget=0.1 of 18 updates is too short to try anything"):
+        fit([search], module=Toy(lambda module: torch.optim.SGD(module.parameters(), lr=100.0)))
+    assert search.rate == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr=1.0 above max_lr=0.1"),
+        ({"min_lr": 0.0}, "min_lr=0.0"),
+        ({"budget": 0.0}, "budget=0.0"),
+        ({"at": (0.5, 0.1)}, r"at=\(0.5, 0.1\)"),
+        ({"at": (1.0,)}, r"at=\(1.0,\)"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LearningRateSearch(**arguments)
+
+
+def test_a_second_method_that_decides_about_the_rate_is_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="LearningRateSchedule is attached too"):
+        fit([LearningRateSearch(Constant()), LearningRateSchedule(Constant())])

@@ -119,7 +119,7 @@ class LearningRateSearch(MethodCallback):
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         return self.settings.curve.phases()
 
-    def facts(self, shape: RunShape) -> dict[str, str]:
+    def summary(self, shape: RunShape) -> dict[str, str]:
         if self.settings.single is not None:
             return {"learning rate search": f"none: lr {self.settings.single:g}, {self.settings.curve}"}
         if self.rate is not None:
@@ -134,7 +134,7 @@ class LearningRateSearch(MethodCallback):
         ]
         return {"learning rate search": "; ".join(told)}
 
-    def advice(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
+    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         if self.settings.single is not None:
             return []
         return ["the learning rate is found when training starts; shown is the curve from a cautious one"]
