@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
-from toy import Toy, data, fit, quiet, two_groups, weights
 
 from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch
+from tests.support.toy import Toy, data, fit, quiet, two_groups, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

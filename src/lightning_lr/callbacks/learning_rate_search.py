@@ -91,6 +91,10 @@ class LearningRateSearch(MethodCallback):
     def decays(self) -> bool:
         return self.settings.curve.decays
 
+    @property
+    def needs_end(self) -> bool:
+        return True
+
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         if self.settings.single is None:
             search_compatibility.check_branches(trainer, module)
@@ -124,6 +128,8 @@ class LearningRateSearch(MethodCallback):
             return {"learning rate search": f"none: lr {self.settings.single:g}, {self.settings.curve}"}
         if self.rate is not None:
             return {"learning rate search": f"lr {self.rate:.4g}, {self.settings.curve}"}
+        if not shape.has_length:
+            return {"learning rate search": f"about {self.settings.budget:.0%} of the run's time"}
         budget = self.settings.updates(shape.fixed_batch_updates)
         costs = [plan_heats(budget, narrow=share > 0.0) for share in self.settings.at]
         told = [

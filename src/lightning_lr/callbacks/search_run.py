@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
@@ -11,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.callbacks.branch import Branches, forked
 from lightning_lr.callbacks.run import Run
+from lightning_lr.progress import RunShape
 from lightning_lr.search import Heats, Race, SearchResult, SearchSettings, plan_heats, read, short_schedule, start_of
 from lightning_lr.search.heats import SHORTEST, scored_on
 from lightning_lr.search.race import Train
@@ -50,18 +52,20 @@ def search(
         What was found; ``None`` where a stream has too few batches left before its epoch ends.
     """
     settings, present = member.settings, member.rate
-    heats = plan_heats(settings.updates(run.clock.shape.fixed_batch_updates), narrow=present is not None)
     fallback = cautious if present is None else present
-    if heats is None:
-        return _unfounded(
-            fallback,
-            at,
-            f"{WHO}: budget={settings.budget:g} of {run.clock.shape.fixed_batch_updates} updates is too short to try "
-            f"anything (a race needs about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise "
-            "budget, train longer, or set the rate by hand",
-        )
     with forked(trainer, module, run.writer.values_were_put_back) as branches:
-        heats = _that_fit(heats, branches)
+        train = _trainer_of(run, member, reference_lr, branches)
+        updates = _updates_of(run.clock.shape, trainer, lambda: train(fallback, SHORTEST, 0, lambda loss: True))
+        planned = plan_heats(settings.updates(updates), narrow=present is not None)
+        if planned is None:
+            return _unfounded(
+                fallback,
+                at,
+                f"{WHO}: budget={settings.budget:g} of {updates:,} updates is too short to try anything (a race needs "
+                f"about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train longer, "
+                "or set the rate by hand",
+            )
+        heats = _that_fit(planned, branches)
         if heats is None:
             if run.clock.updates > 0:
                 return None
@@ -70,10 +74,7 @@ def search(
                 at,
                 f"{WHO}: the loader has too few batches to try anything; the learning rate is {fallback:.3g}, untested",
             )
-        race = Race(
-            heats, start_of(trainer.optimizers[0]), settings.within, _trainer_of(run, member, reference_lr, branches)
-        )
-        race.around = present
+        race = Race(heats, start_of(trainer.optimizers[0]), settings.within, train, present)
         race.run()
     result = _result(race, at, fallback)
     # the same scores were read on every rank; what floating point makes of them is rank 0's
@@ -108,6 +109,18 @@ def _trainer_of(run: Run, member: Searching, reference_lr: float, branches: Bran
         return branches.train(updates, before_update, goes_on, scored)
 
     return train
+
+
+def _updates_of(shape: RunShape, trainer: Trainer, try_some: Callable[[], object]) -> int:
+    """Updates in the run; where only its seconds are known, what the time of an update makes of them."""
+    if shape.has_length:
+        return shape.fixed_batch_updates
+    assert shape.max_seconds is not None
+    begin = time.monotonic()
+    try_some()
+    seconds = (time.monotonic() - begin) / SHORTEST
+    updates = int(shape.max_seconds / seconds)
+    return trainer.strategy.broadcast(updates) if trainer.world_size > 1 else updates
 
 
 def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
