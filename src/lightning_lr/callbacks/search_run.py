@@ -62,8 +62,8 @@ def search(
                 fallback,
                 at,
                 f"{WHO}: budget={settings.budget:g} of {updates:,} updates is too short to try anything (a race needs "
-                f"about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train longer, "
-                "or set the rate by hand",
+                f"about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train "
+                "longer, or set the rate by hand",
             )
         heats = _that_fit(planned, branches)
         if heats is None:
