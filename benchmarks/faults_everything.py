@@ -232,7 +232,7 @@ def row_of_kills(world: int, kills: int, seed: int, reference: Left) -> dict[str
             "values": sum(map(len, reference.metrics.values())),
             "updates": total,
             "switch": _switch(reference),
-            "largest_batch": max(reference.metrics["batch_size"].values()),
+            "largest_batch": max(reference.metrics["batch/size"].values()),
             "environment": environment(),
         }
 

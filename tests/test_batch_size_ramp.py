@@ -206,10 +206,10 @@ def test_noise_scale_and_batch_size_are_logged() -> None:
     logger = Remember()
     fit([BatchSizeRamp(StepRamp([1, 2], factor=2.0), max_batch_size=8)], loader=DataLoader(data(48), batch_size=4),
         logger=logger, log_every_n_steps=1)  # fmt: skip
-    batch, lr, noise = (logger.series(name) for name in ("batch_size", "lr/group_0", "noise_scale"))
+    batch, lr, noise = (logger.series(name) for name in ("batch/size", "lr/group_0", "noise/scale"))
     assert batch == [4] * 12 + [8] * 12
-    assert logger.series("micro_batch_size") == batch
-    assert set(logger.series("accumulation")) == {1}
+    assert logger.series("batch/micro") == batch
+    assert set(logger.series("batch/accumulation")) == {1}
     assert lr == pytest.approx([0.05] * 18 + [0.025] * 6)
     assert noise == pytest.approx([lr / 0.1 * (48 / b - 1) for lr, b in zip(lr, batch, strict=True)])
 

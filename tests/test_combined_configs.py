@@ -54,7 +54,7 @@ def trained(name: str, network: dict[str, Any], folder: Path, monkeypatch: pytes
     assert main(["fit", *both]) == 0
     (metrics,) = (folder / "runs" / name).rglob("metrics.csv")
     with metrics.open() as lines:
-        return [row for row in csv.DictReader(lines) if row.get("updates")]
+        return [row for row in csv.DictReader(lines) if row.get("progress/updates")]
 
 
 def numbers(rows: list[dict[str, str]], key: str) -> list[float]:
@@ -132,7 +132,7 @@ def test_a_model_too_big_for_the_device(tmp_path: Path) -> None:
     (journal,) = folder.glob("lightning_lr/checkpointing.jsonl")
     assert "6 of 6 blocks are computed again" in json.loads(journal.read_text().splitlines()[0])["facts"]["activations"]
     with (folder / "metrics.csv").open() as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("updates")]
+        rows = [row for row in csv.DictReader(lines) if row.get("progress/updates")]
     lrs = [numbers(rows, key) for key in rows[0] if key.startswith("lr/")]
     assert len(lrs) == 15
     assert len(rows) == 12

@@ -89,5 +89,5 @@ def test_one_command_trains_it_in_two_processes(name: str, tmp_path: Path) -> No
         [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
     )
     log = read_csv(tmp_path / f"runs/{name}/version_0/metrics.csv")
-    assert log["updates"].values == [1, 2, 3, 4], done.stderr
+    assert log["progress/updates"].values == [1, 2, 3, 4], done.stderr
     assert log["train_loss"].values[0] == pytest.approx(5.6, abs=0.3)

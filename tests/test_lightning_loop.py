@@ -126,17 +126,17 @@ def test_logged_names_and_values() -> None:
     )  # fmt: skip
     assert logger.series("lr/body") == [row[0] for row in probe.series]
     assert logger.series("lr/head") == [row[1] for row in probe.series]
-    assert logger.series("updates") == list(range(1, 9))
-    assert logger.series("samples_seen") == [16, 32, 48, 50, 66, 82, 98, 100]
-    assert logger.series("batch_size") == [16, 16, 16, 2, 16, 16, 16, 2]
-    assert set(logger.series("accumulation")) == {2}
-    assert set(logger.series("micro_batch_size")) == {8}
+    assert logger.series("progress/updates") == list(range(1, 9))
+    assert logger.series("progress/samples") == [16, 32, 48, 50, 66, 82, 98, 100]
+    assert logger.series("batch/size") == [16, 16, 16, 2, 16, 16, 16, 2]
+    assert set(logger.series("batch/accumulation")) == {2}
+    assert set(logger.series("batch/micro")) == {8}
 
 
 def test_log_every_n_steps_is_kept() -> None:
     logger = Remember()
     fit([LearningRateSchedule(Constant())], logger=logger, log_every_n_steps=5)
-    assert logger.series("updates") == [5, 10, 15]
+    assert logger.series("progress/updates") == [5, 10, 15]
 
 
 def test_steps_that_the_scaler_skips_are_not_mistaken_for_updates_of_the_weights() -> None:
@@ -375,8 +375,8 @@ def test_batch_sampler_of_ones_own_counts_micro_batches_as_progress_and_samples_
     fit([LearningRateSchedule(Polynomial(power=1.0)), probe], loader=DataLoader(data(24), batch_sampler=Ragged()),
         max_epochs=2, logger=logger, log_every_n_steps=1)  # fmt: skip
     assert probe.first == pytest.approx([0.05 * (1 - u / 6) for u in range(6)], rel=1e-12)
-    assert logger.series("samples_seen") == [4, 12, 24, 28, 36, 48]
-    assert logger.series("batch_size") == [4, 8, 12, 4, 8, 12]
+    assert logger.series("progress/samples") == [4, 12, 24, 28, 36, 48]
+    assert logger.series("batch/size") == [4, 8, 12, 4, 8, 12]
     with pytest.raises(MisconfigurationException, match="give the global batch as batch_size"):
         fit([LearningRateScaling(4)], loader=DataLoader(data(24), batch_sampler=Ragged()))
 
@@ -398,7 +398,7 @@ def test_function_of_the_user_counts_what_no_sampler_tells() -> None:
     loader = DataLoader(Stream(20), batch_size=8, collate_fn=Wrapped)
     schedule = LearningRateSchedule(Constant(), count_samples=lambda batch: 10 * len(batch.x))
     fit([schedule], module=OfWrapped(), loader=loader, max_steps=6, max_epochs=-1, logger=logger, log_every_n_steps=1)
-    assert logger.series("samples_seen") == [80, 160, 200, 280, 360, 400]
+    assert logger.series("progress/samples") == [80, 160, 200, 280, 360, 400]
 
 
 def test_curve_ends_with_max_steps_though_a_stream_has_ragged_ends() -> None:

@@ -167,8 +167,8 @@ def test_the_run_has_the_learning_rate_of_the_plan_at_every_update(
     logged = read_csv(Path("logs/lightning_logs/version_0/metrics.csv"))
     for group, lr in zip(plan.groups, plan.lr, strict=True):
         assert logged[f"lr/{group}"].values == lr  # the same floats: the same objects computed them
-    assert logged["updates"].values == [float(update + 1) for update in plan.updates]
-    assert logged["samples_seen"].values == [float(units) for units in [*plan.units[1:], plan.shape.total_units]]
+    assert logged["progress/updates"].values == [float(update + 1) for update in plan.updates]
+    assert logged["progress/samples"].values == [float(units) for units in [*plan.units[1:], plan.shape.total_units]]
     assert len(set(plan.lr[0])) > 3
 
 

@@ -219,10 +219,10 @@ def test_logged_batch_size_is_in_samples() -> None:
     logger = Remember()
     fit([BatchSizeRamp(StepRamp([1, 2], factor=2.0), max_batch_size=8)], loader=DataLoader(_Toys(), batch_size=4),
         logger=logger, log_every_n_steps=1, limit_train_batches=12)  # fmt: skip
-    assert logger.series("batch_size") == [4] * 12 + [8] * 12
-    assert set(logger.series("micro_batch_size")) == {4}
-    assert logger.series("accumulation") == [1] * 12 + [2] * 12
-    lr, noise = logger.series("lr/group_0"), logger.series("noise_scale")
+    assert logger.series("batch/size") == [4] * 12 + [8] * 12
+    assert set(logger.series("batch/micro")) == {4}
+    assert logger.series("batch/accumulation") == [1] * 12 + [2] * 12
+    lr, noise = logger.series("lr/group_0"), logger.series("noise/scale")
     assert noise[0] == pytest.approx(lr[0] / 0.1 * (48 / 4 - 1))
     assert noise[-1] == pytest.approx(lr[-1] / 0.1 * (48 / 8 - 1))
 

@@ -105,7 +105,9 @@ def test_both_loggers_tell_the_same(run_dir: Path) -> None:
     table = read_csv(run_dir / "metrics.csv")
     events = read_tensorboard(run_dir)
     assert set(table) == set(events)
-    assert {"train_loss", "val_loss", "val_acc", "lr/group_0", "lr/group_1", "samples_seen", "batch_size"} <= set(table)
+    assert {"train_loss", "val_loss", "val_acc", "lr/group_0", "lr/group_1", "progress/samples", "batch/size"} <= set(
+        table
+    )
     for name, series in table.items():
         assert events[name].steps == series.steps
         # an event file holds float32: 24 bits
@@ -284,13 +286,11 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
         "loss of the\nadaptive warm-up",
     ]
     measured = read_run(
-        write(tmp_path / "ramp", "step,updates,noise_scale,gradient_noise_scale", "0,1,12.0,", "1,2,6.0,300.0")
+        write(tmp_path / "ramp", "step,progress/updates,noise/scale,noise/gradient", "0,1,12.0,", "1,2,6.0,300.0")
     )
     assert [panel.label for panel in report_picture.PANELS if panel.has(measured)] == ["noise scale"]
     report_picture.save_report_picture(measured, "Report", tmp_path / "ramp.png")
-    only_loss = read_run(
-        write(tmp_path / "loss", "step,train_loss,batch_size,micro_batch_size", "0,2.0,8,8", "1,1.0,3,8")
-    )
+    only_loss = read_run(write(tmp_path / "loss", "step,train_loss,batch/size,batch/micro", "0,2.0,8,8", "1,1.0,3,8"))
     assert [panel.label for panel in report_picture.PANELS if panel.has(only_loss)] == ["loss"]
 
     drawn: list[RunRecord] = []
@@ -302,7 +302,7 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
 
 
 def test_bits_and_ratio_of_compression_are_drawn_over_the_run(tmp_path: Path) -> None:
-    header = "step,samples_seen,compression/bits,compression/ratio"
+    header = "step,progress/samples,compression/bits,compression/ratio"
     record = read_run(write(tmp_path, header, "0,8,4.0,7.4", "1,16,3.5,8.1", "2,24,,"))
     (panel,) = (panel for panel in report_picture.PANELS if panel.has(record))
     ax = Figure().add_subplot()
@@ -329,7 +329,7 @@ def test_scores_are_drawn_over_updates_too_when_the_batch_changes(run_dir: Path)
     assert ax.get_xlabel() == "updates"
     drawn = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) > 1]
     assert drawn == [[8.0, 16.0, 20.0]]  # 60 samples in batches of 8, of 16 in the last epoch
-    same = replace(record, metrics={**record.metrics, "accumulation": Series([0, 1], [1.0, 1.0])})
+    same = replace(record, metrics={**record.metrics, "batch/accumulation": Series([0, 1], [1.0, 1.0])})
     assert batch_varies(record)
     assert not panel.has(same), "with one batch size the axis of samples says it all"
 

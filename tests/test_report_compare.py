@@ -200,8 +200,7 @@ def test_what_differs_is_told_by_the_shortest_clear_name(runs: dict[str, Path]) 
     assert differences([records["schedule"], records["schedule"]]) == ["", ""]
     # plain Lightning writes no config.yaml; then what the callbacks decided is what is known
     told = differences([records["schedule"], records["plain"]])
-    assert "schedule=" in told[0]
-    assert told[1] == "no schedule"
+    assert told == ["LearningRateSchedule", "no LearningRateSchedule"]
 
 
 def test_configurations_are_compared_place_by_place() -> None:
@@ -331,7 +330,7 @@ def test_picture_terminal_and_runs_say_the_same(
         at = written.index(run.name)
         assert written[at : at + len(row)] == row
         assert differs.startswith(written[at + len(row)].removesuffix("\u2026"))
-    assert "samples of bare, plain are not known: only our callbacks log samples_seen" in four.notes
+    assert "samples of bare, plain are not known: only runs with a callback of lightning_lr log them" in four.notes
     unknown = [ax.texts[0].get_text() for ax in figure.axes[:3] if ax.texts]
     assert unknown == ["samples not known: bare, plain", "seconds not known: plain"]
 

@@ -95,7 +95,9 @@ def test_a_run_that_went_on_elsewhere_is_read_as_the_one_run_that_it_is(tmp_path
     assert found.timing.since == 0
     assert [at for at, _ in found.timing.known] == [at for at, _ in expected.timing.known]  # type: ignore[union-attr]
     assert list(found.timing.known) == sorted(found.timing.known)
-    assert len(read_run(here / "logs" / "version_2").metrics["updates"].steps) < len(found.metrics["updates"].steps)
+    assert len(read_run(here / "logs" / "version_2").metrics["progress/updates"].steps) < len(
+        found.metrics["progress/updates"].steps
+    )
 
 
 def test_an_attempt_that_never_saved_is_no_part_of_the_run(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def test_resumes_exactly(stage: int, name: str, two_processes: list[dict[str, An
 def test_gradient_noise_scale_is_that_of_ddp(stage: int, two_processes: list[dict[str, Any]]) -> None:
     expected = _of(two_processes, "noise DDP")
     for rank, ddp_ in zip(_of(two_processes, f"noise {stage}"), expected, strict=True):
-        mine = [row["gradient_noise_scale"] for row in rank["rows"]]
-        theirs = [row["gradient_noise_scale"] for row in ddp_["rows"]]
+        mine = [row["noise/gradient"] for row in rank["rows"]]
+        theirs = [row["noise/gradient"] for row in ddp_["rows"]]
         print(f"stage {stage}: {max(abs(a / b - 1) for a, b in zip(mine, theirs, strict=True)):.1e}")
         assert mine == pytest.approx(theirs, rel=1e-4)

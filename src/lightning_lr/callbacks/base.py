@@ -193,6 +193,7 @@ class MethodCallback(Callback):
         run.write_next_update()
         for member in members:
             run.note_start(member)
+        internals.log_settings(trainer, resume_checks.hyperparameters_of(members))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run

@@ -74,7 +74,7 @@ class GradientNoiseScale(MethodCallback):
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         value = self.estimator.value
-        return {} if value is None else {"gradient_noise_scale": value}
+        return {} if value is None else {"noise/gradient": value}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -91,6 +91,15 @@ def settings_of(callback: Any) -> dict[str, str]:
     return found
 
 
+def hyperparameters_of(callbacks: Sequence[Any]) -> dict[str, str]:
+    """The settings of callbacks as a logger's hyperparameters: ``LearningRateSchedule/curve``, for example."""
+    return {
+        f"{type(callback).__name__}/{argument}": text
+        for callback in callbacks
+        for argument, text in settings_of(callback).items()
+    }
+
+
 def facts_of(shape: RunShape) -> dict[str, int | None]:
     """What of a run's shape is compared."""
     epoch = shape.epoch

@@ -24,7 +24,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.callbacks import continuation, resume_checks
 from lightning_lr.curves import Phase
-from lightning_lr.journal import Journal
+from lightning_lr.journal import Journal, JournalFolder
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, NoEndError, RunShape, SampleClock
 from lightning_lr.stopwatch import JOURNAL as SECONDS
@@ -75,7 +75,7 @@ class Run:
         self.effective_lr: list[Any] = []
         """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
-        self._journals = internals.journal_folder(trainer)
+        self._journals = JournalFolder(internals.journal_folder(trainer))
         self._stopwatch: Stopwatch | None = None
         self._pending: int | None = None
         self._counted = True
@@ -97,7 +97,7 @@ class Run:
         """Start a run, at the place where a restored checkpoint left it."""
         run = cls(trainer, module, members)
         run._resume(trainer)
-        journal = run.journal(SECONDS) if trainer.loggers else None
+        journal = run.journal(SECONDS)
         run._stopwatch = None if journal is None else Stopwatch(journal, run.clock.updates)
         return run
 
@@ -121,7 +121,7 @@ class Run:
 
     def journal(self, name: str) -> Journal | None:
         """The journal of a callback, on rank 0."""
-        return None if self._journals is None else Journal(self._journals / f"{name}.jsonl")
+        return self._journals.journal(name)
 
     # ------------------------------------------------------------------ walking with the loop
     def stand(self, trainer: Trainer, position: tuple[int, int]) -> None:
@@ -185,12 +185,12 @@ class Run:
                     n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
                 },
                 **self._outlook(member),
-                **continuation.continued(member.journals_before, self._journals, self.clock.updates),
+                **continuation.continued(member.journals_before, self._journals.path, self.clock.updates),
             )
 
     def sign(self, checkpoint: dict[str, Any]) -> None:
         """Say in a checkpoint where this run writes its decisions."""
-        continuation.sign(checkpoint, self._journals)
+        continuation.sign(checkpoint, self._journals.path)
 
     def note_change(self, member: Member, update: int, event: str, **decided: Any) -> None:
         """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""
@@ -213,13 +213,13 @@ class Run:
         clock = self.clock
         lrs = [float(lr) for lr in self.effective_lr]
         metrics = {f"lr/{name}": lr for name, lr in zip(self.writer.group_names(), lrs, strict=False)}
-        metrics["samples_seen"] = float(clock.samples_seen)
-        metrics["updates"] = float(clock.updates)
-        metrics["batch_size"] = float(clock.batch_size)
+        metrics["progress/samples"] = float(clock.samples_seen)
+        metrics["progress/updates"] = float(clock.updates)
+        metrics["batch/size"] = float(clock.batch_size)
         _, micro_batch_size, accumulation = clock.shape.batch_at(clock.epoch, clock.micro_batch)
-        metrics["accumulation"] = float(accumulation)
+        metrics["batch/accumulation"] = float(accumulation)
         if micro_batch_size is not None:
-            metrics["micro_batch_size"] = float(micro_batch_size)
+            metrics["batch/micro"] = float(micro_batch_size)
         for member in self.members:
             metrics |= member.metrics(clock, self.writer.optimizer, lrs)
         quantiles = getattr(self.writer.optimizer, "trust_ratio_quantiles", None)  # LARS and LAMB have it

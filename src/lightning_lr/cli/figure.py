@@ -56,6 +56,7 @@ STYLE = {
     "ytick.color": "#555555",
     "lines.linewidth": 1.8,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ in it is a name
 }
 
 
@@ -101,15 +102,19 @@ class Frame:
     now: float | None = None
 
 
-def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) -> None:
+def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) -> list[str]:
     """Draw the panels for which the data has something, and write the picture.
+
+    Returns:
+        What could not be drawn, a sentence each: the panel says so in its place, and the rest is there all the same.
 
     Raises:
         OSError: where ``out`` cannot be written.
         ValueError: where the ending of ``out`` is no format of matplotlib's.
     """
-    panels = sorted((panel for panel in panels if panel.has(data)), key=lambda panel: panel.own_axis)
+    panels = sorted((panel for panel in panels if _has(panel, data)), key=lambda panel: panel.own_axis)
     frame = replace(frame, lines=_fitting(frame.lines))
+    damaged: list[str] = []
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         head, strip = 0.32 + 0.2 * len(frame.lines), 0.26 * len(frame.strips) + 0.02
         low = min(1.0, TALL / (sum(panel.height for panel in panels) or TALL))
@@ -124,7 +129,8 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
             ax.sharex(axes[0])
         axes[0].set_xlim(0, frame.end)
         for ax, panel in zip(axes[1:], panels, strict=True):
-            panel.draw(ax, data)
+            damage = _draw(panel, ax, data)
+            damaged += [damage] if damage else []
             ax.set_ylabel(panel.label)
             if panel.own_axis:
                 continue
@@ -145,6 +151,31 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
             _name_blocks(axes[0], row + 0.5, phases, frame.end)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
+    return damaged
+
+
+DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a panel raises where what it reads was damaged on disk."""
+
+
+def _has(panel: Panel[T], data: T) -> bool:
+    try:
+        return panel.has(data)
+    except DAMAGED:
+        return True  # and drawing it says why not
+
+
+def _draw(panel: Panel[T], ax: Axes, data: T) -> str:
+    """Draw a panel; where that fails, what to say about it."""
+    try:
+        panel.draw(ax, data)
+        return ""
+    except DAMAGED as error:
+        ax.cla()
+        text = f"not drawn: {type(error).__name__}: {error}"[:120]
+        ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize=8.5, color="#b03a2e")
+        heading = " ".join(panel.label.split())
+        return f"the panel {heading!r} was not drawn ({type(error).__name__}: {error}); what it reads may be damaged"
 
 
 def short_number(value: float) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from lightning_lr.cli.printable import cell
 
 
 def terminal() -> Console:
@@ -19,5 +20,5 @@ def summary_block(summary: Mapping[str, str]) -> Table:
     """Headings on the left, what holds on the right."""
     block = Table.grid(padding=(0, 2))
     for heading, fact in summary.items():
-        block.add_row(Text(heading, style="cyan"), Text(fact))
+        block.add_row(cell(heading, style="cyan"), cell(fact))
     return block

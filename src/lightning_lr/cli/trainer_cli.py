@@ -129,7 +129,7 @@ class Timed(Callback):
         self._stopwatch: Stopwatch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.loggers and not members_of(trainer):
+        if not members_of(trainer):
             folder = internals.journal_folder(trainer)
             if folder is not None:
                 self._stopwatch = Stopwatch(Journal(folder / f"{SECONDS}.jsonl"), trainer.global_step)

@@ -21,7 +21,14 @@ from lightning_lr.lightning_internals.loaders import (
     set_up_train_loader,
     train_loaders,
 )
-from lightning_lr.lightning_internals.logs import is_fast_dev_run, journal_folder, log_metrics, logs_now, silent_loggers
+from lightning_lr.lightning_internals.logs import (
+    is_fast_dev_run,
+    journal_folder,
+    log_metrics,
+    log_settings,
+    logs_now,
+    silent_loggers,
+)
 from lightning_lr.lightning_internals.loop import (
     begin_epoch_after_resume,
     epochs_of_updates,
@@ -119,6 +126,7 @@ __all__ = [
     "limited_batches",
     "loader_shape",
     "log_metrics",
+    "log_settings",
     "logs_now",
     "loss_scale",
     "makes_no_update",

@@ -175,7 +175,7 @@ class BatchSizeRamp(MethodCallback):
         batch_size = shape.batch_at(clock.epoch, clock.micro_batch).size  # the plan's, also at the end of an epoch
         assert batch_size is not None
         dataset_size = shape.plan.dataset_size * shape.unit
-        return {"noise_scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, dataset_size)}
+        return {"noise/scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, dataset_size)}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

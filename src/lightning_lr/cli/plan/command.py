@@ -18,6 +18,7 @@ from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
 from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
+from lightning_lr.cli.printable import cell
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 
@@ -48,7 +49,7 @@ def plan(words: Sequence[str]) -> None:
                 [*lines, *(f"note: {note}" for note in planned.notes)],
                 options.out,
             )
-        terminal().print(f"picture: {options.out}")
+        terminal().print(cell(f"picture: {options.out}"))
 
 
 # ---------------------------------------------------------------------- the configuration, without a Trainer

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_lr.cli.errors import ConfigurationError, refusing
+from lightning_lr.cli.printable import cell, printable
 from lightning_lr.cli.report.comparison import BETTER, compare
 from lightning_lr.cli.report.comparison_summary import comparison_summary
 from lightning_lr.cli.report.record import find_run
@@ -66,10 +67,12 @@ def _report(directory: Path, given: Path, out: Path | None) -> None:
 
         if not record.metrics:
             raise ConfigurationError(f"report: {directory} has no metrics to draw yet (see trainer.log_every_n_steps)")
-        name = "/".join(directory.resolve().parts[-2:])
+        name = printable("/".join(directory.resolve().parts[-2:]))
         with refusing(f"report: the picture could not be written to {out}: "):
-            save_report_picture(record, picture_title(name, record), out)
-        console.print(f"picture: {out}")
+            damaged = save_report_picture(record, picture_title(name, record), out)
+        for sentence in damaged:
+            console.print(cell(f"note: {sentence}", style="yellow"))
+        console.print(cell(f"picture: {out}"))
 
 
 def _compare(directories: Sequence[Path], given: argparse.Namespace) -> None:
@@ -88,4 +91,4 @@ def _compare(directories: Sequence[Path], given: argparse.Namespace) -> None:
 
         with refusing(f"report: the picture could not be written to {given.out}: "):
             save_comparison_picture(comparison, given.out)
-        console.print(f"picture: {given.out}")
+        console.print(cell(f"picture: {given.out}"))

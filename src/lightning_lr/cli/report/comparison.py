@@ -158,7 +158,7 @@ class Comparison:
                     f"{run.name}: {bad} of {len(run.points)} values of {self.metric} are not finite; drawn as gaps"
                 )
         for axis, why in (
-            ("samples", "only our callbacks log samples_seen"),
+            ("samples", "only runs with a callback of lightning_lr log them"),
             (
                 "seconds",
                 "an older run, or one that neither `lightning-lr fit`, our callbacks nor TensorBoardLogger timed",

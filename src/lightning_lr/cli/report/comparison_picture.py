@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from lightning_lr.cli.figure import COLORS, DPI, STYLE, WIDTH, Panel, short_number, spans_decades
 from lightning_lr.cli.report.comparison import AXES, ComparedRun, Comparison
 from lightning_lr.cli.report.comparison_summary import row_of
-from lightning_lr.cli.report.record import RunRecord
+from lightning_lr.cli.report.record import BATCH, RunRecord
 from lightning_lr.cli.report.summary import full_batches, is_loss
 
 DASHES = ("-", "--", ":", "-.")
@@ -87,7 +87,7 @@ def _highest_learning_rate(record: RunRecord) -> Line:
 
 
 def _batch_size(record: RunRecord) -> Line:
-    series = record.metrics.get("batch_size")
+    series = record.metrics.get(BATCH)
     return ([], []) if series is None else (series.steps, full_batches(record))
 
 
@@ -120,9 +120,7 @@ MAIN = [Panel("", lambda comparison: True, draw_against(axis), height=3.6) for a
 
 SMALL: list[Panel[Comparison]] = [
     Panel("learning rate", lambda c: any(run.record.learning_rates for run in c.runs), draw_learning_rate, height=1.7),
-    Panel(
-        "batch size", lambda c: any("batch_size" in run.record.metrics for run in c.runs), draw_batch_size, height=1.7
-    ),
+    Panel("batch size", lambda c: any(BATCH in run.record.metrics for run in c.runs), draw_batch_size, height=1.7),
 ]
 """Below, two in a row. A panel is left out where no run has anything for it."""
 

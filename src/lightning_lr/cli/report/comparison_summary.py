@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lightning_lr.cli.printable import cell
 from lightning_lr.cli.report.comparison import AXES, ComparedRun, Comparison
 
 NOT_REACHED, NOT_KNOWN = "not reached", "?"
@@ -36,7 +37,12 @@ def comparison_summary(comparison: Comparison) -> RenderableType:
         table.add_column(heading, justify="right")
     table.add_column("what differs", overflow="fold")
     for run in comparison.runs:
-        table.add_row(*row_of(run, comparison).values())
-    parts: list[RenderableType] = [Text(comparison.headline, style="bold"), Text(comparison.target_line), Text(), table]
-    parts += [Text(f"note: {note}", style="yellow") for note in comparison.notes]
+        table.add_row(*map(cell, row_of(run, comparison).values()))
+    parts: list[RenderableType] = [
+        cell(comparison.headline, style="bold"),
+        cell(comparison.target_line),
+        Text(),
+        table,
+    ]
+    parts += [cell(f"note: {note}", style="yellow") for note in comparison.notes]
     return Group(*parts)

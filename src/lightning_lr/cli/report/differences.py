@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from lightning_lr.cli.printable import printable
 from lightning_lr.cli.report.record import RunRecord
 
 CONFIG, HPARAMS = "config.yaml", "hparams.yaml"
@@ -40,12 +41,12 @@ def names_of(directories: Sequence[Path]) -> list[str]:
     """
     parts = [list(directory.resolve().parts) for directory in directories]
     if len(parts) == 1:
-        return ["/".join(parts[0][-2:])]
+        return [printable("/".join(parts[0][-2:]))]
     while len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[1:] for p in parts]
     while len({p[-1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[:-1] for p in parts]
-    return ["/".join(p) for p in parts]
+    return [printable("/".join(p)) for p in parts]
 
 
 def differences(records: Sequence[RunRecord]) -> list[str]:
@@ -72,18 +73,40 @@ def differences(records: Sequence[RunRecord]) -> list[str]:
 
 # ---------------------------------------------------------------------- reading
 def _configurations(records: Sequence[RunRecord]) -> list[dict[Key, Any]]:
-    """The configuration of each run, from the first source that all of them have, else what the callbacks decided."""
-    for file in (CONFIG, HPARAMS):
-        read = [_read(record.directory / file) for record in records]
-        if all(read):
-            return [flattened(content) for content in read]
-    return [{(heading,): fact for heading, fact in record.summary.items()} for record in records]
+    """The configuration of each run: its ``config.yaml`` where every run has one, else all else that it left.
+
+    A run of a Python ``Trainer`` leaves its hyperparameters (the module's, and the settings of our callbacks) and the
+    journals, which name the callbacks and what each decided.
+    """
+    read = [_read(record.directory / CONFIG) for record in records]
+    if all(read):
+        return [flattened(content) for content in read]
+    return [_left_behind(record) for record in records]
+
+
+def _left_behind(record: RunRecord) -> dict[Key, Any]:
+    """The module's hyperparameters, the callbacks, and the settings of each; where a callback's settings are not
+    written down (version 0.1), what it decided for the run."""
+    hyperparameters = flattened(_read(record.directory / HPARAMS))
+    found: dict[Key, Any] = {}
+    for start in record.starts.values():
+        callback = printable(start.get("callback", ""))
+        place = ("callbacks", f"[{callback}]")
+        settings = {key: value for key, value in hyperparameters.items() if key[0].startswith(f"{callback}/")}
+        if callback:
+            found[place] = callback
+            found |= {(*place, key[0].partition("/")[2]): value for key, value in settings.items()}
+            hyperparameters = {key: value for key, value in hyperparameters.items() if key not in settings}
+        if not settings:
+            facts = start.get("facts", {}).items()
+            found |= {(*place, printable(heading)): printable(fact).partition("\\n")[0] for heading, fact in facts}
+    return hyperparameters | found
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):  # none, being written, or with objects in it
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # none, half written, not UTF-8, or with objects
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -135,6 +158,6 @@ def _is_item(key: Key) -> bool:
 def _told(name: str, key: Key, value: Any) -> str:
     if _is_item(key):
         return name
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else printable(value)
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\u2026"
     return f"{name.removesuffix('_everything')}={text}"

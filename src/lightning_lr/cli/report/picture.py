@@ -24,7 +24,7 @@ from lightning_lr.cli.report.hypergradient_panels import (
     draw_hypergradient_factor,
     hypergradient_metrics,
 )
-from lightning_lr.cli.report.record import RunRecord
+from lightning_lr.cli.report.record import BATCH, NOISE_SCALES, SAMPLES, RunRecord
 from lightning_lr.cli.report.summary import (
     RESULT,
     batch_varies,
@@ -74,7 +74,7 @@ def draw_scores(ax: Axes, record: RunRecord) -> None:
 
 def draw_scores_by_updates(ax: Axes, record: RunRecord) -> None:
     """The scores once more, over what a growing batch saves."""
-    metrics = {name: series for name, series in record.metrics.items() if name != "samples_seen"}
+    metrics = {name: series for name, series in record.metrics.items() if name != SAMPLES}
     by_updates = replace(record, metrics=metrics, journals={})  # which counts in updates, not knowing of samples
     draw_scores(ax, by_updates)
     ax.set_xlim(0, by_updates.end)
@@ -107,8 +107,8 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
 
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
-    at, values = record.points("batch_size")[0], full_batches(record)
-    every_update = len(at) == record.metrics["batch_size"].steps[-1] + 1
+    at, values = record.points(BATCH)[0], full_batches(record)
+    every_update = len(at) == record.metrics[BATCH].steps[-1] + 1
     if every_update or len(set(values)) <= FEW:
         ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
     else:  # a curve's: between the logged updates it was something between
@@ -116,9 +116,6 @@ def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     label_ends(ax, [EndLabel(record.now, values[-1], f"{values[-1]:g}", COLORS[2])])
-
-
-NOISE_SCALES = ("noise_scale", "gradient_noise_scale")
 
 
 def _noise_scales(record: RunRecord) -> list[str]:
@@ -132,7 +129,7 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
         at, values = record.points(name)
         ax.plot(at, values, color=color)
         last = record.metrics[name].finite[-1][1]
-        labels.append(EndLabel(record.now, last, f"{name.replace('_', ' ')}  {last:.3g}", color))
+        labels.append(EndLabel(record.now, last, f"{NOISE_SCALES[name]}  {last:.3g}", color))
     if spans_decades([value for name in _noise_scales(record) for _, value in record.metrics[name].finite]):
         ax.set_yscale("log")
     label_ends(ax, labels)
@@ -174,8 +171,8 @@ PANELS: list[Panel[RunRecord]] = [
 """What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
 
 
-def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
-    """Write the picture of a run.
+def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
+    """Write the picture of a run; returns a sentence for each panel that could not be drawn.
 
     Args:
         record: what the run left so far.
@@ -195,7 +192,7 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> None:
         },
         now=None if progress_of(record).finished else record.now,
     )
-    save_figure(frame, PANELS, record, out)
+    return save_figure(frame, PANELS, record, out)
 
 
 # ---------------------------------------------------------------------- the model's metrics

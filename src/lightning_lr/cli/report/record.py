@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from lightning_lr.cli.errors import ConfigurationError
+from lightning_lr.cli.printable import printable
 from lightning_lr.cli.report.timing import Timing, timing_of_events, timing_of_journal
 from lightning_lr.curves import Phase
-from lightning_lr.journal import read_journal
+from lightning_lr.journal import LARGEST_UPDATE, read_journal
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 
 METRICS_FILE = "metrics.csv"
@@ -32,6 +33,25 @@ CHANGED_LATER = ("phases", "total", "total_updates")
 """What a callback writes down when training starts and may have to write again when it has decided."""
 
 NOT_METRICS = {"step", "hp_metric"}
+
+SAMPLES, UPDATES = "progress/samples", "progress/updates"
+BATCH, MICRO, ACCUMULATION = "batch/size", "batch/micro", "batch/accumulation"
+NOISE_SCALES = {"noise/scale": "noise scale", "noise/gradient": "gradient noise scale"}
+"""What every run with a callback of this package logs about itself."""
+
+NAMES_OF_0_1 = {
+    "samples_seen": SAMPLES,
+    "updates": UPDATES,
+    "batch_size": BATCH,
+    "micro_batch_size": MICRO,
+    "accumulation": ACCUMULATION,
+    "noise_scale": "noise/scale",
+    "gradient_noise_scale": "noise/gradient",
+}
+"""How version 0.1 logged the same, without a group."""
+
+PREFIX = "lightning_lr/"
+"""Before a name of ours that the user's module logs too."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +98,18 @@ class RunRecord:
     @property
     def counts_samples(self) -> bool:
         """Whether it is known how many samples the run had seen; else the axis is updates."""
-        return "samples_seen" in self.metrics or self.planned_samples is not None
+        return SAMPLES in self.metrics or self.planned_samples is not None
 
     def positions(self, steps: Sequence[int]) -> list[float]:
         """Samples seen after the update of each of the logger's steps; updates where that is not known.
 
-        Between the steps at which ``samples_seen`` was logged it is interpolated, after the last towards the plan.
+        Between the steps at which the samples were logged it is interpolated, after the last towards the plan.
         """
         if not self.counts_samples:
             return [step + 1.0 for step in steps]
         known = [(-1, 0.0)]
-        if "samples_seen" in self.metrics:
-            known += self.metrics["samples_seen"].finite
+        if SAMPLES in self.metrics:
+            known += self.metrics[SAMPLES].finite
         if self.planned_samples and self.planned_updates and self.planned_updates - 1 > known[-1][0]:
             known.append((self.planned_updates - 1, float(self.planned_samples)))
         at, samples = zip(*known, strict=True)
@@ -119,13 +139,17 @@ class RunRecord:
     @property
     def summary(self) -> dict[str, str]:
         """What the callbacks decided for the whole run, by heading."""
-        return {h: str(fact) for start in self.starts.values() for h, fact in start.get("facts", {}).items()}
+        return {
+            printable(heading): printable(fact, lines=True)
+            for start in self.starts.values()
+            for heading, fact in start.get("facts", {}).items()
+        }
 
     @property
     def phases(self) -> dict[str, tuple[Phase, ...]]:
         """The phases of each callback that has any, as shares of the run."""
         named = {name: start.get("phases", []) for name, start in self.starts.items()}
-        return {name: tuple(Phase(str(n), float(a), float(b)) for n, a, b in p) for name, p in named.items() if p}
+        return {name: tuple(Phase(printable(n), float(a), float(b)) for n, a, b in p) for name, p in named.items() if p}
 
     @property
     def planned_updates(self) -> int | None:
@@ -150,7 +174,7 @@ class RunRecord:
     def seen_updates(self) -> int:
         """Updates of which there is any trace."""
         steps = [series.steps[-1] + 1 for name, series in self.metrics.items() if not name.startswith("test")]
-        logged = self.metrics["updates"].values[-1:] if "updates" in self.metrics else []
+        logged = [value for _, value in self.metrics[UPDATES].finite[-1:]] if UPDATES in self.metrics else []
         noted = [record["update"] for records in self.journals.values() for record in records]
         return int(max([0, *steps, *logged, *noted]))
 
@@ -162,8 +186,9 @@ class RunRecord:
     @property
     def learning_rates(self) -> dict[str, str]:
         """The metric of each group's learning rate: ours, else those of Lightning's ``LearningRateMonitor``."""
-        ours = {name.removeprefix("lr/"): name for name in self.metrics if name.startswith("lr/")}
-        monitored = (n for n in self.metrics if n.startswith("lr-") and not n.endswith(("-momentum", "-weight_decay")))
+        drawn = [name for name, series in self.metrics.items() if series.finite]
+        ours = {name.removeprefix("lr/"): name for name in drawn if name.startswith("lr/")}
+        monitored = (n for n in drawn if n.startswith("lr-") and not n.endswith(("-momentum", "-weight_decay")))
         return ours or {name.removeprefix("lr-"): name for name in monitored}
 
     @property
@@ -211,7 +236,12 @@ def read_run(directory: Path) -> RunRecord:
         metrics, sources = read_csv(directory / METRICS_FILE), ("CSVLogger",)
     if not metrics and any(directory.glob(EVENT_FILES)):
         metrics, sources = read_tensorboard(directory), ("TensorBoardLogger",)
-    journals = {path.stem: read_journal(path) for path in sorted(directory.glob(JOURNALS))}
+    metrics = _named_as_now(metrics)
+    journals = {
+        printable(path.stem): [well_formed(record) for record in read_journal(path)]
+        for path in sorted(directory.glob(JOURNALS))
+        if path.is_file()
+    }
     timing = timing_of_journal(journals.pop(SECONDS, []))
     if timing is None and "TensorBoardLogger" in sources:
         timing = timing_of_events(directory, EVENT_FILES)
@@ -224,18 +254,30 @@ def read_csv(path: Path) -> dict[str, Series]:
     Args:
         path: its ``metrics.csv``. A last line without its end is being written and is left out.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     table: dict[str, dict[int, float]] = {}
-    for row in csv.DictReader(io.StringIO(whole)):
+    for row in _rows(csv.DictReader(io.StringIO(whole))):
         step = _number(row.get("step"))
-        if step is None or not math.isfinite(step):
+        if step is None or not abs(step) < LARGEST_UPDATE:
             continue
         for name, cell in row.items():
             value = None if name in NOT_METRICS or name is None else _number(cell)
             if value is not None:
                 table.setdefault(name, {})[int(step)] = value
     return {name: _series(by_step) for name, by_step in table.items()}
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
+    """The rows that can be read; one with a cell of megabytes, or a zero byte, is left out."""
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
+        yield row
 
 
 def read_tensorboard(directory: Path) -> dict[str, Series]:
@@ -255,6 +297,55 @@ def read_tensorboard(directory: Path) -> dict[str, Series]:
     events.Reload()
     names = [name for name in events.Tags()["scalars"] if name not in NOT_METRICS]
     return {name: _series({event.step: float(event.value) for event in events.Scalars(name)}) for name in names}
+
+
+def _named_as_now(metrics: dict[str, Series]) -> dict[str, Series]:
+    """The metrics by their present names, printable; of two with one name ours keeps it."""
+    old = SAMPLES not in metrics and "samples_seen" in metrics
+    named: dict[str, Series] = {}
+    for name, series in metrics.items():
+        if name.startswith(PREFIX):
+            name = name.removeprefix(PREFIX)
+        elif PREFIX + name in metrics:
+            name = f"{name} (of the module)"
+        elif old:
+            name = NAMES_OF_0_1.get(name, name)
+        named[printable(name)] = series
+    return named
+
+
+def well_formed(record: dict[str, Any]) -> dict[str, Any]:
+    """A journal's line without the fields that a report reads and that have another type than it needs."""
+    kept = {key: value for key, value in record.items() if key not in WELL_FORMED or WELL_FORMED[key](value)}
+    return kept | {"event": printable(record["event"])}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_UPDATE
+
+
+def _are_phases(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, list) and len(item) == 3 and _is_number(item[1]) and _is_number(item[2]) for item in value
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+WELL_FORMED: dict[str, Callable[[Any], bool]] = {
+    "facts": lambda value: isinstance(value, dict),
+    "phases": _are_phases,
+    "total": _is_number,
+    "total_updates": _is_number,
+    "counts": _is_text,
+    "continues": _is_text,
+    "scheduled_lr": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    "seconds": lambda value: _is_number(value) and value >= 0,
+    "since": lambda value: _is_number(value) and value >= 0,
+}
+"""What a field of a journal must be where a report computes with it."""
 
 
 def _series(by_step: dict[int, float]) -> Series:

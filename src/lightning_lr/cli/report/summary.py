@@ -15,15 +15,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lightning_lr.cli.report.record import RunRecord, Series
+from lightning_lr.cli.printable import cell, printable
+from lightning_lr.cli.report.record import ACCUMULATION, BATCH, MICRO, NOISE_SCALES, RunRecord, Series
 from lightning_lr.cli.terminal import summary_block
 
 RESULT = "result"
 """The heading of what the run came to."""
 
 OURS = re.compile(
-    r"^(epoch|lr[/-].*|samples_seen|updates|batch_size|micro_batch_size|accumulation|noise_scale|gradient_noise_scale"
-    r"|(warmup|hypergradient|trust_ratio|compression)/.*)$"
+    r"^(lightning_lr/.*|epoch|lr[/-].*|(progress|batch|noise|warmup|search|hypergradient|trust_ratio|compression)/.*)$"
 )
 """What is logged about the run itself, not about the model."""
 
@@ -78,9 +78,12 @@ def main_metrics(records: Sequence[RunRecord]) -> list[str]:
 def result_of(record: RunRecord) -> str:
     """What the run came to, by its most telling metric; empty where there is none."""
     for name in main_metrics([record]):
-        top = best(name, record.metrics[name])
+        series = record.metrics[name]
+        top = best(name, series)
         if top is not None:
-            at, last = top[0] + 1, record.metrics[name].finite[-1][1]
+            at, last = top[0] + 1, series.finite[-1][1]
+            if len(series.finite) > 1 and len({value for _, value in series.finite}) == 1:
+                return f"{name} {last:.4g} throughout"
             return f"{name} {last:.4g}" + (f", best {top[1]:.4g} at update {at:,}" if top[1] != last else ", its best")
     return ""
 
@@ -133,11 +136,9 @@ def run_lines(record: RunRecord) -> dict[str, str]:
         lines["resumed"] = "at update " + ", ".join(map(str, resumed))
         if len(record.parts) > 1:
             lines["resumed"] += f"; in {', '.join(part.name for part in record.parts)}, which are one run"
-    if "batch_size" in record.metrics and not batch_varies(record):
-        size = max(record.metrics["batch_size"].values)
-        made = [
-            record.metrics[name].values[-1] for name in ("micro_batch_size", "accumulation") if name in record.metrics
-        ]
+    if BATCH in record.metrics and not batch_varies(record):
+        size = max(record.metrics[BATCH].values)
+        made = [record.metrics[name].values[-1] for name in (MICRO, ACCUMULATION) if name in record.metrics]
         world = f" = {made[0]:g} x {made[1]:g} x {size / (made[0] * made[1]):g}" if len(made) == 2 else ""
         lines["batch"] = f"{size:g}{world}" + ("  (micro-batch x accumulation x devices)" if world else "")
     if constant_learning_rate(record):
@@ -148,13 +149,13 @@ def run_lines(record: RunRecord) -> dict[str, str]:
 def drawn_lines(record: RunRecord) -> dict[str, str]:
     """What the picture draws and nothing else says in words, by heading: where it began, what it came to."""
     lines = {}
-    if "batch_size" in record.metrics and batch_varies(record):
+    if BATCH in record.metrics and batch_varies(record):
         sizes = full_batches(record)
         lines["batch"] = f"{sizes[0]:g}, highest {max(sizes):g}, last {sizes[-1]:g} (of the logged updates)"
-    for name in ("noise_scale", "gradient_noise_scale", "compression/bits"):
+    for name in (*NOISE_SCALES, "compression/bits"):
         values = [value for _, value in record.metrics[name].finite] if name in record.metrics else []
         if values:
-            heading = name.replace("_", " ").replace("/", " ")
+            heading = NOISE_SCALES.get(name, name.replace("/", " "))
             lines[heading] = f"{values[0]:.4g}, highest {max(values):.4g}, last {values[-1]:.4g}"
     for what in ("factor", "cosine"):
         ends = [
@@ -179,15 +180,13 @@ def constant_learning_rate(record: RunRecord) -> str:
 
 def batch_varies(record: RunRecord) -> bool:
     """Whether the batch was changed; the short last one of an epoch does not count."""
-    return any(
-        len(set(record.metrics[n].values)) > 1 for n in ("micro_batch_size", "accumulation") if n in record.metrics
-    )
+    return any(len(set(record.metrics[n].values)) > 1 for n in (MICRO, ACCUMULATION) if n in record.metrics)
 
 
 def full_batches(record: RunRecord) -> list[float]:
     """The batch of each logged update as if it were full: what is left over at an epoch's end is no change of it."""
-    values = record.metrics["batch_size"].values
-    parts = [record.metrics[name].values for name in ("micro_batch_size", "accumulation") if name in record.metrics]
+    values = record.metrics[BATCH].values
+    parts = [record.metrics[name].values for name in (MICRO, ACCUMULATION) if name in record.metrics]
     if [len(part) for part in parts] != [len(values), len(values)]:
         return values
     made = [micro * accumulation for micro, accumulation in zip(*parts, strict=True)]
@@ -219,10 +218,10 @@ def decisions(record: RunRecord) -> Iterator[str]:
     for r, name in sorted(events, key=lambda event: event[0]["update"]):
         if count[name, r["event"]] <= 12:
             facts = ", ".join(f"{key}={_fact(value)}" for key, value in r.items() if _is_told(key, value))
-            yield f"update {r['update']:,}: {name} {r['event']}" + (f" ({facts})" if facts else "")
+            yield printable(f"update {r['update']:,}: {name} {r['event']}" + (f" ({facts})" if facts else ""))
     for (name, event), number in sorted(count.items()):
         if number > 12:
-            yield f"{number:,} x {name} {event}"
+            yield printable(f"{number:,} x {name} {event}")
 
 
 def _is_told(key: str, value: object) -> bool:
@@ -242,14 +241,14 @@ def report_summary(record: RunRecord, title: str) -> RenderableType:
         **drawn_lines(record),
         "metrics": f"{' and '.join(record.sources) or 'none'}, last written {age} ago",
     }
-    parts: list[RenderableType] = [Text(title, style="bold"), Text(), summary_block(facts)]
+    parts: list[RenderableType] = [cell(title, style="bold"), Text(), summary_block(facts)]
     names = model_metrics(record)
     if names:
         parts += [Text(), _metrics_table(record, names)]
     if record.learning_rates:
         parts += [Text(), _learning_rate_table(record)]
-    parts += [Text(line) for line in decisions(record)]
-    parts += [Text(f"note: {warning}", style="yellow") for warning in warnings_of(record)]
+    parts += [cell(line) for line in decisions(record)]
+    parts += [cell(f"note: {warning}", style="yellow") for warning in warnings_of(record)]
     return Group(*parts)
 
 
@@ -262,7 +261,7 @@ def _metrics_table(record: RunRecord, names: list[str]) -> Table:
         series = record.metrics[name]
         top = best(name, series)
         cells = (f"{top[1]:.4g}", f"{top[0] + 1:,}") if top else ("", "")
-        table.add_row(name, f"{series.values[-1]:.4g}", *cells)
+        table.add_row(cell(name), f"{series.values[-1]:.4g}", *cells)
     return table
 
 
@@ -275,7 +274,7 @@ def _learning_rate_table(record: RunRecord) -> Table:
     for group, name in groups.items():
         values = [value for _, value in record.metrics[name].finite]
         if values:
-            table.add_row(group, *(f"{value:.4g}" for value in (values[0], max(values), values[-1])))
+            table.add_row(cell(group), *(f"{value:.4g}" for value in (values[0], max(values), values[-1])))
     return table
 
 

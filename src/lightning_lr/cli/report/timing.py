@@ -38,8 +38,9 @@ class Timing:
 
 def timing_of_journal(records: Sequence[dict[str, Any]]) -> Timing | None:
     """What the stopwatch wrote, or ``None`` where it wrote nothing."""
-    known = {int(r["update"]): float(r["seconds"]) for r in records if "seconds" in r}
-    return Timing(tuple(sorted(known.items())), int(records[0].get("since", 0))) if known else None
+    timed = [r for r in records if "seconds" in r]
+    known = {int(r["update"]): float(r["seconds"]) for r in timed}
+    return Timing(tuple(sorted(known.items())), int(timed[0].get("since", 0))) if known else None
 
 
 def timing_of_events(directory: Path, pattern: str) -> Timing | None:
