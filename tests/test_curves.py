@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -16,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -58,6 +60,21 @@ WARMED_UP: list[Callable[[float], Curve]] = [
     lambda warmup: Step(milestones=[0.5, 0.75], warmup=warmup),
     lambda warmup: Polynomial(warmup=warmup),
     lambda warmup: WarmupStableDecay(warmup=warmup, decay=0.3),
+]
+
+
+def concrete(base: type[Curve]) -> list[type[Curve]]:
+    """The curves of the package that inherit from a class, at any depth: one more is tested without a list."""
+    found = [made for child in base.__subclasses__() for made in (child, *concrete(child))]
+    return [made for made in found if made.__module__.startswith("lightning_lr.") and not inspect.isabstract(made)]
+
+
+KINDS = concrete(Curve)
+ONE_OF_EACH += [kind() for kind in KINDS if kind not in {type(curve) for curve in ONE_OF_EACH}]
+WARMED_UP += [
+    partial(kind)
+    for kind in KINDS
+    if "warmup" in inspect.signature(kind).parameters and kind not in {type(make(0.1)) for make in WARMED_UP}
 ]
 
 

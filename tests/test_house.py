@@ -31,6 +31,7 @@ SHARED = (
     "journal",
     "checks",
     "nested",
+    "panels",
     "patching",
 )
 METHODS = (*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", "step_time", "stopwatch")
@@ -48,9 +49,21 @@ def trees(*rooms: str) -> Iterator[tuple[Path, ast.Module]]:
             yield place, ast.parse(path.read_text(encoding="utf-8"))
 
 
+def running(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node of a module but those under ``if TYPE_CHECKING:``, which no interpreter runs."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
 def imports(tree: ast.Module) -> Iterator[str]:
     """Every name that a module imports, in full."""
-    for node in ast.walk(tree):
+    for node in running(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -23,6 +23,7 @@ from lightning_lr import Cosine, LearningRateScaling, LearningRateSchedule
 from lightning_lr.cli import main
 from lightning_lr.cli.figure import Panel
 from lightning_lr.cli.report import picture as report_picture
+from lightning_lr.cli.report.metric_panels import declared_panels
 from lightning_lr.cli.report.record import RunRecord, Series, find_run, read_csv, read_run, read_tensorboard
 from lightning_lr.cli.report.summary import (
     batch_varies,
@@ -277,14 +278,16 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
 ) -> None:
     record = read_run(run_dir)
     assert batch_varies(record)  # the accumulation grew
-    without = [panel.label for panel in report_picture.PANELS if not panel.has(record)]
+    panels = [*report_picture.PANELS, *declared_panels(replace(record, journals={}))]
+    without = [panel.label for panel in panels if not panel.has(record)]
     assert without == [  # no ramp, nothing measured, nothing compressed, no hypergradient, no warm-up
         "noise scale",
+        "loss of the\nadaptive warm-up",
         "compressed\nactivations",
         "hypergradient\nfactor",
         "cosine of gradient\nand last update",
-        "loss of the\nadaptive warm-up",
     ]
+    assert declared_panels(record) == []  # the journals name every callback of the run, and none declares a panel
     measured = read_run(
         write(tmp_path / "ramp", "step,progress/updates,noise/scale,noise/gradient", "0,1,12.0,", "1,2,6.0,300.0")
     )
@@ -304,7 +307,7 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
 def test_bits_and_ratio_of_compression_are_drawn_over_the_run(tmp_path: Path) -> None:
     header = "step,progress/samples,compression/bits,compression/ratio"
     record = read_run(write(tmp_path, header, "0,8,4.0,7.4", "1,16,3.5,8.1", "2,24,,"))
-    (panel,) = (panel for panel in report_picture.PANELS if panel.has(record))
+    (panel,) = (panel for panel in declared_panels(record) if panel.has(record))
     ax = Figure().add_subplot()
     panel.draw(ax, record)
     assert [list(line.get_ydata())[:2] for line in ax.lines[:2]] == [[4.0, 3.5], [7.4, 8.1]]

@@ -15,6 +15,7 @@ from lightning_lr.callbacks import (
     LearningRateScaling,
     LearningRateSchedule,
     LearningRateSearch,
+    MethodCallback,
     NormalizedWeightDecay,
 )
 from lightning_lr.curves import (
@@ -51,6 +52,7 @@ __all__ = [
     "LearningRateScaling",
     "LearningRateSchedule",
     "LearningRateSearch",
+    "MethodCallback",
     "NormalizedWeightDecay",
     "Polynomial",
     "RampPhase",

@@ -2,7 +2,9 @@
 
 from lightning_lr.callbacks.activation_compression import ActivationCompression
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
+from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.gradual_unfreezing import GradualUnfreezing
@@ -13,11 +15,13 @@ from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
 from lightning_lr.callbacks.run import total_updates
+from lightning_lr.panels import MetricPanel
 
 __all__ = [
     "ActivationCompression",
     "AdaptiveWarmup",
     "BatchSizeRamp",
+    "Clash",
     "GhostBatchNorm",
     "GradientNoiseScale",
     "GradualUnfreezing",
@@ -26,6 +30,8 @@ __all__ = [
     "LearningRateScaling",
     "LearningRateSchedule",
     "LearningRateSearch",
+    "MethodCallback",
+    "MetricPanel",
     "NormalizedWeightDecay",
     "total_updates",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +26,7 @@ from lightning_lr.activations.compression.batches import first_samples, tensors_
 from lightning_lr.activations.compression.settings import CompressionSettings
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.checks import is_list
+from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -59,6 +60,15 @@ class ActivationCompression(MethodCallback):
     """
 
     name = "compression"
+    panels = (
+        MetricPanel(
+            "compressed\nactivations",
+            ("compression/bits", "compression/ratio"),
+            units=(" bits, mean of\nwhat is rounded", "x less saved"),
+            limits=(0.0, None),
+            height=1.8,
+        ),
+    )
 
     def __init__(
         self,
@@ -141,6 +151,10 @@ class ActivationCompression(MethodCallback):
         trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
         trial.allocation = self._compressor.allocation
         return trial.compressing(tensors_in(batch))
+
+    def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
+        measured = (state.get("compression") or {}).get("allocation")
+        return {"bits": "the bits that were measured for each tensor are in the checkpoint"} if measured else {}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

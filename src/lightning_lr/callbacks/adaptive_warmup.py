@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -15,6 +16,9 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import warmup_compatibility, warmup_journal
 from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
+from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
+from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -80,6 +84,16 @@ class AdaptiveWarmup(MethodCallback):
     """
 
     name = "adaptive_warmup"
+    lr_role = "finder"
+    refuses = (
+        AVERAGING_SETS_THE_END,
+        Clash(LearningRateFinder, "both find the learning rate, and the one that it finds would not be used"),
+        Clash(LearningRateSchedule, "it would bend the climb"),
+        Clash(
+            LearningRateScaling,
+            "it would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
+        ),
+    )
 
     def __init__(
         self,
@@ -179,15 +193,20 @@ class AdaptiveWarmup(MethodCallback):
             "warmup/switched": float(self.machine.phase == "decay"),
         }
 
+    def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
+        warmup = state.get("warmup")
+        if warmup is None or WarmupMachine.has_switched(warmup["machine"]):
+            return {}
+        why = "the losses in the checkpoint belong to the climb that this makes"
+        return dict.fromkeys(("min_lr", "max_lr", "max_warmup"), why)
+
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             warmup_compatibility.check_ramp(self.settings, trainer)
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            warmup_compatibility.check_fighting(trainer)
-            if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit decided is over
-                self._state = None
+        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:
+            self._state = None  # what an earlier fit decided is over
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -1,16 +1,16 @@
-"""What every callback of ours does in the same way: join the run, follow the loop, refuse what cannot work.
+"""The base class of every callback: join the run, follow the loop, refuse what cannot work.
 
-A callback that inherits from :class:`MethodCallback` answers three questions: what cannot be combined with it
-(:meth:`~MethodCallback.check`), what it does to the optimizer when training starts (:meth:`~MethodCallback.start`),
-and its multiplier for the next update (:meth:`~MethodCallback.factor`). The rest is here, in the order in which the
-Trainer calls it.
+A callback inherits from :class:`MethodCallback`, names itself and gives its multiplier for the next update
+(:meth:`~MethodCallback.factor`). What else a method decides stands in its class: what it refuses, which arguments a
+resume must keep, what it logs, plans and draws. The rest is here, in the order in which the Trainer calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,26 +19,58 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import resume_checks
-from lightning_lr.callbacks.compatibility import refuse_incompatible
+from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run, in_words_of
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
+
+LRRole = Literal["schedule", "base", "finder"]
 
 
 class MethodCallback(Callback):
-    """Base of the callbacks that have a say about the optimizer's hyperparameters.
+    r"""Base class of callbacks that multiply the learning rate; inherit from it to write your own.
+
+    .. math:: \text{lr}_g(t) = \text{scheduled lr}_g(t) \prod_{\text{callbacks}} \text{factor}_g(t)
+
+    A subclass sets ``name`` and defines :meth:`factor`. It then works with every other callback and strategy of the
+    package, in ``plan`` and ``report``, and when a run is resumed: its arguments are saved, where it keeps them under
+    their own names.
 
     Args:
         count_samples: samples in a batch, for loaders whose sampler does not tell and whose first tensor's first
             dimension is not it (graphs, packed sequences). Importable by path from YAML.
+
+    Raises:
+        TypeError: where a subclass is defined without a ``name``.
+
+    Example::
+
+        class Pulse(MethodCallback):
+            name = "pulse"
+
+            def factor(self, clock):
+                return 1.0 + 0.5 * math.sin(20 * math.pi * clock.progress)
+
+        Trainer(max_epochs=5, callbacks=[Pulse()])
     """
 
     name: ClassVar[str]
     """Name of the multiplier and of the journal."""
+    lr_role: ClassVar[LRRole] = "schedule"
+    """What the multiplier is a part of: the learning rate's ``"schedule"`` over the run, or the ``"base"`` learning
+    rate, by which ``NormalizedWeightDecay`` divides; ``"finder"``: the method looks for the base learning rate during
+    the run."""
+    changes_batch: ClassVar[bool] = False
+    """Whether the method decides how many samples are in an update (:meth:`reshape`)."""
+    refuses: ClassVar[tuple[Clash, ...]] = ()
+    """The callbacks that cannot be attached together with this one, and why."""
+    panels: ClassVar[tuple[MetricPanel, ...]] = ()
+    """What ``report`` draws of the method's :meth:`metrics`."""
     refines: ClassVar[bool] = False
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
 
@@ -58,6 +90,17 @@ class MethodCallback(Callback):
         """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._shape_facts: dict[str, int | None] | None = None
         self._run: Run | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name = getattr(cls, "name", None)
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)):
+            given = "no name" if name is None else f"name={name!r}"
+            raise TypeError(
+                f"{cls.__name__}: got {given}; write a line such as name = {_snake_case(cls.__name__)!r} in the class "
+                "(it "
+                "names the multiplier and the journal's file: letters, digits, '_', '-' and '.')"
+            )
 
     # ------------------------------------------------------------------ what a method says
     @property
@@ -97,8 +140,8 @@ class MethodCallback(Callback):
         """Training starts or goes on: set transforms of other hyperparameters."""
 
     def factor(self, clock: SampleClock) -> float | list[float]:
-        """The multiplier for the update that ``clock`` stands before; one, or one per group."""
-        raise NotImplementedError
+        """The multiplier for the next update, before which ``clock`` stands; one for all groups, or one for each."""
+        raise NotImplementedError(f"{type(self).__name__}: define factor(self, clock); return 1.0 to change no lr")
 
     def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]:
         """The multiplier for the update that is about to be made, its gradients complete, unscaled and clipped.
@@ -128,6 +171,15 @@ class MethodCallback(Callback):
         """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
         return 1.0
 
+    def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
+        """The arguments that must be those of the checkpoint, each with the reason; any other may change.
+
+        Args:
+            state: what :meth:`state_dict` returned when the checkpoint was saved.
+            inside_epoch: whether training goes on inside an epoch.
+        """
+        return {}
+
     def dry_run_context(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
         """What the forward of ``module``, a copy that is tried out before training, has to run inside of."""
         return nullcontext()
@@ -152,7 +204,13 @@ class MethodCallback(Callback):
                     f"{caller}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
-        refuse_incompatible(self, self.name, trainer)
+        twin = next((m for m in members_of(trainer) if m is not self and m.name == self.name), None)
+        if twin is not None:
+            raise MisconfigurationException(
+                f"{caller}: {type(twin).__name__} is attached too, and both have the name {self.name!r}, under which "
+                "multipliers and journals are kept apart; give your class another name, or keep one of the two"
+            )
+        refuse_incompatible(self, trainer)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(
@@ -285,3 +343,18 @@ class MethodCallback(Callback):
 def members_of(trainer: Trainer) -> list[MethodCallback]:
     """Our callbacks, in the Trainer's order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, MethodCallback)]  # type: ignore[attr-defined]
+
+
+def declared_by_subclasses() -> list[MetricPanel]:
+    """The panels that the package's callbacks declare, for a run whose journals do not hold them."""
+    import lightning_lr.callbacks  # noqa: F401  # defines them
+
+    classes, found = [MethodCallback], list[MetricPanel]()
+    for method in classes:
+        classes += method.__subclasses__()
+        found += method.panels
+    return found
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -79,7 +79,7 @@ class GradientNoiseScale(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        grows = any(member.name == "batch_size_ramp" for member in members_of(trainer))
+        grows = any(member.changes_batch for member in members_of(trainer))
         if trainer.world_size == 1 and trainer.accumulate_grad_batches == 1 and not grows:
             rank_zero_warn(
                 "GradientNoiseScale: with one device and no accumulation there is one gradient per update and nothing "

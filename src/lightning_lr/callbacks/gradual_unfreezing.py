@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn.parallel import DistributedDataParallel
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_count
 from lightning_lr.curves import Phase
@@ -56,6 +58,7 @@ class GradualUnfreezing(MethodCallback):
     """
 
     name = "gradual_unfreezing"
+    refuses = (Clash(BaseFinetuning, "both decide which layers are frozen"),)
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,10 +15,12 @@ from torch.optim import LBFGS, Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.hypergradient import HYPER_LR, AlignmentEstimator, FactorLearner, RuleName, Scope, read
 from lightning_lr.hypergradient.directions import family
 from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
 
 NOT_FINITE_LIMIT = 10
@@ -78,6 +81,18 @@ class HypergradientDescent(MethodCallback):
     """
 
     name = "hypergradient"
+    lr_role = "base"
+    refuses = (AVERAGING_SETS_THE_END,)
+    panels = (
+        MetricPanel("hypergradient\nfactor", ("hypergradient/factor/",), reference=1.0, log_scale=True, height=1.8),
+        MetricPanel(
+            "cosine of gradient\nand last update",
+            ("hypergradient/cosine/",),
+            reference=0.0,
+            limits=(-1.05, 1.05),
+            height=1.4,
+        ),
+    )
     refines = True
 
     def __init__(
@@ -196,6 +211,12 @@ class HypergradientDescent(MethodCallback):
         if family(optimizer) == "adam":
             notes.append("HypergradientDescent: a well-tuned Adam may become worse with it; compare with one without.")
         return notes
+
+    def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
+        return {
+            "rule": "what the rule remembers of earlier updates is in the checkpoint",
+            "scope": "the factors in the checkpoint are one for each group, or one for all",
+        }
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_lr import layers as methods
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -51,6 +53,14 @@ class LayerwiseLRDecay(MethodCallback):
     """
 
     name = "layerwise"
+    lr_role = "base"
+    refuses = (
+        Clash(
+            BaseFinetuning,
+            "it adds the parameters that it unfreezes as a group without a layer, with a learning rate of its own",
+            "use GradualUnfreezing, which adds no group",
+        ),
+    )
 
     def __init__(
         self,

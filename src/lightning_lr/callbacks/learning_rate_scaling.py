@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
 from lightning_lr import scaling
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_count, is_real
 from lightning_lr.curves import Phase
@@ -46,6 +48,13 @@ class LearningRateScaling(MethodCallback):
     """
 
     name = "linear_scaling"
+    lr_role = "base"
+    refuses = (
+        Clash(
+            LearningRateFinder,
+            "it finds a learning rate for this very batch, which must not be scaled to it again",
+        ),
+    )
 
     def __init__(
         self,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Constant, Curve, Phase
 from lightning_lr.progress import RunShape, SampleClock
@@ -31,6 +34,14 @@ class LearningRateSchedule(MethodCallback):
     """
 
     name = "schedule"
+    refuses = (
+        Clash(
+            StochasticWeightAveraging,
+            "it averages at a learning rate of its own (swa_lrs), which the schedule would lower to its end",
+            "remove one of the two, or give a curve that only warms up: Constant(warmup=...)",
+            when=lambda schedule: schedule.decays,
+        ),
+    )
 
     def __init__(self, curve: Curve, count_samples: CountSamples | None = None) -> None:
         super().__init__(count_samples)

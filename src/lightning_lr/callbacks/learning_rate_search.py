@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import search_compatibility
+from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
+from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
+from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.callbacks.search_run import announce, search
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -64,6 +69,14 @@ class LearningRateSearch(MethodCallback):
     """
 
     name = "learning_rate_search"
+    lr_role = "finder"
+    refuses = (
+        AVERAGING_SETS_THE_END,
+        Clash(LearningRateFinder, "both find the learning rate, and the one that it finds would not be used"),
+        Clash(LearningRateSchedule, "it would bend the curve that follows the search"),
+        Clash(AdaptiveWarmup, "it finds the learning rate, too"),
+        Clash(LearningRateScaling, "it would scale what the search finds for this very batch"),
+    )
 
     def __init__(
         self,
@@ -151,10 +164,8 @@ class LearningRateSearch(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            search_compatibility.check_fighting(trainer)
-            if isinstance(trainer, Trainer) and trainer.global_step == 0:  # what an earlier fit found is over
-                self._state = None
+        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:
+            self._state = None  # what an earlier fit found is over
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

@@ -9,10 +9,12 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_real
@@ -20,9 +22,6 @@ from lightning_lr.curves import CosineRestarts
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
-
-OF_THE_BASE = ("layerwise", "linear_scaling", "hypergradient")
-"""Multipliers that belong to the base learning rate, which does not scale the decay; all others are its schedule."""
 
 
 class NormalizedWeightDecay(MethodCallback):
@@ -59,6 +58,13 @@ class NormalizedWeightDecay(MethodCallback):
     """
 
     name = "normalized_weight_decay"
+    refuses = (
+        Clash(
+            BaseFinetuning,
+            "it adds a group during the run, by whose base learning rate the decay would have to be divided",
+            "use GradualUnfreezing, which adds no group",
+        ),
+    )
 
     def __init__(self, norm: float = 0.025, count_samples: CountSamples | None = None) -> None:
         super().__init__(count_samples)
@@ -66,6 +72,7 @@ class NormalizedWeightDecay(MethodCallback):
             raise ValueError(f"NormalizedWeightDecay: got norm={norm!r}; give a finite number that is not negative")
         self.norm = float(norm)
         self._restarts: CosineRestarts | None = None
+        self._base_names: tuple[str, ...] = ()  # multipliers of the base lr, which does not scale the decay
         self._decay = 0.0
         self._base_lr: list[float] = []
         self._saved_base_lr: list[float] | None = None
@@ -137,8 +144,9 @@ class NormalizedWeightDecay(MethodCallback):
         if stage != "fit":
             return
         self._restarts = None
+        self._base_names = tuple(other.name for other in members_of(trainer) if other.lr_role == "base")
         for other in members_of(trainer):
-            if other.name == "adaptive_warmup":
+            if other.lr_role == "finder":
                 raise MisconfigurationException(
                     f"NormalizedWeightDecay: {type(other).__name__} is attached too and chooses the base learning rate "
                     "during the run, by which the decay is to be divided; set the optimizer's weight_decay instead"
@@ -158,7 +166,7 @@ class NormalizedWeightDecay(MethodCallback):
         if scheduled == 0 or group >= len(self._base_lr):  # a group that was added during the run keeps its own
             return scheduled
         factors = writer.factors(group)
-        base_lr = self._base_lr[group] * math.prod(factors.get(name, 1.0) for name in OF_THE_BASE)
+        base_lr = self._base_lr[group] * math.prod(factors.get(name, 1.0) for name in self._base_names)
         return torch_weight_decay(self._decay, base_lr)
 
 

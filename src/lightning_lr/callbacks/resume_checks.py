@@ -1,76 +1,29 @@
-"""A resume with another configuration than the checkpoint's: what may change is said, the rest is refused.
+"""A resume with another configuration than the checkpoint's: what may change is logged, the rest is refused.
 
-Every callback of ours saves its constructor's arguments and the shape of the run beside its state. When training goes
-on from a checkpoint they are compared, before anything is trained: what can be taken over at that place is, with one
-line that says what differs; what would give the state another meaning, or let samples be repeated or left out, is
-refused with both values. A checkpoint that has no such record (of 0.1.0) is not compared.
+Every callback saves its constructor's arguments and the shape of the run with its state. When training goes on from a
+checkpoint they are compared, before anything is trained. An argument may change where the state keeps its meaning, and
+one line logs the change; a callback's ``fixed_on_resume`` lists the others, which are refused with both values. A
+checkpoint that has no such record (of 0.1.0) is not compared.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_lr.progress import RunShape
 
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.base import MethodCallback
+
 State = Mapping[str, Any]
 ABSENT = "not given"
 NOT_COMPARED = ("self", "count_samples")
-
-
-class Resumable(Protocol):
-    """What is asked of a callback of ours."""
-
-    name: ClassVar[str]
-    loaded: dict[str, Any] | None
-
-
-class Rule(NamedTuple):
-    """When an argument must be the checkpoint's: of the callback's state, and whether an epoch has begun; and why."""
-
-    applies: Callable[[State, bool], bool]
-    why: str
-
-
-def _climbs(state: State, inside_epoch: bool) -> bool:
-    warmup = state.get("warmup")
-    return warmup is not None and warmup["machine"]["phase"] == "warm-up"
-
-
-def _always(state: State, inside_epoch: bool) -> bool:
-    return True
-
-
-_CLIMB = Rule(_climbs, "the losses in the checkpoint belong to the climb that this makes")
-_PLACE = Rule(lambda state, inside_epoch: inside_epoch, "the place in the epoch is counted in batches that this makes")
-_RULES: dict[str, dict[str, Rule]] = {
-    "adaptive_warmup": {"min_lr": _CLIMB, "max_lr": _CLIMB, "max_warmup": _CLIMB},
-    "batch_size_ramp": {
-        "schedule": Rule(
-            lambda state, inside_epoch: inside_epoch or bool(state.get("growths")),
-            "the place in the epoch, and the growth that was measured, belong to the batches that this makes",
-        ),
-        "max_batch_size": _PLACE,
-        "max_micro_batch_size": _PLACE,
-        "begin": Rule(_always, "when the ramp begins, or has begun, is in the checkpoint"),
-    },
-    "hypergradient": {
-        "rule": Rule(_always, "what the rule remembers of earlier updates is in the checkpoint"),
-        "scope": Rule(_always, "the factors in the checkpoint are one for each group, or one for all"),
-    },
-    "compression": {
-        "bits": Rule(
-            lambda state, inside_epoch: bool((state.get("compression") or {}).get("allocation")),
-            "the bits that were measured for each tensor are in the checkpoint",
-        )
-    },
-}
-"""By the callback's name and the argument; any other argument may change."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +68,11 @@ def facts_of(shape: RunShape) -> dict[str, int | None]:
 
 
 # ---------------------------------------------------------------------- what is compared
-def check_settings(callback: Resumable, inside_epoch: bool, quiet: bool = False) -> None:
+def check_settings(callback: MethodCallback, inside_epoch: bool, quiet: bool = False) -> None:
     """Compare the arguments of a callback with those in the checkpoint that it was loaded from.
 
     Args:
-        callback: one of ours, after ``load_state_dict``.
+        callback: after ``load_state_dict``.
         inside_epoch: whether training goes on inside an epoch.
         quiet: only refuse, and say nothing about what may change.
 
@@ -128,21 +81,21 @@ def check_settings(callback: Resumable, inside_epoch: bool, quiet: bool = False)
     """
     state = callback.loaded or {}
     differences = _differences(state.get("settings"), settings_of(callback))
-    rules = _RULES.get(callback.name, {})
+    fixed = callback.fixed_on_resume(state, inside_epoch) if differences else {}
     caller = type(callback).__name__
     for difference in differences:
-        rule = rules.get(difference.argument)
-        if rule is not None and rule.applies(state, inside_epoch):
+        if difference.argument in fixed:
             raise MisconfigurationException(
                 f"{caller}: got {difference.argument}={difference.now}, and the checkpoint was made with "
-                f"{difference.argument}={difference.before}: {rule.why}; resume with the checkpoint's, or train from "
+                f"{difference.argument}={difference.before}: {fixed[difference.argument]}; resume with the "
+                "checkpoint's, or train from "
                 "its weights alone"
             )
     if not quiet:
         _say(caller, differences)
 
 
-def check_run(callbacks: Sequence[Resumable], shape: RunShape, inside_epoch: bool, quiet: bool = False) -> None:
+def check_run(callbacks: Sequence[MethodCallback], shape: RunShape, inside_epoch: bool, quiet: bool = False) -> None:
     """Compare the run that is about to go on with the one that the checkpoint was made in; says it once for all.
 
     Raises:
@@ -152,9 +105,11 @@ def check_run(callbacks: Sequence[Resumable], shape: RunShape, inside_epoch: boo
     differences = _differences(saved, facts_of(shape))
     length = [d for d in differences if d.argument in ("max_epochs", "max_steps")]
     data = [d for d in differences if d not in length]
-    if data and inside_epoch and any(callback.name == "batch_size_ramp" for callback in callbacks):
+    ramp = next((callback for callback in callbacks if callback.changes_batch), None)
+    if data and inside_epoch and ramp is not None:
         raise MisconfigurationException(
-            f"BatchSizeRamp: training goes on inside an epoch with {_in_words(data)}: the place in the epoch is "
+            f"{type(ramp).__name__}: training goes on inside an epoch with {_in_words(data)}: the place in the epoch "
+            "is "
             "counted in the checkpoint's batches, and samples would be repeated or left out; resume with the "
             "checkpoint's devices, batch and data, or from a checkpoint at the end of an epoch"
         )

@@ -11,47 +11,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.callbacks import continuation, resume_checks
-from lightning_lr.curves import Phase
 from lightning_lr.journal import Journal, JournalFolder
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import EpochShape, NoEndError, RunShape, SampleClock
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
 
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.base import MethodCallback
+
 CountSamples = Callable[[Any], int]
 
 ENDS_EARLY = 0.98
 """A run that ends by itself below this share of its budget has a curve that did not come to its end, and says so."""
-
-
-class Member(Protocol):
-    """What a run asks of each callback of ours; every ``MethodCallback`` is one."""
-
-    name: ClassVar[str]
-    refines: ClassVar[bool]
-    count_samples: CountSamples | None
-    clock_state: dict[str, Any] | None
-    loaded: dict[str, Any] | None
-    journals_before: str | None
-
-    def reshape(self, shape: RunShape) -> RunShape: ...
-    def factor(self, clock: SampleClock) -> float | list[float]: ...
-    def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]: ...
-    def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
-    def summary(self, shape: RunShape) -> dict[str, str]: ...
-    def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]: ...
 
 
 class Run:
@@ -63,7 +46,7 @@ class Run:
         members: our callbacks, in the Trainer's order.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[MethodCallback]) -> None:
         self.members = members
         self._measured = Measured.of(trainer)
         self._plain: RunShape | None = None
@@ -93,7 +76,7 @@ class Run:
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod
-    def attach(cls, trainer: Trainer, module: LightningModule, members: Sequence[Member]) -> Run:
+    def attach(cls, trainer: Trainer, module: LightningModule, members: Sequence[MethodCallback]) -> Run:
         """Start a run, at the place where a restored checkpoint left it."""
         run = cls(trainer, module, members)
         run._resume(trainer)
@@ -111,11 +94,11 @@ class Run:
                 self._stopwatch.note(self.clock.updates)
         self._undo = []
 
-    def is_first(self, member: Member) -> bool:
+    def is_first(self, member: MethodCallback) -> bool:
         """Whether ``member`` is the first of ours that Lightning calls."""
         return self.members[0] is member
 
-    def is_last(self, member: Member) -> bool:
+    def is_last(self, member: MethodCallback) -> bool:
         """Whether ``member`` is the last of ours that Lightning calls."""
         return self.members[-1] is member
 
@@ -171,7 +154,7 @@ class Run:
                 self.writer.set_multiplier(member.name, member.factor(self.clock))
         self.writer.write()
 
-    def note_start(self, member: Member) -> None:
+    def note_start(self, member: MethodCallback) -> None:
         """Write down what a method decided for the whole run."""
         journal = self.journal(member.name)
         if journal is not None:
@@ -184,6 +167,7 @@ class Run:
                 scheduled_lr={
                     n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
                 },
+                panels=[dataclasses.asdict(panel) for panel in member.panels],
                 **self._outlook(member),
                 **continuation.continued(member.journals_before, self._journals.path, self.clock.updates),
             )
@@ -192,13 +176,13 @@ class Run:
         """Say in a checkpoint where this run writes its decisions."""
         continuation.sign(checkpoint, self._journals.path)
 
-    def note_change(self, member: Member, update: int, event: str, **decided: Any) -> None:
+    def note_change(self, member: MethodCallback, update: int, event: str, **decided: Any) -> None:
         """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""
         journal = self.journal(member.name)
         if journal is not None:
             journal.append(update, event, **decided, **self._outlook(member))
 
-    def _outlook(self, member: Member) -> dict[str, Any]:
+    def _outlook(self, member: MethodCallback) -> dict[str, Any]:
         """What a method holds the whole run to be, as things stand."""
         shape = self.clock.shape
         return {

@@ -1,4 +1,4 @@
-"""What cannot stand beside a search for the learning rate, and why."""
+"""What a search for the learning rate cannot be combined with, and why."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks.base import members_of
-
-FIGHTING = {
-    "schedule": "would bend the curve that follows the search",
-    "adaptive_warmup": "finds the learning rate, too",
-    "linear_scaling": "would scale what the search finds for this very batch",
-}
-"""Multipliers that leave the search no meaning, and why."""
 
 
 def check_branches(trainer: Trainer, module: LightningModule) -> None:
@@ -42,20 +34,6 @@ def check_schedulers(schedulers: Sequence[Any]) -> None:
             f"LearningRateSearch: configure_optimizers also returns a {type(schedulers[0]).__name__}, which would "
             "change the learning rate that the search finds; remove it (what follows the search is the argument curve)"
         )
-
-
-def check_fighting(trainer: Trainer) -> None:
-    """Refuse another callback that decides about the learning rate.
-
-    Raises:
-        MisconfigurationException: names it.
-    """
-    for other in members_of(trainer):
-        if other.name in FIGHTING:
-            raise MisconfigurationException(
-                f"LearningRateSearch: {type(other).__name__} is attached too, and it {FIGHTING[other.name]}; keep one "
-                "of the two"
-            )
 
 
 def largest_lr(optimizer: Optimizer) -> float:

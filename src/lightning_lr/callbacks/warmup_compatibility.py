@@ -1,4 +1,4 @@
-"""What cannot stand beside an adaptive warm-up, and why."""
+"""What an adaptive warm-up cannot be combined with, and why."""
 
 from __future__ import annotations
 
@@ -13,12 +13,6 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.warmup import WarmupSettings
-
-FIGHTING = {
-    "schedule": "would bend the climb",
-    "linear_scaling": "would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",
-}
-"""Multipliers that leave the warm-up no meaning, and why."""
 
 
 def check_keeping(settings: WarmupSettings, trainer: Trainer) -> None:
@@ -65,30 +59,16 @@ def check_from_the_start(trainer: Trainer) -> None:
 
 
 def check_ramp(settings: WarmupSettings, trainer: Trainer) -> None:
-    """Refuse a decay beside a ramp, which takes its place.
+    """Refuse a decay together with a ramp, which takes its place.
 
     Raises:
         MisconfigurationException: says what to set on either.
     """
-    if settings.decay.decays and any(other.name == "batch_size_ramp" for other in members_of(trainer)):
+    if settings.decay.decays and any(other.changes_batch for other in members_of(trainer)):
         raise MisconfigurationException(
             f"AdaptiveWarmup: BatchSizeRamp is attached too, and decay={settings.decay} would lower the "
             "learning rate as well; set decay=Constant() here and begin='after_warmup' there"
         )
-
-
-def check_fighting(trainer: Trainer) -> None:
-    """Refuse a callback of ours that would leave the warm-up no meaning.
-
-    Raises:
-        MisconfigurationException: names it.
-    """
-    for other in members_of(trainer):
-        if other.name in FIGHTING:
-            why = FIGHTING[other.name]
-            raise MisconfigurationException(
-                f"AdaptiveWarmup: {type(other).__name__} is attached too, and it {why}; keep one of the two"
-            )
 
 
 def largest_lr(optimizer: Optimizer) -> float:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import Checkpointing, CheckpointPlan, CheckpointPolicy, PlanError
-from lightning_lr.callbacks.compatibility import refuse_incompatible
+from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash, refuse_incompatible
 from lightning_lr.journal import Journal
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class CheckpointsActivations(_Base):
     """What a strategy does to checkpoint: mixed in before a strategy of Lightning."""
 
     policy: CheckpointPolicy | None
+    refuses: ClassVar[tuple[Clash, ...]] = ()
+    """Callbacks that the strategy cannot train with, and why."""
     repeats_hooks = False
     """Whether a block's own forward hooks run again with it: they fetch its parameters, where those are in shards."""
     checkpointing: Checkpointing | None = None
@@ -46,7 +49,7 @@ class CheckpointsActivations(_Base):
         return f"<lightning_lr.{type(self).__name__}: for a lightning.pytorch.Trainer, import lightning.pytorch as pl>"
 
     def setup_environment(self) -> None:
-        self._refuse_company()
+        self._refuse_incompatible()
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
@@ -95,12 +98,13 @@ class CheckpointsActivations(_Base):
             with self._refusing(), self.checkpointing.step():
                 internals.detached_training_step(trainer, module, batch)
 
-    def _refuse_company(self) -> None:
-        """Before a callback of Lightning's refuses the strategy without a reason, in its own ``setup``."""
+    def _refuse_incompatible(self) -> None:
+        """Refuse callbacks here, before a callback of Lightning's refuses the strategy without a reason in its "
+        "``setup``."""
         module = self.lightning_module
         assert module is not None
         if module.trainer.state.fn == TrainerFn.FITTING:
-            refuse_incompatible(self, str(self.strategy_name), module.trainer)  # type: ignore[attr-defined]
+            refuse_incompatible(self, module.trainer)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -217,6 +221,15 @@ class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
     """
 
     strategy_name = "ddp_checkpointed"
+    refuses = (
+        Clash(
+            BaseFinetuning,
+            "DDP averages no gradient of a parameter that was frozen when it was set up, so that the ranks would drift "
+            "apart once it is trained",
+            "use GradualUnfreezing, which freezes later",
+        ),
+        BATCH_OF_ONE_PROCESS,
+    )
 
     def __init__(self, policy: CheckpointPolicy | None = None, **kwargs: Any) -> None:
         self.policy = _policy(self, policy)

@@ -13,7 +13,7 @@ Source: AutoWU, Kim et al. 2021, arXiv:2107.05855; what is different is said whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
@@ -187,6 +187,11 @@ class WarmupMachine:
             "pending": [list(self._lrs), self._pending(reduce).tolist()],
             "watch": self._watch.state_dict(),
         }
+
+    @staticmethod
+    def has_switched(state: Mapping[str, Any]) -> bool:
+        """Whether the climb was over when ``state`` was taken."""
+        return bool(state["phase"] == "decay")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -25,6 +27,7 @@ from lightning_lr.callbacks.batch_size_ramp.after_warmup import Begin, warmup_be
 from lightning_lr.callbacks.batch_size_ramp.auto_micro_batch import largest_micro_batch
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.batch_size_ramp.settings import Decided, RampSettings
+from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -71,6 +74,16 @@ class BatchSizeRamp(MethodCallback):
     """
 
     name = "batch_size_ramp"
+    changes_batch = True
+    refuses = (
+        AVERAGING_SETS_THE_END,
+        Clash(GradientAccumulationScheduler, "both decide about accumulation", "keep one"),
+        Clash(
+            BatchSizeFinder,
+            "both decide about the batch",
+            'remove it and set max_micro_batch_size="auto", which finds what fits',
+        ),
+    )
 
     def __init__(
         self,
@@ -176,6 +189,16 @@ class BatchSizeRamp(MethodCallback):
         assert batch_size is not None
         dataset_size = shape.plan.dataset_size * shape.unit
         return {"noise/scale": noise_scale(lr[0], momentum_of(optimizer), batch_size, dataset_size)}
+
+    def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
+        fixed = {"begin": "when the ramp begins, or has begun, is in the checkpoint"}
+        if inside_epoch or state.get("growths"):
+            why = "the place in the epoch, and the growth that was measured, belong to the batches that this makes"
+            fixed["schedule"] = why
+        if inside_epoch:
+            why = "the place in the epoch is counted in batches that this makes"
+            fixed |= dict.fromkeys(("max_batch_size", "max_micro_batch_size"), why)
+        return fixed
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

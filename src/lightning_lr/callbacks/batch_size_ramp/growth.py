@@ -9,14 +9,19 @@ from lightning.pytorch import Trainer
 
 from lightning_lr.batch_size import AdaptiveRamp, Growth
 from lightning_lr.batch_size.ramped_shape import RampedShape
-from lightning_lr.callbacks.base import members_of
+from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
-from lightning_lr.callbacks.run import Member, Run
+from lightning_lr.callbacks.run import Run
 
 
 def grow(
-    trainer: Trainer, run: Run, ramped: RampedLoader, schedule: AdaptiveRamp, growths: tuple[Growth, ...], ramp: Member
+    trainer: Trainer,
+    run: Run,
+    ramped: RampedLoader,
+    schedule: AdaptiveRamp,
+    growths: tuple[Growth, ...],
+    ramp: MethodCallback,
 ) -> tuple[Growth, ...]:
     """Grow the batch if it is time to.
 
@@ -53,7 +58,7 @@ def grow(
     return plan.growths
 
 
-def begin(trainer: Trainer, run: Run, ramped: RampedLoader, ramp: Member) -> int:
+def begin(trainer: Trainer, run: Run, ramped: RampedLoader, ramp: MethodCallback) -> int:
     """Begin the ramp.
 
     Args:

@@ -1,7 +1,7 @@
 """The picture of a report: loss, scores, learning rate and batch over the samples seen, phases named above.
 
-A later method adds what it logs by appending a :class:`~lightning_lr.cli.figure.Panel` to :data:`PANELS`; the panel
-says whether a run has it.
+Of what a callback logs, its class declares the panels (``MethodCallback.panels``); they follow those that every run
+has, which are in :data:`PANELS`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,7 @@ from matplotlib.ticker import FuncFormatter
 from lightning_lr.cli.envelope import draw_envelope
 from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure, short_number, spans_decades
 from lightning_lr.cli.labels import EndLabel, label_ends
-from lightning_lr.cli.report.compression_panels import draw_compression, has_compression
-from lightning_lr.cli.report.hypergradient_panels import (
-    draw_hypergradient_cosine,
-    draw_hypergradient_factor,
-    hypergradient_metrics,
-)
+from lightning_lr.cli.report.metric_panels import declared_panels
 from lightning_lr.cli.report.record import BATCH, NOISE_SCALES, SAMPLES, RunRecord
 from lightning_lr.cli.report.summary import (
     RESULT,
@@ -146,19 +141,6 @@ PANELS: list[Panel[RunRecord]] = [
     ),
     Panel("batch size\n(samples / update)", batch_varies, draw_batch_size, height=1.4),
     Panel("noise scale", lambda record: bool(_noise_scales(record)), draw_noise_scale, height=1.6),
-    Panel("compressed\nactivations", has_compression, draw_compression, height=1.8),
-    Panel(
-        "hypergradient\nfactor",
-        lambda record: bool(hypergradient_metrics(record, "factor")),
-        draw_hypergradient_factor,
-        height=1.8,
-    ),
-    Panel(
-        "cosine of gradient\nand last update",
-        lambda record: bool(hypergradient_metrics(record, "cosine")),
-        draw_hypergradient_cosine,
-        height=1.4,
-    ),
     Panel(
         "accuracy, scores",
         lambda record: bool(_scores(record)) and record.counts_samples and batch_varies(record),
@@ -168,7 +150,7 @@ PANELS: list[Panel[RunRecord]] = [
     ),
     Panel("loss of the\nadaptive warm-up", has_warmup, draw_warmup, height=3.4, own_axis=True),
 ]
-"""What is drawn, from top to bottom. A panel is left out where the run has nothing for it."""
+"""What is drawn of every run, from top to bottom; a panel is left out where the run has nothing for it."""
 
 
 def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
@@ -192,7 +174,7 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
         },
         now=None if progress_of(record).finished else record.now,
     )
-    return save_figure(frame, PANELS, record, out)
+    return save_figure(frame, [*PANELS, *declared_panels(record)], record, out)
 
 
 # ---------------------------------------------------------------------- the model's metrics

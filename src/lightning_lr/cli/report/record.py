@@ -21,6 +21,7 @@ from lightning_lr.cli.printable import printable
 from lightning_lr.cli.report.timing import Timing, timing_of_events, timing_of_journal
 from lightning_lr.curves import Phase
 from lightning_lr.journal import LARGEST_UPDATE, read_journal
+from lightning_lr.panels import MetricPanel
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 
 METRICS_FILE = "metrics.csv"
@@ -144,6 +145,14 @@ class RunRecord:
             for start in self.starts.values()
             for heading, fact in start.get("facts", {}).items()
         }
+
+    @property
+    def panels(self) -> list[MetricPanel] | None:
+        """What the callbacks declared to be drawn; ``None`` where no callback wrote it down (before 0.2)."""
+        started = [start for start in self.starts.values() if "callback" in start]
+        if not started or any("panels" not in start for start in started):
+            return None
+        return [MetricPanel.from_journal(panel) for start in started for panel in start["panels"]]
 
     @property
     def phases(self) -> dict[str, tuple[Phase, ...]]:

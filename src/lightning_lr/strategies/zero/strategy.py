@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
@@ -27,6 +28,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
+from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero import checkpoint as zero_checkpoint
 from lightning_lr.strategies.zero import checks as zero_checks
@@ -76,6 +78,24 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     """
 
     strategy_name = "zero"
+    refuses = (
+        Clash(
+            StochasticWeightAveraging,
+            "it puts its average into the module's parameters, and the engine trains copies of them in shards",
+            "use strategy='ddp', or remove it",
+        ),
+        Clash(
+            getattr(callbacks, "WeightAveraging", ()),  # Lightning has it from 2.6 on
+            "it keeps its average in the checkpoint's state_dict, which the engine does not save",
+            "use strategy='ddp', or remove it",
+        ),
+        Clash(
+            BaseFinetuning,
+            "it adds groups to the optimizer during the run, which the engine does not train",
+            "use strategy='ddp', or leave the frozen parameters out of the optimizer for the whole run",
+        ),
+        BATCH_OF_ONE_PROCESS,
+    )
     handles_gradient_accumulation = False
 
     def __init__(
@@ -176,7 +196,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         assert self.config is not None
         if zero_config.uses_nvme(self.config):
             zero_engine.check_nvme(caller)
-        self._refuse_company()
+        self._refuse_incompatible()
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
