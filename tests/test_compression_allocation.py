@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from lightning_lr.activations.compression import (
     summed,
     variance_factor,
 )
-from lightning_lr.activations.compression.batches import first_samples, tensors_in
 
 SMALL = {"group_size": 64}
 
@@ -194,21 +192,3 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, object], says: str) 
 def test_size_ratios_of_the_format() -> None:
     assert size_ratio(4, 256, torch.float32) == pytest.approx(7.757, abs=1e-3)
     assert size_ratio(4, 256, torch.bfloat16) == pytest.approx(3.879, abs=1e-3)
-
-
-@dataclass(frozen=True)
-class Pair:
-    images: Tensor
-    name: str
-
-
-def test_batches_are_cut_to_their_first_samples() -> None:
-    batch = {
-        "pair": Pair(torch.zeros(10, 3), "x"),
-        "labels": [torch.zeros(10), torch.zeros(4)],
-        "scale": torch.ones(()),
-    }
-    cut = first_samples(batch, 4)
-    assert [tuple(tensor.shape) for tensor in tensors_in(cut)] == [(4, 3), (4,), (4,), ()]
-    assert [tuple(tensor.shape) for tensor in tensors_in(batch)] == [(10, 3), (10,), (4,), ()]
-    assert first_samples(batch, 10) is batch

@@ -88,7 +88,7 @@ def test_plan_prints_it_and_says_where_it_cannot(tmp_path: Path, capsys: pytest.
     assert "activations" not in plan.summary
     assert any("training_step does not work without a Trainer" in note for note in plan.notes)
     plan = planned(write(tmp_path, "checkpointed", batch_size=4))
-    assert any("at least 8 samples" in note for note in plan.notes)
+    assert "per device and micro-batch of 4 " in plan.summary["activations"], "its samples repeat in what is measured"
 
 
 def test_budget_that_no_plan_reaches_is_refused_by_plan_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

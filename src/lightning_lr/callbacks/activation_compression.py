@@ -22,10 +22,10 @@ from lightning_lr.activations.compression import (
     size_ratio,
     summed,
 )
-from lightning_lr.activations.compression.batches import first_samples, tensors_in
 from lightning_lr.activations.compression.settings import CompressionSettings
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.checks import is_list
+from lightning_lr.nested import batch_tensors, first_samples
 from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -150,7 +150,7 @@ class ActivationCompression(MethodCallback):
         assert self._compressor is not None
         trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
         trial.allocation = self._compressor.allocation
-        return trial.compressing(tensors_in(batch))
+        return trial.compressing(batch_tensors(batch))
 
     def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
         measured = (state.get("compression") or {}).get("allocation")
@@ -170,7 +170,7 @@ class ActivationCompression(MethodCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._batch = list(tensors_in(batch))
+        self._batch = batch_tensors(batch)
         if self._goes_on and hasattr(trainer.strategy, "watch_apart") and not internals.takes_the_iterator(pl_module):
             trainer.strategy.watch_apart(batch)  # a checkpointed strategy: what is kept depends on its plan
         self._goes_on = False
@@ -215,7 +215,7 @@ class ActivationCompression(MethodCallback):
             self._compressor,
             lambda: internals.detached_training_step(trainer, module, few),
             module.parameters(),
-            [*self._batch, *tensors_in(few)],
+            [*self._batch, *batch_tensors(few)],
         )
         if trainer.world_size > 1:  # one decision for all, made of what all have seen
             everybody: list[Any] = [None] * trainer.world_size

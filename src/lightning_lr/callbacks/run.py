@@ -7,7 +7,7 @@ The first of them in the Trainer's order moves the clock, the last writes and lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.callbacks import continuation, resume_checks
 from lightning_lr.journal import Journal, JournalFolder
 from lightning_lr.learning_rate import HyperparameterWriter
+from lightning_lr.nested import samples_in
 from lightning_lr.progress import EpochShape, NoEndError, RunShape, SampleClock
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
@@ -134,7 +135,7 @@ class Run:
 
     def samples_in(self, batch: Any) -> int | None:
         """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
-        return self._count_samples(batch) if self._count_samples else _first_dimension(batch)
+        return self._count_samples(batch) if self._count_samples else samples_in(batch)
 
     def close_window(self) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
@@ -372,15 +373,3 @@ def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:
             return callback.get_accumulate_grad_batches
     accumulation = trainer.accumulate_grad_batches
     return 1 if isinstance(accumulation, WindowAccumulation) else accumulation  # a ramp's: its plan has the windows
-
-
-def _first_dimension(batch: Any) -> int | None:
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.ndim else 1
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        batch = vars(batch)
-    if isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return next((n for n in map(_first_dimension, batch) if n is not None), None)
-    return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+
+from lightning_lr.nested import tensors_in
 
 WHOLE = 4
 """Bytes of an fp32 number."""
@@ -86,7 +87,7 @@ def _kept_after_a_step(optimizer: Optimizer, group: dict[str, Any], numbers: int
             f"state_bytes: {type(optimizer).__name__} does not step on its own ({error}); give ModelSize the bytes "
             "that it keeps for each number"
         ) from error
-    return sum(t.numel() * t.element_size() for t in _tensors(copy.state[parameter]))
+    return sum(t.numel() * t.element_size() for t in tensors_in(copy.state[parameter]))
 
 
 def _alike(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Optimizer:
@@ -102,10 +103,3 @@ def _alike(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter)
         copy.state = defaultdict(dict)
         copy.param_groups = [{**group, "params": [parameter]}]
         return copy
-
-
-def _tensors(state: Any) -> list[Tensor]:
-    if isinstance(state, Tensor):
-        return [state]
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, Sequence) else ()
-    return [] if isinstance(state, str) else [tensor for part in parts for tensor in _tensors(part)]

@@ -7,7 +7,7 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.activations.compression import ActivationCompressor, CompressionSettings, Size, described
 from lightning_lr.cli.errors import described as described_error
 from lightning_lr.memory import LiveBytes, extrapolate_checkpointing
+from lightning_lr.nested import batch_tensors, samples_in, with_samples
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
 
 FEW, MANY = 4, 8
@@ -47,17 +48,21 @@ def configured_policy(strategy: Any) -> CheckpointPolicy | None:
 
 
 def stepping(batch: Any, precision: Any) -> Callable[[LightningModule, int], Tensor] | None:
-    """The training step of a module on the first few samples of a batch; ``None`` for a batch that has too few."""
-    samples = _samples(batch)
-    if samples is None or samples < MANY:
+    """The training step of a module on a few samples of a batch, which repeat where it has fewer.
+
+    ``None`` for a batch without tensors.
+    """
+    samples = samples_in(batch)
+    if samples is None:
         return None
+    enough = with_samples(batch, max(samples, MANY))  # made once: what is cut from it takes no memory of its own
     mixed = "mixed" in str(precision)
 
     def step(module: LightningModule, few: int) -> Tensor:
         autocast: AbstractContextManager[Any] = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
         with warnings.catch_warnings(), autocast:
             warnings.simplefilter("ignore")  # self.log without a Trainer
-            loss = module.training_step(_first(batch, few, samples), 0)
+            loss = module.training_step(with_samples(enough, few), 0)
         assert loss is not None
         return loss["loss"] if isinstance(loss, Mapping) else loss
 
@@ -68,7 +73,7 @@ def _tried(model: LightningModule, batch: Any, precision: Any, notes: list[str])
     """The step, if it works here; else a note."""
     step = stepping(batch, precision)
     if step is None:
-        notes.append(f"activations are not planned: a batch of tensors with at least {MANY} samples is needed")
+        notes.append(f"activations are not planned: the batch ({type(batch).__name__}) holds no tensors")
         return None
     try:
         with _unchanged(model):
@@ -98,7 +103,7 @@ def saved_bytes(
         policy: of checkpointing; ``None`` keeps everything.
         compressor: of what is kept; ``None`` for none.
         model: that is trained; nothing in it changes but the random state.
-        batch: of its data, with some samples at least.
+        batch: of its data.
         samples: of the micro-batch that is asked about.
         precision: the Trainer's.
         notes: where a reason goes.
@@ -111,7 +116,7 @@ def saved_bytes(
         return None
     if policy is not None:
         kept = extrapolate_checkpointing(
-            model, step, samples or _samples(batch) or MANY, policy, (FEW, MANY)
+            model, step, samples or samples_in(batch) or MANY, policy, (FEW, MANY)
         ).peak_bytes
         return float(kept)
     few, many = (_kept(model, step, n, compressor) for n in (FEW, MANY))
@@ -155,7 +160,7 @@ def activation_summary(
     Raises:
         PlanError: where the policy refuses this network or this batch.
     """
-    samples = _samples(batch)
+    samples = samples_in(batch)
     step = _tried(model, batch, precision, notes)
     if step is None or samples is None:
         return {}
@@ -170,7 +175,7 @@ def compression_summary(
     settings: CompressionSettings, model: LightningModule, batch: Any, precision: Any, notes: list[str]
 ) -> dict[str, str]:
     """What compression makes of a micro-batch like this one, by codec; nothing, and a note, as above."""
-    samples = _samples(batch)
+    samples = samples_in(batch)
     step = _tried(model, batch, precision, notes)
     if step is None or samples is None:
         return {}
@@ -194,29 +199,6 @@ def _packed(
     compressor: ActivationCompressor, step: Callable[[int], Tensor], batch: Any, samples: int
 ) -> dict[str, Size]:
     """Bytes by codec that one forward of so many samples saves."""
-    with torch.random.fork_rng(devices=[]), compressor.compressing(_tensors(batch)) as tally:
+    with torch.random.fork_rng(devices=[]), compressor.compressing(batch_tensors(batch)) as tally:
         step(samples)
     return tally.by("codec")
-
-
-def _samples(batch: Any) -> int | None:
-    tensors = _tensors(batch)
-    return int(tensors[0].shape[0]) if tensors and tensors[0].ndim else None
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
-    return [] if isinstance(batch, str) else [tensor for part in parts for tensor in _tensors(part)]
-
-
-def _first(batch: Any, few: int, samples: int) -> Any:
-    """The first few samples of everything in the batch that has one entry for each."""
-    if isinstance(batch, Tensor):
-        return batch[:few] if batch.ndim and batch.shape[0] == samples else batch
-    if isinstance(batch, Mapping):
-        return {key: _first(part, few, samples) for key, part in batch.items()}
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_first(part, few, samples) for part in batch)
-    return batch

@@ -123,7 +123,7 @@ def _step_time(
         return replace(options.step_time, update=options.update_time or 0.0)
     step = stepping(batch(), settings["precision"])
     if step is None:
-        raise ValueError(f"--micro-batch-time measure needs a batch of tensors with at least {MANY} samples; give A+Bn")
+        raise ValueError("--micro-batch-time measure needs a batch that holds tensors; give A+Bn")
 
     def forward(copy: nn.Module, samples: int) -> Tensor:
         return step(copy, samples)  # type: ignore[arg-type]
