@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,21 @@ def test_importing_the_package_loads_nothing_heavy_that_lightning_does_not() -> 
     )
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("words", "begins"), [(["--help"], "usage: lightning-lr"), (["--version"], "lightning-lr ")])
+def test_help_and_version_answer_without_torch(words: list[str], begins: str) -> None:
+    script = re.search(
+        r'^lightning-lr = "(\w+):main"$', (SOURCE.parents[1] / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert script is not None
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", script[1], *words], capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in ran.stderr.splitlines()}
+    assert ran.stdout.startswith(begins)
+    assert "lightning_lr_command" in imported
+    assert not imported & {"torch", "lightning", "lightning_lr", "numpy", "matplotlib", "jsonargparse"}
 
 
 def test_a_star_import_brings_the_public_names_alone() -> None:

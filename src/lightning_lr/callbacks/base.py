@@ -345,16 +345,5 @@ def members_of(trainer: Trainer) -> list[MethodCallback]:
     return [callback for callback in trainer.callbacks if isinstance(callback, MethodCallback)]  # type: ignore[attr-defined]
 
 
-def declared_by_subclasses() -> list[MetricPanel]:
-    """The panels that the package's callbacks declare, for a run whose journals do not hold them."""
-    import lightning_lr.callbacks  # noqa: F401  # defines them
-
-    classes, found = [MethodCallback], list[MetricPanel]()
-    for method in classes:
-        classes += method.__subclasses__()
-        found += method.panels
-    return found
-
-
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

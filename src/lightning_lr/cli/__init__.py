@@ -1,8 +1,8 @@
 """The command line ``lightning-lr``: train, and see a run before and after.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's own command line with the names of this package known to
-it; ``plan`` shows a run before it is trained, ``report`` shows it afterwards or while it is going. What each needs is
-imported only when it is asked for.
+it; ``plan`` shows a run before it is trained, ``report`` shows it afterwards or while it trains. Each imports what it
+needs when it runs.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-COMMANDS = {
-    "fit": "train a model as a configuration file says",
-    "validate": "evaluate a model on the validation data",
-    "test": "evaluate a model on the test data",
-    "predict": "run a model on the prediction data",
-    "plan": "show learning rate, batch and phases of a run before it is trained",
-    "report": "show what a run did and why, also while it is going, or compare several",
-}
+from lightning_lr_command import COMMANDS, answer, usage
 
 __all__ = ["COMMANDS", "main"]
 
@@ -34,18 +27,18 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 for a configuration that was refused.
 
     Raises:
-        SystemExit: for ``--help`` (0) and for options that do not exist (2).
+        SystemExit: for ``COMMAND --help`` (0) and for options that do not exist (2).
         Exception: what goes wrong during training, with its traceback.
     """
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else 2
+    code = answer(words)
+    if code is not None:
+        return code
     command = words[0]
     if command not in COMMANDS and not command.startswith("-"):
         from lightning_lr.cli.suggestions import did_you_mean
 
-        print(f"error: no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{_help()}", file=sys.stderr)
+        print(f"error: no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:  # as `python -m` does, so that the user's own classes are found
         sys.path.insert(0, os.getcwd())
@@ -77,17 +70,3 @@ def _run(command: str, words: list[str]) -> None:
         from lightning_lr.cli.trainer_cli import run_trainer
 
         run_trainer(words)
-
-
-def _help() -> str:
-    commands = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
-    return (
-        "usage: lightning-lr COMMAND ...\n\n"
-        "Learning rate, batch size and memory of a Lightning run: decided, shown and resumed exactly.\n\n"
-        f"commands:\n{commands}\n\n"
-        "lightning-lr COMMAND --help says more, for example\n"
-        "  lightning-lr plan --config C --out plan.png\n"
-        "  lightning-lr fit --config C --trainer.max_epochs 3\n"
-        "  lightning-lr report RUN_DIR --out report.png\n"
-        "  lightning-lr report RUN_DIR RUN_DIR --out comparison.png"
-    )

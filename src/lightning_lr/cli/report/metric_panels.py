@@ -21,9 +21,10 @@ def declared_panels(record: RunRecord) -> list[Panel[RunRecord]]:
     """The panels that the callbacks of a run declare."""
     declared = record.panels
     if declared is None:  # the journals are of an older version, or lost: the classes of the package declare them
-        from lightning_lr.callbacks.base import declared_by_subclasses
+        from lightning_lr import callbacks
 
-        declared = declared_by_subclasses()
+        kinds = [getattr(callbacks, name) for name in callbacks.__all__]
+        declared = [panel for kind in kinds for panel in getattr(kind, "panels", ())]
     return [as_panel(panel) for panel in dict.fromkeys(declared)]
 
 

@@ -1,0 +1,67 @@
+"""The command ``lightning-lr`` before anything is imported: its help and its version, then the command line itself.
+
+A package of its own, since a module inside ``lightning_lr`` imports the package first, which registers strategies with
+Lightning and so loads torch: several seconds for a line of help.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+COMMANDS = {
+    "fit": "train a model as a configuration file says",
+    "validate": "evaluate a model on the validation data",
+    "test": "evaluate a model on the test data",
+    "predict": "run a model on the prediction data",
+    "plan": "show learning rate, batch and phases of a run before it is trained",
+    "report": "show what a run did and why, also while it trains, or compare several",
+}
+
+__all__ = ["COMMANDS", "answer", "main", "usage"]
+
+
+def main() -> int:
+    """Run ``lightning-lr`` with the words of this process; returns the exit code."""
+    words = sys.argv[1:]
+    code = answer(words)
+    if code is None:
+        from lightning_lr.cli import main as run
+
+        code = run(words)
+    return code
+
+
+def answer(words: Sequence[str]) -> int | None:
+    """Print what needs neither torch nor a configuration; returns the exit code, or ``None`` for everything else."""
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"lightning-lr {_version()}")
+        return 0
+    return None
+
+
+def usage() -> str:
+    """What ``lightning-lr --help`` prints."""
+    commands = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+    return (
+        "usage: lightning-lr COMMAND ...\n"
+        "       lightning-lr --version\n\n"
+        "Learning rate, batch size and memory of a Lightning run: decided, shown and resumed exactly.\n\n"
+        f"commands:\n{commands}\n\n"
+        "lightning-lr COMMAND --help lists its options. Examples:\n"
+        "  lightning-lr plan --config C --out plan.png\n"
+        "  lightning-lr fit --config C --trainer.max_epochs 3\n"
+        "  lightning-lr report RUN_DIR --out report.png\n"
+        "  lightning-lr report RUN_DIR RUN_DIR --out comparison.png"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("lightning-lr")
+    except PackageNotFoundError:
+        return "(not installed: run from its sources)"
