@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
-from support.toy import Probe, ResumableLoader, Toy, data, fit
 from torch.optim import AdamW
 
 from lightning_lr import AdaptiveWarmup, LearningRateSchedule, MethodCallback, NormalizedWeightDecay, Polynomial
@@ -24,6 +23,7 @@ from lightning_lr.cli.report.picture import save_report_picture
 from lightning_lr.cli.report.record import find_run, read_run
 from lightning_lr.curves import Phase
 from lightning_lr.progress import EpochShape, RunShape, SampleClock
+from tests.support.toy import Probe, ResumableLoader, Toy, data, fit
 
 LR = 0.05  # of the toy's optimizer
 UPDATES = 12  # 2 epochs of 48 samples in batches of 8

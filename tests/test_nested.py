@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from support.toy import fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +18,7 @@ from lightning_lr import ActivationCompression, Constant, LearningRateSchedule
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.cli.plan.activation_memory import activation_summary, compression_summary, saved_bytes
 from lightning_lr.nested import batch_tensors, first_samples, map_tensors, samples_in, tensors_in, with_samples
+from tests.support.toy import fit
 
 
 class Named(NamedTuple):
