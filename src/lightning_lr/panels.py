@@ -37,11 +37,14 @@ class MetricPanel:
     height: float = 1.6
 
     @classmethod
-    def from_journal(cls, saved: Mapping[str, Any]) -> MetricPanel:
-        """The panel that was written down as JSON; what another version knew in addition is left out."""
+    def from_journal(cls, saved: Any) -> MetricPanel | None:
+        """The panel that was written down as JSON, without what another version knew in addition; ``None`` for a line
+        that was damaged on disk."""
+        if not isinstance(saved, Mapping) or not isinstance(saved.get("metrics"), list):
+            return None
         known = {field.name for field in fields(cls)}
         given: dict[str, Any] = {}
         for name, value in saved.items():
             if name in known:
                 given[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**given)
+        return cls(**given) if "label" in given else None

@@ -152,7 +152,8 @@ class RunRecord:
         started = [start for start in self.starts.values() if "callback" in start]
         if not started or any("panels" not in start for start in started):
             return None
-        return [MetricPanel.from_journal(panel) for start in started for panel in start["panels"]]
+        read = [MetricPanel.from_journal(panel) for start in started for panel in _listed(start["panels"])]
+        return [panel for panel in read if panel is not None]
 
     @property
     def phases(self) -> dict[str, tuple[Phase, ...]]:
@@ -360,6 +361,10 @@ WELL_FORMED: dict[str, Callable[[Any], bool]] = {
 def _series(by_step: dict[int, float]) -> Series:
     steps = sorted(by_step)
     return Series(steps, [by_step[step] for step in steps])
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _number(cell: Any) -> float | None:
