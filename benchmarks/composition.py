@@ -22,7 +22,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tests.support import composition as c
-from tests.support.zero_runs import run_in_processes
+from tests.support.processes import run_in_processes
 
 RIGHT, REFUSED, WRONG = "✓", "-", "WRONG"
 

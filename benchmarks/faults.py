@@ -47,7 +47,7 @@ KILLS_IN_A_ROW = 8
 ANEW = ("start", "saved")
 """Lines of the journals at the first update of every process: that it began, and the bytes that compression keeps then
 (whose bits and ratio are metrics too, and compared at every update)."""
-PATIENCE = 180.0  # seconds without a word from a child, or until the survivor of two has ended
+PATIENCE = 900.0  # seconds without a word from a child, or until the survivor of two has ended
 
 
 # ---------------------------------------------------------------------- processes

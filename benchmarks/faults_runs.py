@@ -390,7 +390,7 @@ def child(name: str, world: int, rank: int, folder: Path, attempt: int, pipe: in
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_RANK=str(rank), NODE_RANK="0")
             store = torch.distributed.FileStore(str(folder / f"store{attempt}"), world)
             torch.distributed.init_process_group(
-                "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60)
+                "gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=600)
             )
         train(name, world, rank, folder, attempt, tell)
         status = 0

@@ -118,7 +118,7 @@ def test_a_model_too_big_for_the_device(tmp_path: Path) -> None:
     def typed(command: str, *more: str) -> str:
         words = [sys.executable, "-m", "lightning_lr.cli", command, "--config", str(CONFIGS / "too_big.yaml"), *size]
         done = subprocess.run(
-            [*words, *more], cwd=tmp_path, env=environ, check=False, capture_output=True, text=True, timeout=600
+            [*words, *more], cwd=tmp_path, env=environ, check=False, capture_output=True, text=True, timeout=1800
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout

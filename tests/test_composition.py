@@ -32,8 +32,8 @@ from tests.support.composition import (
     spread,
     train,
 )
+from tests.support.processes import run_in_processes
 from tests.support.toy import data, fit
-from tests.support.zero_runs import run_in_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Pair = tuple[Part, Part]

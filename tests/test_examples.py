@@ -418,7 +418,7 @@ def run_script(tmp_path: Path, **programs: str) -> subprocess.CompletedProcess[s
         (path / name.replace("_", "-")).write_text(f"#!/bin/sh\n{text}\n")
         (path / name.replace("_", "-")).chmod(0o755)
     return subprocess.run(
-        ["bash", SCRIPT, tmp_path / "data"], env={"PATH": str(path)}, capture_output=True, text=True, timeout=60
+        ["bash", SCRIPT, tmp_path / "data"], env={"PATH": str(path)}, capture_output=True, text=True, timeout=900
     )
 
 

@@ -86,7 +86,7 @@ def test_one_command_trains_it_in_two_processes(name: str, tmp_path: Path) -> No
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
-        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
     )
     log = read_csv(tmp_path / f"runs/{name}/version_0/metrics.csv")
     assert log["progress/updates"].values == [1, 2, 3, 4], done.stderr

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_lr.optim import LAMB, LARS, TrustRatioOptimizer, trust_ratio
 from lightning_lr.optim.cpu_norms import norms_on_cpu
+from tests.support.rounding import rounding, rounding_after
 from tests.support.timm_oracle import import_timm
 from tests.support.two_processes import run_in_two_processes
 
@@ -143,7 +144,9 @@ def test_without_trust_ratios_lars_is_sgd_and_lamb_is_adamw() -> None:
 
 # ---------------------------------------------------------------------- every way through the kernels
 @every
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, rounding(10_000, torch.float64)), (torch.float32, rounding(200))]
+)
 def test_fused_equals_plain(make: Make, dtype: torch.dtype, tolerance: float) -> None:
     fused, plain = parameters(dtype), parameters(dtype)
     simple = make(plain)
@@ -481,9 +484,10 @@ def test_fsdp2_on_two_processes_equals_one(name: str, two_processes: list[dict[s
         if isinstance(rank[name], Exception):
             raise rank[name]
         theirs, their_ratios = rank[name]
-        # means and norms are summed in another order: fp32 rounding over 20 updates
-        assert max(float((a - b).abs().max()) for a, b in zip(theirs, weights, strict=True)) < 1e-6
-        assert torch.allclose(their_ratios.double(), ratios.double(), rtol=1e-4)
+        # means and norms are summed in another order
+        assert max(float((a - b).abs().max()) for a, b in zip(theirs, weights, strict=True)) < rounding_after(20)
+        # a norm of gradients that are by the end a fiftieth of their terms: 8 samples, 13 units
+        assert torch.allclose(their_ratios.double(), ratios.double(), rtol=rounding(50 * 21), atol=0)
     assert torch.equal(two_processes[0][name][1], two_processes[1][name][1])
 
 

@@ -34,7 +34,7 @@ from tests.support.toy import ResumableLoader, data, fit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ROOT = Path(__file__).parents[1]
-LIMIT = 240.0
+LIMIT = 900.0
 
 
 class StoppedError(Exception):

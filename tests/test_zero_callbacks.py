@@ -26,9 +26,11 @@ from lightning_lr import (
     LearningRateSchedule,
     StepRamp,
 )
+from tests.support.processes import run_in_processes
+from tests.support.rounding import rounding, rounding_after
 from tests.support.toy import Stream, Toy, fit, two_groups
 from tests.support.two_processes import ddp
-from tests.support.zero_runs import needs_deepspeed, run_in_processes, watched, zero
+from tests.support.zero_runs import needs_deepspeed, watched, zero
 from tests.test_zero_strategy import STAGES, _adamw, _fit, _loader
 
 pytestmark = needs_deepspeed
@@ -242,8 +244,10 @@ def _same(ran: Any, got_name: str, want_name: str) -> None:
     assert len(got["lrs"]) == len(want["lrs"])
     for ours, theirs in zip(got["lrs"], want["lrs"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-12)
-    assert got["norms"] == pytest.approx(want["norms"], rel=2e-5)
-    assert (got["weights"] - want["weights"]).abs().max() < 1e-6
+    assert got["norms"] == pytest.approx(
+        want["norms"], rel=rounding(16 * 20)
+    )  # gradients of 16 terms, by the end a twentieth of them
+    assert (got["weights"] - want["weights"]).abs().max() < rounding_after(got["updates"])
     assert torch.equal(got["weights"], ran[1][got_name]["weights"])
 
 

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_lr import HypergradientDescent
 from lightning_lr.optim import LAMB, LARS
+from tests.support.processes import run_in_processes
 from tests.support.toy import Toy, data, fit
 from tests.support.two_processes import WORLD
-from tests.support.zero_runs import Watch, needs_deepspeed, run_in_processes, zero
+from tests.support.zero_runs import Watch, needs_deepspeed, zero
 
 pytestmark = needs_deepspeed
 STAGES, UPDATES, MICRO, HYPER_LR = (1, 2, 3), 20, 4, 0.05

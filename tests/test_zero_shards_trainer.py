@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_lr import Cosine, GradientNoiseScale, HypergradientDescent, LayerwiseLRDecay, LearningRateSchedule
 from lightning_lr.optim import LAMB, LARS
+from tests.support.processes import run_in_processes
+from tests.support.rounding import rounding_after
 from tests.support.toy import Toy, data, fit
 from tests.support.two_processes import ddp, fsdp2, shard
-from tests.support.zero_runs import Watch, needs_deepspeed, run_in_processes, whole_weights, zero
+from tests.support.zero_runs import Watch, needs_deepspeed, whole_weights, zero
 
 # slow: the gauntlet has these methods under every strategy; here they meet sub-groups, clipping, offload and resumes
 pytestmark = [needs_deepspeed, pytest.mark.slow]
@@ -229,18 +231,18 @@ def test_two_processes_equal_one(key: str, two_processes: list[dict[str, Any]]) 
         assert rank["updates"] == rank["hooks"] == alone["updates"] == UPDATES
         difference = (rank["weights"] - alone["weights"]).abs().max()
         print(f"{key}: weights {difference:.1e} of {moved:.1e}")
-        assert difference < 1e-6 < moved
+        assert difference < rounding_after(UPDATES) < moved
         worst = 0.0
         for mine, theirs in zip(rank["rows"], alone["rows"], strict=True):
             assert mine.keys() == theirs.keys()
             worst = max([worst, *(abs(mine[k] - theirs[k]) / max(abs(theirs[k]), 1.0) for k in mine)])
         for mine_, theirs_ in zip(rank["lrs"], alone["lrs"], strict=True):
-            assert mine_ == pytest.approx(theirs_, rel=1e-5)
+            assert mine_ == pytest.approx(theirs_, rel=2 * rounding_after(UPDATES))
         if alone["rows"][-1]:
             factors = [value for k, value in alone["rows"][-1].items() if "factor" in k]
             assert any(abs(factor - 1) > 0.01 for factor in factors), "the method had something to say"
             print(f"{key}: factors and cosines {worst:.1e}")
-            assert worst < (5e-6 if name in ("LARS", "LAMB") else 1e-6)
+            assert worst < 2 * rounding_after(UPDATES)
 
 
 @pytest.mark.parametrize("key", FSDP2)
@@ -250,12 +252,12 @@ def test_fsdp2_equals_one(key: str, two_processes: list[dict[str, Any]]) -> None
     for rank in _of(two_processes, key):
         difference = (rank["weights"] - alone["weights"]).abs().max()
         print(f"{key}: weights {difference:.1e}")
-        assert difference < 1e-6
+        assert difference < rounding_after(UPDATES)
         # Lightning's closure runs inside the step, and the hypergradient is asked for in it
         asking = (name in ("LARS", "LAMB")) + (methods is _hypergradient)
         assert rank["asked"] == {asking}, "one all-reduce for both groups, and one for both hypergradients"
         for mine, theirs in zip(rank["rows"], alone["rows"], strict=True):
-            assert mine == pytest.approx(theirs, rel=1e-5, abs=5e-6)
+            assert mine == pytest.approx(theirs, rel=2 * rounding_after(UPDATES), abs=2 * rounding_after(UPDATES))
 
 
 def test_what_cannot_be_seen_is_refused(two_processes: list[dict[str, Any]]) -> None:
@@ -283,4 +285,4 @@ def test_gradient_noise_scale_is_that_of_ddp(stage: int, two_processes: list[dic
         mine = [row["noise/gradient"] for row in rank["rows"]]
         theirs = [row["noise/gradient"] for row in ddp_["rows"]]
         print(f"stage {stage}: {max(abs(a / b - 1) for a, b in zip(mine, theirs, strict=True)):.1e}")
-        assert mine == pytest.approx(theirs, rel=1e-4)
+        assert mine == pytest.approx(theirs, rel=1e-4)  # differences of squared norms, a tenth of them

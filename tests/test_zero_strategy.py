@@ -12,9 +12,11 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader, DistributedSampler
 
+from tests.support.processes import run_in_processes
+from tests.support.rounding import rounding, rounding_after
 from tests.support.toy import Toy, data, two_groups
 from tests.support.two_processes import ddp
-from tests.support.zero_runs import needs_deepspeed, run_in_processes, watched, zero
+from tests.support.zero_runs import needs_deepspeed, watched, zero
 
 pytestmark = needs_deepspeed
 
@@ -84,6 +86,8 @@ def _got(ran: Any, name: str) -> Any:
 def test_updates_hooks_and_gradient_norms_are_those_of_ddp(ran: Any, stage: int, case: str) -> None:
     got, want = _got(ran, f"{case}-{stage}"), _got(ran, f"{case}-None")
     assert got["updates"] == want["updates"] == got["hooks"] == want["hooks"]
-    assert got["norms"] == pytest.approx(want["norms"], rel=1e-5)
+    assert got["norms"] == pytest.approx(
+        want["norms"], rel=rounding(16 * 20)
+    )  # gradients of 16 terms, by the end a twentieth of them
     assert got["lrs"] == want["lrs"]
-    assert (got["weights"] - want["weights"]).abs().max() < 1e-6
+    assert (got["weights"] - want["weights"]).abs().max() < rounding_after(got["updates"])

@@ -3,7 +3,9 @@
 - ``toy``: the regression problem that nearly every test trains, its loaders, and what watches the optimizer.
 - ``layered_net``, ``checkpointed_nets``, ``valley_loss``: nets with layers, nets that are hard to compute twice, and a
   loss whose best learning rate is known.
-- ``two_processes``, ``zero_runs``: many cases in one process group, under DDP and FSDP2, and under DeepSpeed's engine.
+- ``processes``: many cases in one process group, forked with what ``preloaded`` imports; ``two_processes``: under DDP
+  and FSDP2; ``zero_runs``: under DeepSpeed's engine.
+- ``rounding``: tolerances, as a number of roundings.
 - ``gauntlet``: one row for each method; ``gauntlet_in_two_processes``: the strategies that each row runs under.
 - ``composition``: the parts that are trained in pairs, each with its closed form.
 - ``constructors``: every public constructor with the values that a user may type.

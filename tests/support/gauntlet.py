@@ -29,6 +29,7 @@ from lightning_lr import (
     StepRamp,
 )
 from lightning_lr.optim import LAMB, LARS
+from tests.support.rounding import rounding_after
 from tests.support.toy import Toy, data
 
 BATCH = 8
@@ -337,7 +338,7 @@ ROWS = [
         [{"class_path": "HypergradientDescent", "init_args": {"rule": "normalized"}}],
         configure=_sgd,
         replay=_normalized_sgd,
-        tolerance=2e-5,  # dot products and weights in fp32, fed back over the updates
+        tolerance=2 * rounding_after(21),  # dot products and weights in fp32, fed back over the updates
     ),
     Row(
         "hypergradient-and-schedule",
@@ -350,7 +351,7 @@ ROWS = [
         ],
         configure=_adamw_mild,
         replay=_additive_adamw_under_cosine,
-        tolerance=2e-5,
+        tolerance=2 * rounding_after(21),
     ),
     Row(
         "lars-polynomial",

@@ -1,20 +1,11 @@
-"""The real DeepSpeed engine in processes of gloo: one group for many cases, ended without the interpreter's exit.
-
-gloo's threads can abort a process that exits as Python does (``terminate called without an active exception``), after
-everything is done: results go to a file, the ranks wait for each other, and then leave by ``os._exit``.
-"""
+"""The real DeepSpeed engine in two processes of gloo, and what is recorded of a run under it."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import socket
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +13,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
-from benchmarks._processes import spawn
 from lightning_lr import ZeROStrategy
 from lightning_lr import lightning_internals as internals
+from tests.support.processes import Attached
 from tests.support.toy import fit
-from tests.support.two_processes import _Attached
-
-Cases = Sequence[tuple[str, Callable[[], Any]]]
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (extra: deepspeed)"
@@ -39,7 +27,7 @@ def zero(stage: int, devices: int = 2, **arguments: Any) -> dict[str, Any]:
     """Trainer arguments that join the running process group with a ``ZeROStrategy``."""
     strategy = ZeROStrategy(
         stage=stage,  # type: ignore[arg-type]
-        cluster_environment=_Attached(),
+        cluster_environment=Attached(),
         process_group_backend="gloo",
         logging_level=logging.ERROR,
         **arguments,
@@ -112,33 +100,3 @@ def watched(callbacks: Sequence[Callback] = (), **arguments: Any) -> dict[str, A
     watch = Watch()
     _, trainer = fit([*callbacks, watch], **arguments)
     return watch.facts(trainer)
-
-
-def _work(rank: int, world: int, port: int, cases: Cases, out: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
-    os.environ.update(WORLD_SIZE=str(world), RANK=str(rank), DS_ACCELERATOR="cpu")
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    results: dict[str, Any] = {}
-    for name, case in cases:
-        try:
-            results[name] = case()
-        except Exception as error:
-            results[name] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        torch.distributed.barrier()
-    torch.save(results, Path(out) / f"{rank}.pt")
-    torch.distributed.barrier()
-    os._exit(0)
-
-
-def run_in_processes(cases: Cases, out: Path, world: int = 2) -> list[dict[str, Any]]:
-    """Run named functions (picklable, module level) on ``world`` ranks; what each returned, or its error as text."""
-    out.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_work, (world, port, list(cases), str(out)), nprocs=world)
-    return [torch.load(out / f"{rank}.pt", weights_only=False) for rank in range(world)]
