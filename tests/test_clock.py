@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from loops import Loop, largest_difference, loops, run
 
 from lightning_lr.progress import Budget, Place, Span
+from tests.support.random_loops import Loop, largest_difference, loops, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,6 +8,7 @@
 - ``rounding``: tolerances, as a number of roundings.
 - ``gauntlet``: one row for each method; ``gauntlet_in_two_processes``: the strategies that each row runs under.
 - ``composition``: the parts that are trained in pairs, each with its closed form.
+- ``random_loops``: training loops drawn at random, each with a plain replay.
 - ``constructors``: every public constructor with the values that a user may type.
 - ``timm_oracle``: timm and torchvision, which are installed outside the environment.
 """

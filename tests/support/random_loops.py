@@ -22,10 +22,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from toy import quiet
 
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.progress import SampleClock
+from tests.support.toy import quiet
 
 MODES = ("min_size", "max_size", "max_size_cycle")  # "sequential" is refused by Lightning's fit
 
