@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
-.PHONY: demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
+.PHONY: docs demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
 
 demo: $(VENV)/.examples
 	rm -rf runs/digits
@@ -37,6 +37,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the documentation site in site/, every link checked: look at it with `python -m http.server --directory site`
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 fashion-mnist:
 	bash scripts/fashion_mnist.sh
@@ -68,5 +72,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --upgrade --no-deps --target $(VENV)/peers timm torchvision
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) mkdocs-material "mkdocstrings[python]" ruff
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lightning-2.5 runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lightning-2.5 runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
