@@ -136,8 +136,7 @@ def layout_of(caller: str, path: str | Path) -> Layout:
         what = "a file" if Path(path).is_file() else "a folder" if Path(path).is_dir() else "not there"
         raise MisconfigurationException(
             f"{caller}: got the checkpoint {path}, which is {what} without DeepSpeed's {TAG}/*_model_states.pt; give "
-            "the "
-            "folder that a run under ZeRO wrote. The weights alone of a single file can be loaded into the module "
+            "the folder that a run under ZeRO wrote. The weights alone of a single file can be loaded into the module "
             "(load_from_checkpoint) before training starts"
         )
     states = read_lazily(file)
@@ -165,9 +164,8 @@ def check_fits(caller: str, path: str | Path, found: Layout, run: Layout) -> Non
     if not found.universal and (found.stage, found.world_size) != (run.stage, run.world_size):
         raise MisconfigurationException(
             f"{caller}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it "
-            "fit "
-            f"every stage and number of processes by lightning_lr.strategies.to_universal({str(path)!r}, OUT) and go "
-            "on from OUT, or run as it was written"
+            f"fit every stage and number of processes by lightning_lr.strategies.to_universal({str(path)!r}, OUT) and "
+            "go on from OUT, or run as it was written"
         )
     if found.groups is None or run.groups is None or found.groups == run.groups:
         return

@@ -87,8 +87,7 @@ def check_precision(caller: str, precision: str) -> None:
         device = "CPU" if get_accelerator().device_name() == "cpu" else "device"
         raise MisconfigurationException(
             f"{caller}: got precision={precision!r}, which DeepSpeed does not run on this {device}; use 'bf16-mixed' "
-            "or "
-            "'32-true'"
+            "or '32-true'"
         )
 
 
@@ -106,8 +105,7 @@ def check_nvme(caller: str) -> None:
     if missing:
         raise MisconfigurationException(
             f"{caller}: offloading to 'nvme' needs DeepSpeed's async_io operator, and {' and '.join(missing)} cannot "
-            "be "
-            "found; install that, or offload to 'cpu'"
+            "be found; install that, or offload to 'cpu'"
         )
 
 
@@ -133,14 +131,12 @@ def check_optimizer(caller: str, optimizer: Optimizer, stage: int) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MisconfigurationException(
             f"{caller}: LBFGS evaluates its closure several times in a step, and the engine has no closure; use "
-            "another "
-            "optimizer, or strategy='ddp'"
+            "another optimizer, or strategy='ddp'"
         )
     if isinstance(optimizer, torch.optim.Adagrad) and stage < 3:
         raise MisconfigurationException(
             f"{caller}: DeepSpeed makes torch's Adagrad anew in stage {stage}, without its parameter groups and "
-            "unknown "
-            "to the LR scheduler; use stage 3, another optimizer, or strategy='ddp'"
+            "unknown to the LR scheduler; use stage 3, another optimizer, or strategy='ddp'"
         )
     for index, group in enumerate(optimizer.param_groups):
         if not any(parameter.requires_grad for parameter in group["params"]):
