@@ -1,4 +1,4 @@
-"""The house is as docs/house.md says: floors, circles, one writer, Lightning's and DeepSpeed's privates, public names.
+"""docs/architecture.md holds: floors, circles, one writer, private attributes of Lightning and DeepSpeed, public names.
 
 What is read is the code itself, by its syntax tree, and what a fresh interpreter imports.
 """
