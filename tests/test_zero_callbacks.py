@@ -197,10 +197,6 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "fp16": (_native_half, "got precision='16-mixed', which DeepSpeed does not run on this CPU"),
     "manual": (lambda: _refused(1, module=Manual()), "uses manual optimization"),
-    "value": (
-        lambda: _refused(1, gradient_clip_val=0.5, gradient_clip_algorithm="value"),
-        "got gradient_clip_algorithm='value' (gradient_clip_val=0.5)",
-    ),
     "two optimizers": (_returns(_two), "configure_optimizers returned 2 optimizers, and an engine has one"),
     "none": (_returns(lambda module: None), "configure_optimizers returned 0 optimizers"),
     "lbfgs": (_returns(lambda module: torch.optim.LBFGS(module.parameters())), "LBFGS evaluates its closure"),

@@ -104,11 +104,6 @@ def _validated(stage: int, ckpt: str, world: int) -> dict[str, Any]:
     return dict(trainer.validate(module, _loader(40 // world, ranks=world), ckpt_path=ckpt, verbose=False)[0])
 
 
-def _saves_after_training(path: Path) -> None:
-    _, trainer = fit([], module=Toy(), loader=_loader(4), max_epochs=1, **zero(2))
-    trainer.save_checkpoint(path)
-
-
 def _saving(folder: Path, world: int) -> list[tuple[str, Any]]:
     cases: list[tuple[str, Any]] = []
     for name in CONFIGURE:
@@ -149,7 +144,6 @@ def two(folder: Path) -> Any:
     refused = [
         ("stage", partial(_raises, partial(_run, 3, "momentum", 2, ckpt=ckpt))),
         ("groups", partial(_raises, partial(_run, 2, "momentum", 2, ckpt=ckpt, configure=_three_groups))),
-        ("after", partial(_raises, partial(_saves_after_training, folder / "after.ckpt"))),
         ("no-folder", partial(_raises, partial(_run, 2, "momentum", 2, ckpt=str(folder / "nothing.ckpt")))),
     ]
     clipped = ("clipped", partial(_run, 2, "momentum", 2, ckpt=ckpt, gradient_clip_val=1e-9))
@@ -256,11 +250,6 @@ def test_mismatches_are_clear_errors(two: Any, one: Any) -> None:
     )
     assert "has 2 parameter groups of 2 + 2 parameters, this run's has 3 of 1 + 1 + 2" in two[0]["groups"]
     assert "nothing.ckpt" in two[0]["no-folder"]
-
-
-def test_saving_when_the_engine_is_gone_says_so(two: Any, folder: Path) -> None:
-    assert "asked for when the engine and its shards are gone, as after Trainer.fit; save by" in two[0]["after"]
-    assert not list(folder.glob("after*"))
 
 
 def test_nothing_but_whole_checkpoints_is_left(two: Any, folder: Path) -> None:

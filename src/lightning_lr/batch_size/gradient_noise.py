@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_lr.checks import is_real, require
+from lightning_lr.batch_size._checks import require
+from lightning_lr.checks import is_real
 
 
 class GradientNoiseEstimator:

@@ -1,23 +1,25 @@
-"""Checkpoints under ZeRO: what one says about itself, whether it fits a run, and the hyperparameters of its groups.
+"""Checkpoints under ZeRO: how one is laid out, whether it fits a run, and the hyperparameters of its groups.
 
 DeepSpeed writes a folder, ``X.ckpt/checkpoint``, with a file per process. It fits runs of the same stage and number of
 processes only, which DeepSpeed notices late, in part by a bare assertion. Here its metadata is read first (mapped, not
-loaded), beside a record of our own: the parameter groups by name, with their scheduled hyperparameters. To change stage
-or number of processes see ``zero_universal``. A universal one has a folder per parameter.
+loaded), together with a record that ``ZeROStrategy`` adds: the parameter groups by name, with their scheduled
+hyperparameters. ``universal`` changes stage or number of processes. A universal checkpoint has a folder per parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
+
+from lightning_lr.strategies.zero.shard_stamps import STAMP, read_lazily
 
 RECORD = "lightning_lr_zero"
 TAG = "checkpoint"
@@ -31,7 +33,7 @@ FP32 = "fp32"
 NOT_LIGHTNINGS = {
     *("module", "buffer_names", "param_shapes", "shared_params", "frozen_param_shapes", "frozen_param_fragments"),
     *("optimizer", "lr_scheduler", "data_sampler", "random_ltd", "global_steps", "global_samples", "skipped_steps"),
-    *("dp_world_size", "mp_world_size", "ds_config", "ds_version"),
+    *("dp_world_size", "mp_world_size", "ds_config", "ds_version", STAMP),
 }
 """What DeepSpeed adds to a checkpoint of Lightning's."""
 
@@ -44,11 +46,13 @@ class Layout:
         stage: of ZeRO, 0 for a universal checkpoint, which fits every stage.
         world_size: processes that wrote it; 0 for a universal checkpoint.
         groups: names of the parameters in each group, where they were written down.
+        weights_only: Lightning saved no state of schedulers and callbacks.
     """
 
     stage: int
     world_size: int
     groups: tuple[tuple[str, ...], ...] | None
+    weights_only: bool = False
 
     @property
     def universal(self) -> bool:
@@ -60,24 +64,30 @@ class Layout:
 
 
 # ---------------------------------------------------------------------- groups
-def named_groups(module: nn.Module, optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:
-    """Names of the trained parameters in each group, before an engine has put shards in their place."""
+def named_groups(module: nn.Module, optimizer: Optimizer, frozen_too: bool = False) -> tuple[tuple[str, ...], ...]:
+    """Names of the parameters in each group, before an engine has put shards in their place.
+
+    Args:
+        module: has the parameters.
+        optimizer: has the groups.
+        frozen_too: name the frozen parameters as well, which the engine drops from the groups.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     return tuple(
-        tuple(names.get(parameter, "?") for parameter in group["params"] if parameter.requires_grad)
+        tuple(names.get(parameter, "?") for parameter in group["params"] if frozen_too or parameter.requires_grad)
         for group in optimizer.param_groups
     )
 
 
 def hyperparameters(groups: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """Everything in groups but their parameters."""
-    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    """Everything in groups but their parameters; a copy for each group, also of a learning rate that is a tensor."""
+    return [{key: deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
 
 
 @contextmanager
 def values_in_groups(optimizer: Optimizer, values: Sequence[Group]) -> Iterator[None]:
     """Inside, the groups hold other hyperparameters: what DeepSpeed saves of them."""
-    before = hyperparameters(optimizer.param_groups)
+    before = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
     set_values(optimizer, values)
     try:
         yield
@@ -100,28 +110,16 @@ def model_file(folder: Path) -> Path | None:
     return None
 
 
-def read_lazily(file: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's; tensors are mapped and cost nothing until they are used. It may run code: trust it."""
-    states: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
-    return states
-
-
 def saved_in(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint holds but the optimizer's state: what Lightning saved, and :data:`NOT_LIGHTNINGS`."""
+    """What a checkpoint holds but the optimizer's state: what Lightning saved, and :data:`NOT_LIGHTNINGS`.
+
+    Raises:
+        MisconfigurationException: names a file that cannot be read.
+    """
     file = model_file(Path(path) / TAG)
     assert file is not None
-    return read_lazily(file)
-
-
-def read_parameter(folder: Path) -> State:
-    """The whole state of a parameter from its folder in a universal checkpoint."""
-    return {file.stem: read_value(file) for file in sorted(folder.glob("*.pt"))}
-
-
-def read_value(file: Path) -> Any:
-    """A part of :func:`read_parameter`."""
-    value = torch.load(file, weights_only=False)
-    return value["param"] if isinstance(value, dict) else value
+    states: dict[str, Any] = read_lazily(file)
+    return states
 
 
 def layout_of(caller: str, path: str | Path) -> Layout:
@@ -143,14 +141,15 @@ def layout_of(caller: str, path: str | Path) -> Layout:
     record = states.get(RECORD) or {}
     groups = record.get("groups")
     names = None if groups is None else tuple(tuple(group) for group in groups)
+    weights_only = "lr_schedulers" not in states
     if (folder / "zero").is_dir():
-        return Layout(0, 0, names)
+        return Layout(0, 0, names, weights_only)
     stage = int(states["ds_config"].get("zero_optimization", {}).get("stage", 0))
-    return Layout(stage, int(states["dp_world_size"]), names)
+    return Layout(stage, int(states["dp_world_size"]), names, weights_only)
 
 
 def check_fits(caller: str, path: str | Path, found: Layout, run: Layout) -> None:
-    """Refuse a checkpoint that this run cannot go on from.
+    """Refuse a checkpoint that this run cannot resume from.
 
     Args:
         caller: names the strategy.
@@ -161,6 +160,13 @@ def check_fits(caller: str, path: str | Path, found: Layout, run: Layout) -> Non
     Raises:
         MisconfigurationException: says how both were made and what to do.
     """
+    if found.weights_only:
+        raise MisconfigurationException(
+            f"{caller}: the checkpoint {path} was saved with weights alone (save_weights_only=True), without the state "
+            "of schedulers and callbacks that fit resumes from; resume from one that was saved with "
+            "save_weights_only=False, or start a new run from the weights: "
+            f"lightning_lr.strategies.consolidate({str(path)!r}, OUT), then load OUT's 'state_dict' into the module"
+        )
     if not found.universal and (found.stage, found.world_size) != (run.stage, run.world_size):
         raise MisconfigurationException(
             f"{caller}: the checkpoint {path} was written under {found.words}, and this run is {run.words}; make it "

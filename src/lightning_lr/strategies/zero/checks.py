@@ -1,4 +1,4 @@
-"""What a Trainer or a module asks for and an engine cannot do, refused before the engine is made."""
+"""Settings of a module that an engine cannot follow, refused before the engine is made."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch import LightningModule
 
 from lightning_lr import lightning_internals as internals
 
 
-def check_trainer(caller: str, trainer: Trainer, module: LightningModule) -> None:
-    """Refuse manual optimization and gradients clipped by value.
+def check_module(caller: str, module: LightningModule) -> None:
+    """Refuse manual optimization and a backward of the module's own.
 
     Raises:
         MisconfigurationException: says what was given, what is allowed and what to do.
@@ -23,10 +22,10 @@ def check_trainer(caller: str, trainer: Trainer, module: LightningModule) -> Non
             f"{caller}: {type(module).__name__} uses manual optimization (automatic_optimization=False), where the "
             "engine is not told which backward ends an update; use automatic optimization, or strategy='ddp'"
         )
-    if trainer.gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+    if type(module).backward is not LightningModule.backward:
         raise MisconfigurationException(
-            f"{caller}: got gradient_clip_algorithm='value' (gradient_clip_val={trainer.gradient_clip_val}), and the "
-            "engine clips the norm of the whole gradient; use gradient_clip_algorithm='norm', or strategy='ddp'"
+            f"{caller}: {type(module).__name__} overrides backward, and the engine makes its own; change the loss in "
+            "training_step, gradients in on_before_optimizer_step, or use strategy='ddp'"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every touch of DeepSpeed's engine, and nothing else; its checkpoints have a file of their own (``zero_checkpoint``).
+"""Every touch of DeepSpeed's engine, and nothing else; its checkpoints have a file of their own (``checkpoint``).
 
 Checked against DeepSpeed 0.19.8. DeepSpeed is imported inside the functions: importing this package does not need it.
 """
@@ -18,6 +18,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_lr.patching import override_on_instance
+from lightning_lr.strategies.zero.shard_stamps import STAMP
 
 EXTRA = "lightning-lr[deepspeed]"
 
@@ -202,10 +205,41 @@ def gradient_norm(engine: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def clip_as_configured(engine: Any) -> None:
-    """Clip as this run says: a checkpoint brings the value of the run that wrote it (stages 1 and 2)."""
-    if hasattr(engine.optimizer, "clip_grad"):
-        engine.optimizer.clip_grad = engine.gradient_clipping()
+def set_clip_norm(engine: Any, norm: float) -> None:
+    """Clip the next update's whole gradient to this norm; 0 for not at all."""
+    engine.optimizer.clip_grad = norm
+
+
+def gradient_pieces(engine: Any) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Between backward and step: a parameter, where this rank's piece of its gradient starts, and that piece, flat.
+
+    Averaged over the ranks, times the loss scale; what is written to a piece is what the engine will use.
+    """
+    sharded = engine.optimizer
+    if hasattr(sharded, "fp32_partitioned_groups_flat"):
+        for parameter in (parameter for part in sharded.fp16_groups for parameter in part):
+            piece, _ = sharded._get_fp32_grad_state_partition(param=parameter, release_swap_buffers=True)
+            start = torch.distributed.get_rank(group=parameter.ds_process_group) * piece.numel()
+            yield parameter, start, piece[: max(0, min(piece.numel(), int(parameter.ds_numel) - start))]
+        return
+    if sharded.cpu_offload:
+        sharded._wait_for_offload_copies()
+    for index, parameters in enumerate(sharded.bit16_groups):
+        for parameter in parameters:
+            mapping = parameter._hp_mapping
+            if mapping is None:  # this rank has nothing of it
+                continue
+            here = mapping.hp_fragment_address
+            if sharded.cpu_offload:
+                piece = sharded.single_partition_of_fp32_groups[index].grad.narrow(0, here.start, here.numel)
+            else:
+                piece = mapping.get_lp_grad_fragment(parameter._index_in_param_group).view(-1)
+            yield parameter, mapping.lp_fragment_address.start, piece
+
+
+def sum_over_ranks(engine: Any, tensor: Tensor) -> None:
+    """The sum over the ranks that share the gradients, in place."""
+    torch.distributed.all_reduce(tensor, group=engine.optimizer.dp_process_group)
 
 
 def writes_later(engine: Any) -> bool:
@@ -216,6 +250,22 @@ def writes_later(engine: Any) -> bool:
 def writes_on_each_node(engine: Any) -> bool:
     """Whether every node has a folder of its own for a checkpoint, under the same name."""
     return bool(engine.use_node_local_storage())
+
+
+@contextmanager
+def stamping(engine: Any, stamp: dict[str, Any]) -> Iterator[None]:
+    """Inside, every file of a checkpoint that this rank writes carries its stamp."""
+    writer = engine.checkpoint_engine
+    save = writer.save
+
+    def save_stamped(state_dict: dict[str, Any], path: str) -> Any:
+        return save({**state_dict, STAMP: stamp}, path)
+
+    with_stamp = override_on_instance(writer, "save", save_stamped)
+    try:
+        yield
+    finally:
+        with_stamp()
 
 
 def weights_finite(module: nn.Module) -> bool:
@@ -238,3 +288,48 @@ def release(engine: Any) -> None:
     if engine.optimizer is not None and hasattr(engine.optimizer, "optimizer"):
         engine.optimizer.optimizer.__dict__.pop("zero_grad", None)
     engine.destroy()
+
+
+def trains(engine: Any) -> bool:
+    """Whether it is an engine with an optimizer."""
+    return hasattr(getattr(engine, "optimizer", None), "optimizer")
+
+
+class Trained:
+    """An engine whose run ends, so that what it trained can be saved when its hooks are off the module.
+
+    Args:
+        engine: before :func:`release`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self._pieces: list[tuple[Tensor, int, Tensor]] = []
+        """Up to stage 2: a parameter, where this rank's fragment of it starts, and the fp32 fragment."""
+        if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):
+            return
+        for parameters, shard in zip(
+            engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
+        ):
+            for parameter in parameters:
+                if parameter._hp_mapping is not None:
+                    there, here = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                    self._pieces.append((parameter, there.start, shard.narrow(0, here.start, here.numel)))
+
+    def check_unchanged(self, caller: str) -> None:
+        """Refuse to save weights that the shards do not have; up to stage 2 the module holds both.
+
+        Raises:
+            MisconfigurationException: says what to do.
+        """
+        changed = False
+        for parameter, start, piece in self._pieces:
+            own = parameter.detach().flatten().narrow(0, start, piece.numel())
+            changed |= not torch.equal(own.cpu(), piece.detach().to(own.dtype).cpu())
+        told = torch.tensor(int(changed), device=self.engine.device)
+        torch.distributed.all_reduce(told)
+        if int(told):
+            raise MisconfigurationException(
+                f"{caller}: the module's weights were changed after fit had returned, and the engine's fp32 shards "
+                "were not; save before changing them, or save the weights by torch.save(module.state_dict(), FILE)"
+            )

@@ -1,14 +1,14 @@
 """ZeRO checkpoints read into an engine: weights of any of them, and a whole universal one.
 
 DeepSpeed's loader of universal checkpoints under stage 3 gives every group the hyperparameters of the first one. Here
-the parameters' folders that ``zero_universal`` wrote are put into the engine's flat vectors, for every optimizer that
+the parameters' folders that ``universal`` wrote are put into the engine's flat vectors, for every optimizer that
 works on each element by itself, and the groups keep theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from lightning_lr.strategies.zero.checkpoint import (
     TAG,
     State,
     layout_of,
-    read_parameter,
-    read_value,
     saved_in,
     set_values,
 )
+from lightning_lr.strategies.zero.parameter_folders import ParameterFolders
+from lightning_lr.strategies.zero.shard_stamps import STAMP, check_stamps, optimizer_files, stamps_of
 
 
 def load_weights(caller: str, engine: Any, checkpoint: str | Path, strict: bool = True) -> dict[str, Any]:
@@ -37,21 +37,28 @@ def load_weights(caller: str, engine: Any, checkpoint: str | Path, strict: bool 
         caller: names the strategy.
         engine: the engine, of any stage and number of processes.
         checkpoint: of any stage and number of processes, or universal.
-        strict: whether every parameter has to be there.
+        strict: whether the module and the checkpoint must have the same parameters, buffers and extra state.
 
     Raises:
-        MisconfigurationException: for a parameter that the checkpoint does not have.
+        MisconfigurationException: names what the checkpoint lacks or the module does not have, a parameter of another
+            shape, and a file that cannot be read or belongs to another save.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    saved, folder = saved_in(checkpoint), Path(checkpoint) / TAG
-    if (folder / "zero").is_dir():
-        _put_weights(caller, engine.module, checkpoint, partial(_read_weight, folder / "zero"), strict)
-    elif layout_of(caller, checkpoint).stage == 3:
-        whole = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-        _put_weights(caller, engine.module, checkpoint, whole.get, strict)
-    else:
-        _put_weights(caller, engine.module, checkpoint, saved["module"].get, strict)
+    saved = saved_in(checkpoint)
+    found = layout_of(caller, checkpoint)
+    whole = saved["module"].get
+    if found.universal:
+        folders = ParameterFolders(caller, checkpoint, saved.get(STAMP))
+
+        def whole(name: str) -> Any:
+            weight = folders.weight(name)  # frozen under stage 1, a converter before 0.2 left them to the model's file
+            return saved["module"].get(name) if weight is None else weight
+
+    elif found.stage == 3:
+        check_stamps(caller, checkpoint, stamps_of(optimizer_files(Path(checkpoint) / TAG, found.world_size)))
+        whole = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG).get
+    _put_weights(caller, engine.module, checkpoint, whole, saved["module"], strict)
     return {key: value for key, value in saved.items() if key not in NOT_LIGHTNINGS}
 
 
@@ -62,20 +69,17 @@ def load_universal(caller: str, engine: Any, checkpoint: str | Path, strict: boo
         caller: names the strategy.
         engine: the engine.
         checkpoint: the folder that :func:`to_universal` wrote.
-        strict: whether every parameter has to be there, beside those that are trained.
+        strict: whether frozen parameters, buffers and extra state have to be there; what is trained always has to.
 
     Raises:
-        MisconfigurationException: for a parameter that the checkpoint does not have.
+        MisconfigurationException: as :func:`load_weights`.
     """
-    loaded, saved, zero = (
-        load_weights(caller, engine, checkpoint, strict),
-        saved_in(checkpoint),
-        Path(checkpoint, TAG, "zero"),
-    )
+    loaded, saved = load_weights(caller, engine, checkpoint, strict), saved_in(checkpoint)
+    folders = ParameterFolders(caller, checkpoint, saved.get(STAMP))
     sharded = engine.optimizer
     load = _load_stage_3 if hasattr(sharded, "fp32_partitioned_groups_flat") else _load_stage_1_2
-    load(sharded, _Parameters(zero, engine.param_names))
-    shared = torch.load(zero / "optimizer_state.pt", weights_only=False)
+    load(sharded, _Parameters(caller, checkpoint, folders, engine.param_names))
+    shared = folders.read_shared()
     for key in ("loss_scaler", "dynamic_loss_scale"):
         if key in shared:
             setattr(sharded, key, shared[key])
@@ -87,11 +91,20 @@ def load_universal(caller: str, engine: Any, checkpoint: str | Path, strict: boo
 class _Parameters:
     """The whole states of the parameters of an engine, read when they are needed."""
 
-    def __init__(self, folder: Path, names: Mapping[Tensor, str]) -> None:
-        self._folder, self._names = folder, names
+    def __init__(
+        self, caller: str, checkpoint: str | Path, folders: ParameterFolders, names: Mapping[Tensor, str]
+    ) -> None:
+        self._caller, self._checkpoint, self._folders, self._names = caller, checkpoint, folders, names
 
     def __call__(self, parameter: Tensor) -> State:
-        return read_parameter(self._folder / self._names[parameter])
+        name = self._names[parameter]
+        state = self._folders.read(name)
+        if not state:
+            raise MisconfigurationException(
+                f"{self._caller}: the checkpoint {self._checkpoint} has no optimizer state of {name}, which this run "
+                "trains; resume with the model and the optimizer of the run that wrote it"
+            )
+        return state
 
 
 def _load_stage_1_2(sharded: Any, whole: _Parameters) -> None:
@@ -143,7 +156,7 @@ def _fill(optimizer: Any, flat: Tensor, pieces: list[tuple[int, int, int, State]
         if key == FP32:
             continue
         if not (isinstance(value, Tensor) and value.shape == some[0][FP32].shape and value.ndim):
-            optimizer.state[flat][key] = value.clone() if isinstance(value, Tensor) else value
+            optimizer.state[flat][key] = deepcopy(value)  # the vector's own, as every state
             continue
         vector = torch.zeros_like(flat.data, dtype=value.dtype)
         for here, there, length, state in pieces:
@@ -152,29 +165,63 @@ def _fill(optimizer: Any, flat: Tensor, pieces: list[tuple[int, int, int, State]
 
 
 def _put_weights(
-    caller: str, module: nn.Module, checkpoint: str | Path, find: Callable[[str], Tensor | None], strict: bool
+    caller: str,
+    module: nn.Module,
+    checkpoint: str | Path,
+    find: Callable[[str], Any],
+    saved: Mapping[str, Any],
+    strict: bool,
 ) -> None:
-    """Every parameter and buffer of the module, also what no optimizer has; in stage 3 each is whole for its moment."""
+    """Every parameter, buffer and extra state of the module, also what no optimizer has.
+
+    Args:
+        caller: names the strategy.
+        module: the module; in stage 3 each parameter is whole for its moment.
+        checkpoint: where the weights come from.
+        find: the whole value of a parameter, by name.
+        saved: the module's state dictionary as DeepSpeed saved it: whole but for the parameters in stage 3.
+        strict: whether both sides must have the same names.
+    """
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    expected = set(module.state_dict())
+    missing = []
+    for name, parameter in module.named_parameters():
+        value = find(name)
+        if value is not None:
+            _put(caller, checkpoint, name, parameter, value)
+        elif name in expected:
+            missing.append(name)
+    others = {name: value for name, value in saved.items() if name not in names}
+    if strict:
+        missing += sorted(expected - names - others.keys())
+        _refuse_other_names(caller, checkpoint, "lacks", missing)
+        _refuse_other_names(caller, checkpoint, "has", sorted(others.keys() - expected))
+    module.load_state_dict({name: value for name, value in others.items() if name in expected}, strict=False)
+
+
+def _put(caller: str, checkpoint: str | Path, name: str, parameter: Tensor, value: Tensor) -> None:
     import deepspeed
 
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        value = find(name)
-        if value is None:
-            if strict and isinstance(tensor, nn.Parameter):
-                raise MisconfigurationException(
-                    f"{caller}: the checkpoint {checkpoint} has no parameter {name}; load it into the model that wrote "
-                    "it"
-                )
-            continue  # a buffer that is not persistent
-        if hasattr(tensor, "ds_id"):
-            with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0), torch.no_grad():
-                if torch.distributed.get_rank() == 0:
-                    tensor.copy_(value)
-        else:
-            with torch.no_grad():
-                tensor.copy_(value)
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    if tuple(value.shape) != shape:
+        raise MisconfigurationException(
+            f"{caller}: parameter {name} has shape {shape}, and {tuple(value.shape)} in the checkpoint {checkpoint}; "
+            "load it into the model that wrote it"
+        )
+    if not hasattr(parameter, "ds_id"):
+        with torch.no_grad():
+            parameter.copy_(value)
+        return
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+        if torch.distributed.get_rank() == 0:
+            parameter.copy_(value)
 
 
-def _read_weight(zero: Path, name: str) -> Tensor | None:
-    file = zero / name / f"{FP32}.pt"
-    return read_value(file) if file.is_file() else None
+def _refuse_other_names(caller: str, checkpoint: str | Path, side: str, names: list[str]) -> None:
+    """``strict``: the checkpoint lacks names, or has more than the module."""
+    if names:
+        but = "the module has" if side == "lacks" else "the module does not"
+        raise MisconfigurationException(
+            f"{caller}: the checkpoint {checkpoint} {side} {', '.join(names)}, which {but}; load it into the model "
+            "that wrote it, or set strict_loading = False on the module to leave them as they are"
+        )

@@ -1,16 +1,19 @@
-"""Lightning's ``DeepSpeedStrategy`` with checkpoints that are written whole or not at all, see ``atomic_directory``."""
+"""Lightning's ``DeepSpeedStrategy`` with checkpoints that are written whole or not at all, see ``atomic_directory``.
+
+Every file of a checkpoint carries the stamp of its save, see ``shard_stamps``.
+"""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy
-from torch.nn import Module
 
 from lightning_lr.strategies.zero import atomic_directory
 from lightning_lr.strategies.zero import engine as zero_engine
+from lightning_lr.strategies.zero.shard_stamps import stamp
 
 
 class AtomicCheckpoint(DeepSpeedStrategy):
@@ -22,10 +25,14 @@ class AtomicCheckpoint(DeepSpeedStrategy):
         """As Lightning's, but a process that is killed before the folder is whole leaves the one that was there.
 
         Raises:
-            MisconfigurationException: after training, when the engine is gone.
+            MisconfigurationException: where there is no engine to save.
         """
-        self._check_engine()
-        path = Path(self.broadcast(filepath))
+        where, save = self.broadcast((str(filepath), secrets.token_hex(8)))
+        path, step = Path(where), int(checkpoint.get("global_step", 0))
+        with zero_engine.stamping(self.deepspeed_engine, stamp(save, step, self.global_rank, self.world_size)):
+            self._write(checkpoint, path, storage_options)
+
+    def _write(self, checkpoint: dict[str, Any], path: Path, storage_options: Any | None) -> None:
         if zero_engine.writes_later(self.deepspeed_engine):  # and moves nothing: its folder grows in its place
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -42,10 +49,3 @@ class AtomicCheckpoint(DeepSpeedStrategy):
         """As Lightning's, so that a process that is killed leaves no part of it under its name."""
         if self.is_global_zero:
             atomic_directory.remove(Path(filepath))
-
-    def _check_engine(self) -> None:
-        if not isinstance(self.model, Module) or self.model is self.lightning_module:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: a checkpoint is asked for when the engine and its shards are gone, as after "
-                "Trainer.fit; save by ModelCheckpoint(save_last=True) or in on_train_end"
-            )

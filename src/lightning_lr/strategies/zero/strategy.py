@@ -23,20 +23,21 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash
-from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero import checkpoint as zero_checkpoint
 from lightning_lr.strategies.zero import checks as zero_checks
 from lightning_lr.strategies.zero import config as zero_config
 from lightning_lr.strategies.zero import engine as zero_engine
 from lightning_lr.strategies.zero import loading as zero_loading
-from lightning_lr.strategies.zero import optimizer_checks
+from lightning_lr.strategies.zero import optimizer_checks, shard_stamps
+from lightning_lr.strategies.zero.gradients import Gradients, users_hooks
 from lightning_lr.strategies.zero.precision import ZeROPrecision
 from lightning_lr.strategies.zero.saving import AtomicCheckpoint
 from lightning_lr.strategies.zero.sharded_update import ShardedUpdate
@@ -61,15 +62,20 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         offload_optimizer: keep and update the optimizer's state on the host.
         offload_parameters: keep the shards of the parameters on the host; stage 3 alone.
         checkpointing: how to cut the forward into segments that are computed again; ``None`` keeps all activations.
+        gradients_in_hooks: gather the whole gradient before each update, for hooks that read or change
+            ``parameter.grad``; one all-reduce, and a whole fp32 gradient per rank. ``None``: where the module or a
+            callback has ``on_after_backward``, ``on_before_optimizer_step`` or ``configure_gradient_clipping`` of its
+            own. Where it is not gathered, reading it is an error.
         **deepspeed: arguments of Lightning's ``DeepSpeedStrategy``. ``config``, a dictionary or a path, is laid over
             what is written out by default.
 
     Raises:
         MisconfigurationException: for a stage that does not exist, arguments of stage 3 with another, settings that the
-            Trainer decides about, without DeepSpeed; at setup for manual optimization, gradients clipped by value, any
+            Trainer decides about, without DeepSpeed; at setup for manual optimization, an overridden ``backward``, any
             number of optimizers but one, optimizers that the engine would break, NVMe without its operator, and
-            callbacks of Lightning's that average weights or add groups; and for a checkpoint of another stage or number
-            of processes.
+            callbacks of Lightning's that average weights or add groups; for a checkpoint of another stage or number of
+            processes, or with files of two saves; and in training where a gradient is used that the engine has in
+            shards.
 
     Source: Rajbhandari, Rasley, Ruwase & He 2020, arXiv:1910.02054.
 
@@ -105,6 +111,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
         checkpointing: CheckpointPolicy | None = None,
+        gradients_in_hooks: bool | None = None,
         **deepspeed: Any,
     ) -> None:
         caller = type(self).__name__
@@ -119,13 +126,23 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         self.stage = int(stage)
         self.config = zero_config.written_out(self.config or {}, self._given, self.stage)
         self.policy = checkpointing
+        self.gradients_in_hooks = gradients_in_hooks
+        self._gradients: Gradients | None = None
         self._groups: tuple[tuple[str, ...], ...] = ()
         """Names of the parameters in each group of the optimizer that the engine trains."""
+        self._members: tuple[tuple[str, ...], ...] = ()
+        """The same with the frozen ones, which a file for a plain Trainer counts."""
         self._after_update: list[Callable[[], None]] = []
         self._update: ShardedUpdate | None = None
+        self._trained: zero_engine.Trained | None = None
+        """The shards of a run that has ended, until another one begins."""
         self._undo: list[Callable[[], None]] = []
 
-    # ------------------------------------------------------------------ what Lightning asks
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to an engine, which cannot be copied."""
+        return {**self.__dict__, "_trained": None, "_gradients": None, "_update": None}
+
+    # ------------------------------------------------------------------ what Lightning calls
     @property
     def precision_plugin(self) -> Precision:
         return super().precision_plugin
@@ -160,6 +177,12 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         return self._update.before_update(act)
 
     @property
+    def gradients(self) -> Gradients:
+        """What ``parameter.grad`` is to the module and its callbacks."""
+        assert self._gradients is not None
+        return self._gradients
+
+    @property
     def in_parts(self) -> str | None:
         """Why no method can see a whole update under the settings in use; ``None`` where it can."""
         return None if self._update is None else self._update.in_parts
@@ -172,6 +195,8 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     @property
     def gradient_norm(self) -> float | None:
         """The norm of the last update's whole gradient, before clipping."""
+        if self._gradients is not None and self._gradients.norm is not None:
+            return self._gradients.norm
         return zero_engine.gradient_norm(self.deepspeed_engine)
 
     def weights_finite(self) -> bool:
@@ -216,17 +241,22 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             assert self.lightning_module is not None
-            zero_checks.check_trainer(type(self).__name__, trainer, self.lightning_module)
+            self._trained, self._groups, self._members = None, (), ()
+            zero_checks.check_module(type(self).__name__, self.lightning_module)
             self._undo.append(internals.let_accumulation_change(trainer))
         super().setup(trainer)
 
     def teardown(self) -> None:
         for undo in reversed(self._undo):
             undo()
-        self._undo, self._after_update, self._groups = [], [], ()
+        self._undo, self._after_update = [], []
         if self._update is not None:
             self._update.detach()
+        if self._gradients is not None:
+            self._gradients.detach()
         engine = self.model
+        if zero_engine.trains(engine):
+            self._trained = zero_engine.Trained(engine)
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
             zero_engine.release(engine)
@@ -235,7 +265,6 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     # ------------------------------------------------------------------ checkpoints
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The groups alone, as of the whole parameters: the engine saves the state itself, in shards."""
-        self._check_engine()
         indices = iter(range(sum(len(group) for group in self._groups)))
         groups = zero_checkpoint.hyperparameters(optimizer.param_groups)
         for group, names in zip(groups, self._groups, strict=True):
@@ -245,17 +274,29 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """A whole folder, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down."""
-        if not self._groups:  # an engine that does not train
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
-        dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
-        values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
-        checkpoint[zero_checkpoint.RECORD] = {"groups": [list(g) for g in self._groups], "hyperparameters": values}
-        with zero_checkpoint.values_in_groups(self.optimizers[0], values):
-            super().save_checkpoint(checkpoint, filepath, storage_options)
+        """A whole folder, with the hyperparameters that :meth:`optimizer_state` and then the callbacks wrote down.
+
+        After ``fit`` has returned, what it trained is saved, as under DDP.
+
+        Raises:
+            MisconfigurationException: where nothing was trained, or its weights were changed since.
+        """
+        with self._engine_to_save() as engine:
+            if not zero_engine.trains(engine):
+                super().save_checkpoint(checkpoint, filepath, storage_options)
+                return
+            dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
+            values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
+            checkpoint[zero_checkpoint.RECORD] = {
+                "groups": [list(names) for names in self._groups],
+                "members": [list(names) for names in self._members],
+                "hyperparameters": values,
+            }
+            with zero_checkpoint.values_in_groups(self.optimizers[0], values):
+                super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._trained = None  # the module gets other weights than it was trained to
         if self.load_full_weights and self.zero_stage_3:
             return super().load_checkpoint(checkpoint_path, *args, **kwargs)
         caller, module = type(self).__name__, self.lightning_module
@@ -271,12 +312,41 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         if found.universal:
             loaded = zero_loading.load_universal(caller, engine, checkpoint_path, strict)
         else:
+            folder = Path(checkpoint_path) / zero_checkpoint.TAG
+            shard_stamps.check_own_files(caller, checkpoint_path, folder, self.global_rank, self.world_size)
             loaded = super().load_checkpoint(checkpoint_path, *args, **kwargs)
-        zero_engine.clip_as_configured(engine)
         loaded["optimizer_states"] = [self.optimizer_state(self.optimizers[0])]  # for callbacks that look at it
         return loaded
 
+    @contextmanager
+    def _engine_to_save(self) -> Iterator[Any]:
+        """Inside, ``self.model`` is an engine: the running one, or the one whose run has ended."""
+        if isinstance(self.model, Module) and self.model is not self.lightning_module:
+            yield self.model
+            return
+        caller = type(self).__name__
+        if self._trained is None:
+            raise MisconfigurationException(
+                f"{caller}: there is nothing to save: no fit of this Trainer has ended, or weights were loaded since "
+                "(validate, test or predict with ckpt_path); save before that, or by ModelCheckpoint"
+            )
+        self._trained.check_unchanged(caller)
+        module, self.model = self.model, self._trained.engine
+        try:
+            yield self._trained.engine
+        finally:
+            self.model = module
+
     # ------------------------------------------------------------------ inside
+    def init_deepspeed(self) -> None:
+        """As Lightning's, without the words that clipping is the engine's alone: here a module's own is done."""
+        assert self.lightning_module is not None
+        assert isinstance(self.model, Module)
+        if self.lightning_module.trainer.training:
+            self._initialize_deepspeed_train(self.model)
+        else:
+            self._initialize_deepspeed_inference(self.model)
+
     def _load_config(self, config: Any) -> None:
         """Keep the user's configuration aside: Lightning would drop every default of its own for it."""
         self._given = super()._load_config(config) or {}
@@ -301,16 +371,41 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         zero_engine.check_optimizer(caller, optimizers[0], self.stage)
         optimizer_checks.check_acts_on_elements(caller, optimizers[0])
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
+        self._members = zero_checkpoint.named_groups(model, optimizers[0], frozen_too=True)
         self._update = ShardedUpdate(optimizers[0])
+        self._gradients = Gradients(caller, optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
         self._update.attach(self.model)
-        if self.in_parts is not None and isinstance(optimizers[0], TrustRatioOptimizer):
+        if self.in_parts is not None and getattr(optimizers[0], "needs_whole_updates", False):
             raise MisconfigurationException(
                 f"{caller}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
             )
+        self._gradients.attach(self.model, self._hooks_need_gradients())
         self._set_deepspeed_activation_checkpointing()
         self.optimizers = [zero_engine.client_optimizer(self.model)]
         self.lr_scheduler_configs = schedulers
+
+    def _hooks_need_gradients(self) -> bool:
+        """Whether the whole gradient is gathered before each update; all ranks decide the same."""
+        caller, module = type(self).__name__, self.lightning_module
+        assert module is not None
+        hooks = users_hooks(module.trainer, module)
+        if self.gradients_in_hooks is not None:
+            wanted = self.gradients_in_hooks
+        else:
+            wanted = self.reduce_boolean_decision(bool(hooks), all=False)
+        if wanted and self.in_parts is not None:
+            if self.gradients_in_hooks:
+                raise MisconfigurationException(
+                    f"{caller}: gradients_in_hooks=True needs whole updates, and {self.in_parts}"
+                )
+            return False
+        if wanted and hooks and self.gradients_in_hooks is None:
+            rank_zero_info(
+                f"{caller}: every rank gathers the whole gradient before each update, for {', '.join(hooks)}; pass "
+                "gradients_in_hooks=False if no hook uses parameter.grad"
+            )
+        return wanted
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         assert self.config is not None

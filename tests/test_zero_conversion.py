@@ -1,0 +1,165 @@
+"""Converted ZeRO checkpoints trained on: every optimizer, kind of parameter and stage against an uninterrupted DDP run.
+
+A comparison of values in a file does not see two parameters that share a count of steps; twenty updates from it do. The
+model that resumes is made from another seed, so that whatever the file leaves out shows in the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_lr.strategies import consolidate, to_universal
+from tests.support.processes import run_in_processes
+from tests.support.toy import fit
+from tests.support.two_processes import ddp
+from tests.support.zero_models import MODELS, OPTIMIZERS
+from tests.support.zero_runs import Watch, needs_deepspeed, zero
+from tests.test_zero_strategy import STAGES, _loader
+
+pytestmark = needs_deepspeed
+
+SAVED, END = 2, 6
+"""Epochs, of 5 updates each: 10 before the checkpoint, 20 from it."""
+FIRST = ("adamw", "momentum", "lamb")
+"""The other optimizers are slow cases: they share what these show."""
+OTHER_SEED = 11
+
+
+def _name(model: str, optimizer: str, stage: int) -> str:
+    return f"{model}-{optimizer}-{stage}"
+
+
+def _run(
+    model: str,
+    optimizer: str,
+    stage: int | None,
+    epochs: int,
+    save: Path | None = None,
+    ckpt: Path | None = None,
+    world: int = 2,
+) -> dict[str, Any]:
+    """A run with the same global batches for any number of ranks; what the module held at its end."""
+    arguments: dict[str, Any] = {} if world == 1 and stage is None else ddp() if stage is None else zero(stage, world)
+    watch, callbacks = Watch(), []
+    if save is not None:
+        arguments["enable_checkpointing"] = True
+        callbacks.append(ModelCheckpoint(save.parent, filename=save.stem))
+    module = MODELS[model](OPTIMIZERS[optimizer], seed=3 if ckpt is None else OTHER_SEED)
+    loader = _loader(8 // world, ranks=world)
+    _, trainer = fit([*callbacks, watch], module=module, loader=loader, ckpt_path=ckpt, max_epochs=epochs, **arguments)
+    return {**watch.facts(trainer), "large": int(module.large), "scale": float(module.scale), "told": module.told.word}
+
+
+def _saved(folder: Path, name: str) -> Path:
+    return folder / f"{name}.ckpt"
+
+
+def _save_and_convert(folder: Path, model: str, optimizer: str, stage: int) -> None:
+    name = _name(model, optimizer, stage)
+    _run(model, optimizer, stage, SAVED, save=_saved(folder, name))
+    if torch.distributed.get_rank() == 0:
+        consolidate(_saved(folder, name), folder / f"{name}.plain")
+        to_universal(_saved(folder, name), folder / f"{name}.universal")
+        consolidate(folder / f"{name}.universal", folder / f"{name}.plain2")
+
+
+def _other(stage: int) -> int:
+    return stage % 3 + 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: Any) -> Path:
+    return Path(tmp_path_factory.mktemp("conversion"))
+
+
+def _in_two(folder: Path, optimizers: Iterable[str]) -> list[tuple[str, Any]]:
+    cases: list[tuple[str, Any]] = []
+    for pair in product(MODELS, optimizers):
+        cases.append(("-".join(pair), partial(_run, *pair, None, END)))
+        for stage in STAGES:
+            name = _name(*pair, stage)
+            cases.append((f"save-{name}", partial(_save_and_convert, folder, *pair, stage)))
+            ckpt = folder / f"{name}.universal"
+            cases.append((f"universal-{name}", partial(_run, *pair, _other(stage), END, ckpt=ckpt)))
+    return cases
+
+
+def _in_one(folder: Path, optimizers: Iterable[str]) -> list[tuple[str, Any]]:
+    cases: list[tuple[str, Any]] = []
+    for *pair, stage in product(MODELS, optimizers, STAGES):
+        name = _name(*pair, stage)
+        cases.append((f"plain-{name}", partial(_run, *pair, None, END, ckpt=folder / f"{name}.plain", world=1)))
+        cases.append(
+            (f"universal-{name}", partial(_run, *pair, stage, END, ckpt=folder / f"{name}.universal", world=1))
+        )
+    return cases
+
+
+def _ran(folder: Path, optimizers: list[str]) -> tuple[Any, Any]:
+    two = run_in_processes(_in_two(folder, optimizers), folder / "two")[0]
+    return two, run_in_processes(_in_one(folder, optimizers), folder / "one", world=1)[0]
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> tuple[Any, Any]:
+    return _ran(folder, list(FIRST))
+
+
+@pytest.fixture(scope="module")
+def ran_rest(folder: Path) -> tuple[Any, Any]:
+    return _ran(folder, [name for name in OPTIMIZERS if name not in FIRST])
+
+
+def _equal(got: Any, want: Any) -> None:
+    assert isinstance(want, dict), want
+    assert isinstance(got, dict), got
+    assert got["updates"] == want["updates"] == 5 * END
+    assert float((got["weights"] - want["weights"]).abs().max()) < 1e-6
+    assert (got["large"], got["scale"], got["told"]) == (want["large"], want["scale"], want["told"])
+
+
+def _storages(file: Path) -> None:
+    """Every parameter has states of its own, and both ways to the plain file give the same one."""
+    plain, again = (torch.load(file.with_suffix(s), weights_only=False) for s in (".plain", ".plain2"))
+    states = list(plain["optimizer_states"][0]["state"].values())
+    tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+    torch.testing.assert_close(plain["optimizer_states"], again["optimizer_states"], rtol=0, atol=0)
+    assert plain["state_dict"].keys() == again["state_dict"].keys()
+
+
+def _check(ran: tuple[Any, Any], folder: Path, model: str, optimizer: str, stage: int) -> None:
+    two, one = ran
+    name, want = _name(model, optimizer, stage), two[f"{model}-{optimizer}"]
+    assert two[f"save-{name}"] is None, two[f"save-{name}"]
+    _equal(one[f"plain-{name}"], want)
+    _equal(one[f"universal-{name}"], want)
+    _equal(two[f"universal-{name}"], want)
+    _storages(folder / f"{name}.ckpt")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("optimizer", FIRST)
+@pytest.mark.parametrize("model", MODELS)
+def test_training_goes_on_as_under_ddp(
+    ran: tuple[Any, Any], folder: Path, model: str, optimizer: str, stage: int
+) -> None:
+    _check(ran, folder, model, optimizer, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name not in FIRST])
+@pytest.mark.parametrize("model", MODELS)
+def test_training_goes_on_with_the_other_optimizers(
+    ran_rest: tuple[Any, Any], folder: Path, model: str, optimizer: str, stage: int
+) -> None:
+    _check(ran_rest, folder, model, optimizer, stage)

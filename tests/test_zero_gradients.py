@@ -1,0 +1,229 @@
+"""Gradients that users read, clip and change in hooks under `ZeROStrategy`: DDP's, or an error that names the hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import grad_norm
+from torch import nn
+
+from tests.support.processes import run_in_processes
+from tests.support.toy import Toy, fit, two_groups
+from tests.support.two_processes import ddp
+from tests.support.zero_runs import needs_deepspeed, whole_weights, zero
+from tests.test_zero_strategy import STAGES, _loader
+
+pytestmark = needs_deepspeed
+
+LIMIT = 0.05
+
+
+class Noted(Toy):
+    """Notes what its hooks read."""
+
+    def __init__(self) -> None:
+        super().__init__(two_groups)
+        self.read: list[float] = []
+
+
+class ClipsBeforeTheStep(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.read.append(float(nn.utils.clip_grad_norm_(self.parameters(), LIMIT)))
+
+
+class ClipsByTheOptimizer(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            self.read.append(float(nn.utils.clip_grad_norm_(group["params"], LIMIT)))
+
+
+class ClipsItself(Noted):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=LIMIT, gradient_clip_algorithm="norm")
+
+
+class ClipsValues(Noted):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=LIMIT, gradient_clip_algorithm="value")
+
+
+class ClipsByTorch(Noted):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), LIMIT)
+
+
+class ClipsLater(Noted):
+    """As the Trainer says, but from the second epoch on."""
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        if self.current_epoch:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
+            )
+
+
+class Logs(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.read += [float(value) for _, value in sorted(grad_norm(self, 2).items())]
+
+
+class AddsNoise(Noted):
+    def on_after_backward(self) -> None:
+        generator = torch.Generator().manual_seed(self.global_step)
+        for parameter in self.parameters():
+            assert parameter.grad is not None
+            parameter.grad += 0.1 * torch.randn(parameter.grad.shape, generator=generator)
+
+
+class Zeroes(Callback):
+    """Of a layer, by assignment and in place: a callback's hook."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        body = pl_module.body
+        body.weight.grad = torch.zeros_like(body.weight.grad)
+        body.bias.grad.mul_(0.5)
+
+
+class ReadsLate(Noted):
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.read.append(float(self.head.weight.grad.norm()))
+
+
+class ReadsEarly(Noted):
+    """Between the micro-batches of an update."""
+
+    def on_after_backward(self) -> None:
+        self.read.append(float(self.head.weight.grad.norm()))
+
+
+class Drops(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.zero_grad()
+
+
+class OwnBackward(Noted):
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        (2 * loss).backward()
+
+
+class TouchesNothing(Noted):
+    """Legitimate everywhere: drops gradients that are not there, copies and moves itself, hooks of autograd."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.zero_grad()
+        self.to("cpu")
+
+    def on_fit_start(self) -> None:
+        assert self.body.weight.grad is None
+        self.body.weight.register_hook(lambda gradient: 0.5 * gradient)
+
+
+MODULES: dict[str, tuple[type[Noted], dict[str, Any]]] = {
+    "norm in on_before_optimizer_step": (ClipsBeforeTheStep, {}),
+    "norm of the optimizer's parameters": (ClipsByTheOptimizer, {}),
+    "clip_gradients of its own": (ClipsItself, {}),
+    "clip_gradients by value": (ClipsValues, {}),
+    "torch's function": (ClipsByTorch, {}),
+    "from the second epoch": (ClipsLater, {"gradient_clip_val": LIMIT}),
+    "norm by the Trainer": (Noted, {"gradient_clip_val": LIMIT}),
+    "value by the Trainer": (Noted, {"gradient_clip_val": LIMIT, "gradient_clip_algorithm": "value"}),
+    "logged norms": (Logs, {"accumulate_grad_batches": 2}),
+    "noise": (AddsNoise, {}),
+    "zeroed by a callback": (Noted, {}),
+    "nothing": (TouchesNothing, {}),
+}
+REFUSED: dict[str, tuple[type[Noted], dict[str, Any], str]] = {
+    "late": (ReadsLate, {}, "reads the gradient of head.weight, which the engine drops with the update"),
+    "early": (
+        ReadsEarly,
+        {"accumulate_grad_batches": 2},
+        "reads the gradient of head.weight, between two micro-batches",
+    ),
+    "dropped": (Drops, {}, "drops the gradient of body.weight, and the engine updates all parameters at once"),
+    "backward": (OwnBackward, {}, "OwnBackward overrides backward"),
+}
+
+
+def _run(name: str, stage: int | None, **engine: Any) -> dict[str, Any]:
+    made, arguments = MODULES[name]
+    callbacks: list[Callback] = [Zeroes()] if name.startswith("zeroed") else []
+    module = made()
+    strategy = ddp() if stage is None else zero(stage, **engine)
+    fit(callbacks, module=module, loader=_loader(4), max_epochs=2, **strategy, **arguments)
+    assert "grad" not in vars(nn.Parameter), "torch's attribute is back"
+    return {"weights": whole_weights(module), "read": module.read}
+
+
+def _error(case: Callable[[], Any]) -> str:
+    try:
+        case()
+    except Exception as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def _refusal(name: str, **engine: Any) -> str:
+    made, arguments, _ = REFUSED[name]
+    return _error(lambda: fit([], module=made(), loader=_loader(4), max_epochs=2, **zero(2, **engine), **arguments))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: Any) -> Any:
+    cases: list[tuple[str, Any]] = []
+    for name in MODULES:
+        cases += [(f"{name}-{stage}", partial(_run, name, stage)) for stage in (None, *STAGES)]
+    logged, own = "logged norms", "clip_gradients of its own"
+    cases += [(f"offloaded-{stage}", partial(_run, own, stage, offload_optimizer=True)) for stage in (2, 3)]
+    cases += [("engine clips", partial(_run, own, 2, gradients_in_hooks=False))]
+    cases += [("engine clips values", partial(_run, "clip_gradients by value", 3, gradients_in_hooks=False))]
+    cases += [("not gathered", partial(_error, partial(_run, logged, 2, gradients_in_hooks=False)))]
+    cases += [(f"refused-{name}", partial(_refusal, name)) for name in REFUSED]
+    return run_in_processes(cases, tmp_path_factory.mktemp("gradients"))
+
+
+def _same(got: Any, want: Any) -> None:
+    assert isinstance(want, dict), want
+    assert isinstance(got, dict), got
+    assert float((got["weights"] - want["weights"]).abs().max()) < 1e-6
+    assert got["read"] == pytest.approx(want["read"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", MODULES)
+def test_what_hooks_do_to_gradients_is_done_as_under_ddp(ran: Any, name: str, stage: int) -> None:
+    for rank in ran:
+        _same(rank[f"{name}-{stage}"], ran[0][f"{name}-None"])
+
+
+def test_clipping_changes_the_weights(ran: Any) -> None:
+    """Else the comparisons above would show nothing."""
+    free = ran[0]["nothing-None"]["weights"]
+    for name in MODULES:
+        if name not in ("nothing", "logged norms"):
+            assert float((ran[0][f"{name}-None"]["weights"] - free).abs().max()) > 1e-3, name
+
+
+def test_an_offloaded_optimizer_and_the_engines_own_clipping(ran: Any) -> None:
+    want = ran[0]["clip_gradients of its own-None"]
+    for name in ("offloaded-2", "offloaded-3", "engine clips"):
+        _same(ran[0][name], want)
+    _same(ran[0]["engine clips values"], ran[0]["clip_gradients by value-None"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_gradient_that_is_not_there_is_an_error(ran: Any, name: str) -> None:
+    for rank in ran:
+        assert REFUSED[name][2] in rank[f"refused-{name}"]
+
+
+def test_without_gathering_reading_is_an_error_that_names_the_hook_and_the_setting(ran: Any) -> None:
+    told = ran[0]["not gathered"]
+    assert "on_before_optimizer_step (" in told
+    assert "gradients_in_hooks=True" in told
