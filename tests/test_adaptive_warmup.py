@@ -380,7 +380,7 @@ def _ramp_case() -> tuple[list[Any], int | None, Tensor]:
     loader = DataLoader(data(48), batch_size=4, sampler=DistributedSampler(data(48), shuffle=False))
     module = Valley()
     probe = valley_run([warmup(decay=Constant()), ramp], module, loader=loader, **ddp())
-    return probe.series, ramp._begin_samples, weights(module)
+    return probe.series, ramp._growth.begin_samples, weights(module)
 
 
 def _diverge_case() -> tuple[list[Any], Tensor]:
@@ -440,7 +440,7 @@ def test_two_processes_begin_the_ramp_at_the_same_sample(two_processes: list[dic
     ramp = after_warmup()
     probe = valley_run([warmup(decay=Constant()), ramp])
     for series, begin, two in of_both(two_processes, "ramp"):
-        assert begin == ramp._begin_samples
+        assert begin == ramp._growth.begin_samples
         assert begin
         # from there on batches are whole numbers per device, which two devices round otherwise
         assert [row[0] for row in series[: begin // 8]] == pytest.approx(probe.first[: begin // 8], rel=1e-4)

@@ -234,7 +234,7 @@ def test_adaptive_ramp_grows_within_an_epoch_and_uses_every_sample_once(workers:
     epoch = data(SAMPLES, dtype=torch.float64).tensors[0][:, 0].tolist()
     assert [x for batch in module.seen for x in batch] == epoch * EPOCHS
     ramp = next(callback for callback in trainer.callbacks if isinstance(callback, BatchSizeRamp))
-    assert [growth.batch_size for growth in ramp._growths] == [8, 16]
+    assert [growth.batch_size for growth in ramp._growth.growths] == [8, 16]
     assert len(totals.validations) == EPOCHS, "the epoch's new length is known to the validation interval"
 
 

@@ -47,9 +47,9 @@ def test_ramp_begins_after_the_switch_and_ends_with_the_run() -> None:
     machine = callback.machine
     assert machine is not None
     assert machine.switched_at is not None
-    assert ramp._begin_samples is not None
+    assert ramp._growth.begin_samples is not None
     switch = round(machine.switched_at * UPDATES)
-    begin = ramp._begin_samples // 8
+    begin = ramp._growth.begin_samples // 8
     assert switch <= begin <= switch + 3, "later only by what has been prefetched"
     assert sizes[:begin] == [8] * begin
     assert sum(sizes) == 48 * EPOCHS
@@ -59,7 +59,7 @@ def test_ramp_begins_after_the_switch_and_ends_with_the_run() -> None:
     whole = [
         u for u in range(begin, len(sizes)) if (done[u] + sizes[u]) % 48
     ]  # else the end of the epoch may have cut it
-    shares = [(done[u] - ramp._begin_samples) / (48 * EPOCHS - ramp._begin_samples) for u in whole]
+    shares = [(done[u] - ramp._growth.begin_samples) / (48 * EPOCHS - ramp._growth.begin_samples) for u in whole]
     path = [machine.peak_lr / 8 * (1 + math.cos(math.pi * share)) / 2 for share in shares]
     assert [probe.first[u] / sizes[u] for u in whole] == pytest.approx(path, rel=1e-9)
     assert sizes[-1] == 24
@@ -73,7 +73,7 @@ def test_ramp_after_the_warmup_with_max_steps() -> None:
     callback, ramp, sizes, probe = ramped(max_steps=50, max_epochs=-1)
     assert len(probe.series) == 50
     assert callback.machine is not None
-    assert ramp._begin_samples is not None
+    assert ramp._growth.begin_samples is not None
     assert sizes[-1] == 24
     assert probe.first[-1] < 0.05 * callback.machine.peak_lr  # type: ignore[operator]
 
@@ -87,7 +87,7 @@ def test_ramp_after_the_warmup_resumes_exactly(tmp_path: Path) -> None:
         enable_checkpointing=True,
         max_epochs=EPOCHS,
     )
-    begin = (whole_ramp._begin_samples or 0) // 8
+    begin = (whole_ramp._growth.begin_samples or 0) // 8
     for update in (5, begin - 3, begin - 2, begin - 1, begin, begin + 7):
         ramp, again = after_warmup(), Probe()
         resumed, _ = fit(
@@ -104,9 +104,9 @@ def test_adaptive_ramp_grows_only_after_the_warmup() -> None:
     )
     callback = warmup(decay=Constant())
     valley_run([callback, ramp, GradientNoiseScale()])
-    assert ramp._growths
-    first = ramp._growths[0]
-    assert first.epoch * 48 + first.start >= (ramp._begin_samples or math.inf)
+    assert ramp._growth.growths
+    first = ramp._growth.growths[0]
+    assert first.epoch * 48 + first.start >= (ramp._growth.begin_samples or math.inf)
 
 
 def test_plan_of_a_ramp_after_the_warmup_shows_a_range() -> None:

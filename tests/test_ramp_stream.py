@@ -269,7 +269,12 @@ def _two(arguments: dict[str, Any], run: dict[str, Any]) -> Any:
     stream = DataLoader(Samples(SAMPLES + 1, rank=rank, world=2), batch_size=MICRO // 2)
     callback, probe = BatchSizeRamp(**arguments), Probe()
     module, trainer = fit([GradientNoiseScale(), callback, probe], module=Wide(), loader=stream, **run, **ddp())
-    return weights(module), probe.series, trainer.global_step, [growth.batch_size for growth in callback._growths]
+    return (
+        weights(module),
+        probe.series,
+        trainer.global_step,
+        [growth.batch_size for growth in callback._growth.growths],
+    )
 
 
 def test_two_processes_take_equal_shares(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lightning_lr.cli import main
 from lightning_lr.cli.figure import Panel
 from lightning_lr.cli.report import picture as report_picture
 from lightning_lr.cli.report.metric_panels import declared_panels
-from lightning_lr.cli.report.record import RunRecord, Series, find_run, read_csv, read_run, read_tensorboard
+from lightning_lr.cli.report.record import MetricSeries, RunRecord, find_run, read_csv, read_run, read_tensorboard
 from lightning_lr.cli.report.summary import (
     batch_varies,
     best,
@@ -118,13 +118,13 @@ def test_both_loggers_tell_the_same(run_dir: Path) -> None:
 def test_rows_of_one_step_are_merged_and_of_two_values_the_later_counts(tmp_path: Path) -> None:
     run = write(tmp_path, "epoch,step,train_loss,val_loss", "0,0,3.0,", "0,1,2.0,", "0,1,,5.0", "0,2,1.0,", "0,1,2.5,")
     metrics = read_csv(run / "metrics.csv")
-    assert metrics["train_loss"] == Series([0, 1, 2], [3.0, 2.5, 1.0])  # a resumed run logged step 1 again
-    assert metrics["val_loss"] == Series([1], [5.0])
+    assert metrics["train_loss"] == MetricSeries([0, 1, 2], [3.0, 2.5, 1.0])  # a resumed run logged step 1 again
+    assert metrics["val_loss"] == MetricSeries([1], [5.0])
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     run = write(tmp_path, "epoch,step,train_loss", "0,0,3.0", "0,1,2.0", "0,2,1.2", end="")  # of 1.25, say
-    assert read_csv(run / "metrics.csv")["train_loss"] == Series([0, 1], [3.0, 2.0])
+    assert read_csv(run / "metrics.csv")["train_loss"] == MetricSeries([0, 1], [3.0, 2.0])
     journal(run, start())
     with (run / "lightning_lr" / "schedule.jsonl").open("a") as file:
         file.write('{"update": 60, "event": "swi')
@@ -135,7 +135,7 @@ def test_samples_are_interpolated_between_logged_steps_and_towards_the_plan(tmp_
     run = write(tmp_path, "step,samples_seen,val_loss", "9,80,", "14,,1.0", "19,160,", "59,,0.5")
     journal(run, start())
     assert read_run(run).points("val_loss")[0] == pytest.approx([120.0, 480.0])  # 8 samples an update throughout
-    without = RunRecord(run, {"loss": Series([0, 9], [1.0, 0.5])})
+    without = RunRecord(run, {"loss": MetricSeries([0, 9], [1.0, 0.5])})
     assert without.points("loss")[0] == [1.0, 10.0]
     assert not without.counts_samples
 
@@ -332,7 +332,7 @@ def test_scores_are_drawn_over_updates_too_when_the_batch_changes(run_dir: Path)
     assert ax.get_xlabel() == "updates"
     drawn = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) > 1]
     assert drawn == [[8.0, 16.0, 20.0]]  # 60 samples in batches of 8, of 16 in the last epoch
-    same = replace(record, metrics={**record.metrics, "batch/accumulation": Series([0, 1], [1.0, 1.0])})
+    same = replace(record, metrics={**record.metrics, "batch/accumulation": MetricSeries([0, 1], [1.0, 1.0])})
     assert batch_varies(record)
     assert not panel.has(same), "with one batch size the axis of samples says it all"
 

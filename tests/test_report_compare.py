@@ -28,7 +28,7 @@ from lightning_lr.cli.report.comparison import AXES, Comparison, compare
 from lightning_lr.cli.report.comparison_picture import comparison_figure
 from lightning_lr.cli.report.comparison_summary import row_of
 from lightning_lr.cli.report.differences import differences, flattened, names_of
-from lightning_lr.cli.report.record import RunRecord, Series, read_run
+from lightning_lr.cli.report.record import MetricSeries, RunRecord, read_run
 from lightning_lr.journal import Journal, read_journal
 from lightning_lr.stopwatch import Stopwatch, seconds_at
 
@@ -113,7 +113,7 @@ def write(directory: Path, header: str, *rows: str) -> Path:
 
 
 def record(name: str, **metrics: list[float]) -> RunRecord:
-    return RunRecord(Path("/runs") / name, {n: Series(list(range(len(v))), v) for n, v in metrics.items()})
+    return RunRecord(Path("/runs") / name, {n: MetricSeries(list(range(len(v))), v) for n, v in metrics.items()})
 
 
 # ---------------------------------------------------------------------- seconds

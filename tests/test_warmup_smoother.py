@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_lr.gaussian_process.evidence import log_evidence
 from lightning_lr.gaussian_process.model import BlockGP
-from lightning_lr.warmup import Block, LossHistory, Posterior, SwitchTest, fit, look
+from lightning_lr.warmup import LossBlock, LossHistory, Posterior, SwitchTest, fit, look
 from lightning_lr.warmup.history import noise_of
 from lightning_lr.warmup.switch import picture, safe_lr
 
@@ -61,7 +61,7 @@ def test_the_noise_of_one_update_is_measured_within_the_blocks() -> None:
     # 0.5 +- 2 %: 5000 deviations know a standard deviation to 1 %
     blocks = history_of(log_grid(5000), 1e3 + 0.5 * noise(5000)).blocks()
     assert noise_of(blocks) == pytest.approx(0.5, rel=0.03)
-    assert noise_of([Block(1, 0.0, 2.0)]) == 0.0
+    assert noise_of([LossBlock(1, 0.0, 2.0)]) == 0.0
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 94, 5000])
@@ -216,9 +216,9 @@ def test_a_constant_loss_tells_nothing() -> None:
 
 def test_what_cannot_be_smoothed_is_refused() -> None:
     with pytest.raises(ValueError, match="got 5 blocks; give at least 6"):
-        fit([Block(1, float(i), 0.0) for i in range(5)])
+        fit([LossBlock(1, float(i), 0.0) for i in range(5)])
     with pytest.raises(ValueError, match="one and the same learning rate"):
-        fit([Block(1, 0.0, float(i)) for i in range(8)])
+        fit([LossBlock(1, 0.0, float(i)) for i in range(8)])
     for capacity in (7, 6, 64.0):
         with pytest.raises(ValueError, match=r"capacity=.* is not allowed; give an even number of at least 8"):
             LossHistory(capacity)  # type: ignore[arg-type]
@@ -293,7 +293,9 @@ def test_noise_is_answered_with_doubt() -> None:
 
 
 def test_too_little_to_smooth_gives_the_lowest_block() -> None:
-    test = look([Block(1, math.log(1e-5), 3.0), Block(1, math.log(2e-5), 2.0), Block(1, math.log(3e-5), 2.5)], 1.0)
+    test = look(
+        [LossBlock(1, math.log(1e-5), 3.0), LossBlock(1, math.log(2e-5), 2.0), LossBlock(1, math.log(3e-5), 2.5)], 1.0
+    )
     assert (test.probability, test.posterior) == (0.0, None)
     assert test.best_lr == pytest.approx(2e-5)
     assert look([], 1e-4).best_lr == 1e-4

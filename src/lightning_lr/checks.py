@@ -1,4 +1,4 @@
-"""What a value from outside has to be, asked in one way everywhere: a number, a count, a list of names."""
+"""Checks of values that users give, in one vocabulary: what a value is (``is_...``), and a refusal that quotes it."""
 
 from __future__ import annotations
 
@@ -33,3 +33,43 @@ def is_count(value: object, least: int = 1) -> bool:
 def is_list(value: object) -> bool:
     """Whether ``value`` is a sequence that was not meant as one word."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+# ---------------------------------------------------------------------- refusals
+def require(is_allowed: bool, caller: str, argument: str, value: object, allowed: str) -> None:
+    """Raise a ValueError that quotes what was given and says what is allowed, unless ``is_allowed``."""
+    if not is_allowed:
+        raise ValueError(f"{caller}: {argument}={value!r} is not allowed; give {allowed}")
+
+
+def require_count(caller: str, argument: str, value: object, unit: str) -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least 1."""
+    require(is_count(value), caller, argument, value, f"a whole number of {unit}, at least 1")
+
+
+def require_momentum(caller: str, value: object, argument: str = "momentum") -> None:
+    """Raise a ValueError unless ``value`` is a momentum coefficient."""
+    require(is_real(value) and 0 <= value < 1, caller, argument, value, "a number in [0, 1)")  # type: ignore[operator]
+
+
+def require_positive(caller: str, argument: str, value: object, meaning: str) -> None:
+    """Raise a ValueError unless ``value`` is a number above 0."""
+    require(is_real(value) and value > 0, caller, argument, value, f"{meaning} above 0")  # type: ignore[operator]
+
+
+def check_flags(caller: str, foreach: bool | None = None, **flags: bool) -> None:
+    """Refuse what is neither True nor False, by name; ``foreach`` may be None."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{caller}: got {name}={value!r}; give True or False")
+    if foreach is not None and not isinstance(foreach, bool):
+        raise ValueError(f"{caller}: got foreach={foreach!r}; give True, False, or None for what is fastest")
+
+
+def check_not_negative(caller: str, **arguments: float) -> None:
+    """Refuse what is negative or not a number, by name."""
+    for name, value in arguments.items():
+        if not is_rate(value):
+            raise ValueError(
+                f"{caller}: got {name}={value!r}; give a finite number that is not negative, within float32"
+            )

@@ -28,7 +28,7 @@ Step = Callable[[], Tensor]
 """A forward with its loss, as in ``training_step``."""
 
 
-class _Saved:
+class _SavedTensor:
     """A tensor in the graph, for as long as the graph holds it."""
 
     __slots__ = ("__weakref__", "tensor")
@@ -75,8 +75,8 @@ class LiveBytes:
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
 
-    def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+    def _pack(self, tensor: Tensor) -> _SavedTensor:
+        saved = _SavedTensor(tensor)
         new = self._count(saved, saved.tensor)
         if new:
             where = self._module_stack[-1] if self._module_stack else ""
@@ -106,7 +106,7 @@ class LiveBytes:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBytes:
     """What a training step held.
 
     Args:
@@ -122,7 +122,7 @@ class Measured:
     peak_allocated: int | None = None
 
 
-def measure_saved(network: nn.Module, step: Step, device: torch.device | str = "cpu") -> Measured:
+def measure_saved(network: nn.Module, step: Step, device: torch.device | str = "cpu") -> MeasuredBytes:
     """Run ``step`` and its backward, and count.
 
     Args:
@@ -142,7 +142,7 @@ def measure_saved(network: nn.Module, step: Step, device: torch.device | str = "
         forward = ledger.live
         loss.backward()  # type: ignore[no-untyped-call]
     allocated = None if allocator is None else allocator.max_memory_allocated(device) - before
-    return Measured(forward, ledger.peak, dict(ledger.by_module), allocated)
+    return MeasuredBytes(forward, ledger.peak, dict(ledger.by_module), allocated)
 
 
 def predict_checkpointing(

@@ -8,7 +8,7 @@ them up for all parameters together. There are three ways to hold a parameter:
 - as a ``DTensor`` (FSDP2), one piece per rank, which :func:`local` returns;
 - flattened (DeepSpeed ZeRO): the optimizer sees one vector per group or part of a group, cut without regard to where a
   tensor begins. The strategy that made it says by :func:`describe_flat` which run of it belongs to which tensor, and
-  who asks gets its :class:`Segment` s from :func:`flat_of`.
+  who asks gets its :class:`FlatSegment` s from :func:`flat_of`.
 
 Pure torch; a method that uses these functions knows nothing of the strategy.
 """
@@ -59,7 +59,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Segment:
+class FlatSegment:
     """The run ``[start, stop)`` of a flat vector, which belongs to one tensor; what is in no segment is padding.
 
     Args:
@@ -77,7 +77,7 @@ class Segment:
 class Flat:
     """What a flat vector is made of on this rank."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[FlatSegment, ...]
     partition: Partition
 
 

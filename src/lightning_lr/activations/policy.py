@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightning_lr.checks import is_count, is_list
 
-WHO = "CheckpointPolicy"
+CALLER = "CheckpointPolicy"
 
 
 class PlanError(ValueError):
@@ -47,15 +47,17 @@ class CheckpointPolicy:
     def __post_init__(self) -> None:
         if not is_count(self.segments) and self.segments not in ("sqrt", "every_block"):
             raise ValueError(
-                f"{WHO}: got segments={self.segments!r}; allowed are 'sqrt', 'every_block' or a number from 1"
+                f"{CALLER}: got segments={self.segments!r}; allowed are 'sqrt', 'every_block' or a number from 1"
             )
         budget = self.memory_budget
         if budget not in (None, "auto") and not is_count(budget):
             raise ValueError(
-                f"{WHO}: got memory_budget={budget!r}; allowed are None, 'auto' or a number of bytes from 1"
+                f"{CALLER}: got memory_budget={budget!r}; allowed are None, 'auto' or a number of bytes from 1"
             )
         named = is_list(self.modules) and all(isinstance(name, str) for name in self.modules or ())
         if self.modules is not None and not (named and self.modules):
-            raise ValueError(f"{WHO}: got modules={self.modules!r}; give a list of module names, or None to find them")
+            raise ValueError(
+                f"{CALLER}: got modules={self.modules!r}; give a list of module names, or None to find them"
+            )
         if not isinstance(self.preserve_batch_norm, bool):
-            raise ValueError(f"{WHO}: got preserve_batch_norm={self.preserve_batch_norm!r}; give True or False")
+            raise ValueError(f"{CALLER}: got preserve_batch_norm={self.preserve_batch_norm!r}; give True or False")

@@ -115,7 +115,7 @@ class _Keep(torch.autograd.Function):
         raise AssertionError("nothing is derived from what was kept")
 
 
-class Kept:
+class KeptInputs:
     """Tensors that a segment needs from outside."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -156,7 +156,7 @@ class _Call:
         name: str,
         norms: list[_BatchNorm],
         arguments: Any,
-        kept: Kept | None,
+        kept: KeptInputs | None,
         replay_state: ReplayState,
     ) -> None:
         self.forward = forward
@@ -214,7 +214,7 @@ class Segment:
             return reference
 
         arguments = map_tensors((args, kwargs), refer)
-        kept = Kept(outside) if outside else None
+        kept = KeptInputs(outside) if outside else None
         before = self._calls[-1].replay_state if self._calls else None
         replay_state = ReplayState(tensors_in((args, kwargs)), before)
         self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, replay_state))

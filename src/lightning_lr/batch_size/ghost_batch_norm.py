@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_lr.batch_size._checks import require
+from lightning_lr.checks import require
 
-WHO = "GhostBatchNorm"
+CALLER = "GhostBatchNorm"
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -193,18 +193,18 @@ def _at_once(input: Tensor) -> bool:
 
 def _check_size(ghost_batch_size: object) -> None:
     allowed = isinstance(ghost_batch_size, int) and not isinstance(ghost_batch_size, bool) and ghost_batch_size >= 2
-    require(allowed, WHO, "ghost_batch_size", ghost_batch_size, "a whole number of samples, at least 2")
+    require(allowed, CALLER, "ghost_batch_size", ghost_batch_size, "a whole number of samples, at least 2")
 
 
 def _refuse_other_kinds(name: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.SyncBatchNorm):
         raise ValueError(
-            f"{WHO}: {name or 'the module'} is a SyncBatchNorm, which normalises over the batches of all devices, the "
-            "opposite of ghost batches; set the Trainer's sync_batchnorm=False, or leave GhostBatchNorm out"
+            f"{CALLER}: {name or 'the module'} is a SyncBatchNorm, which normalises over the batches of all devices, "
+            "the opposite of ghost batches; set the Trainer's sync_batchnorm=False, or leave GhostBatchNorm out"
         )
     if type(layer) not in GHOST_OF:
         raise ValueError(
-            f"{WHO}: {name or 'the module'} is a {type(layer).__name__}, not one of torch's BatchNorm1d, 2d and 3d, "
+            f"{CALLER}: {name or 'the module'} is a {type(layer).__name__}, not one of torch's BatchNorm1d, 2d and 3d, "
             "and its forward may be its own; replace it by one of these (run a lazy layer once), or leave "
             "GhostBatchNorm out"
         )

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_lr.batch_size._checks import require
-from lightning_lr.checks import is_real
+from lightning_lr.checks import is_real, require
 
 
 class GradientNoiseEstimator:

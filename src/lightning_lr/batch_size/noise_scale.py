@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from lightning_lr.batch_size._checks import require_count, require_momentum, require_positive
+from lightning_lr.checks import require_count, require_momentum, require_positive
 
 
 def noise_scale(lr: float, momentum: float, batch_size: int, dataset_size: int) -> float:

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol, get_args
+from typing import TYPE_CHECKING, get_args
 
-from lightning_lr.batch_size._checks import require, require_count, require_momentum, require_positive
 from lightning_lr.batch_size.batch_rule import LRRule
 from lightning_lr.batch_size.noise_scale import momentum_transient
-from lightning_lr.batch_size.phases import RampPhase
 from lightning_lr.batch_size.schedules import AdaptiveRamp, RampSchedule
 from lightning_lr.batch_size.windows import micro_batch_sizes
+from lightning_lr.checks import require, require_count, require_momentum, require_positive
 
-WHO = "BatchSizeRamp"
+if TYPE_CHECKING:
+    from lightning_lr.batch_size.plan import RampPlan
+
+CALLER = "BatchSizeRamp"
 
 TRANSIENTS = 3.0
 """A phase shorter than this many momentum transients ends before 95 % of its momentum has built up (1 - e**-3)."""
@@ -23,83 +25,27 @@ HIGH_MOMENTUM = 0.95
 """From here on, Smith et al. had to begin with a reduced learning rate."""
 
 
-class GrowthLike(Protocol):
-    """A growth of the batch: its epoch, the samples of the epoch before it, the batch from there on."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
-class Plan(Protocol):
-    """What is read of a :class:`~lightning_lr.batch_size.plan.RampPlan`, which imports this module."""
-
-    @property
-    def schedule(self) -> RampSchedule: ...
-    @property
-    def dataset_size(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    @property
-    def max_epochs(self) -> int | None: ...
-    @property
-    def max_updates(self) -> int | None: ...
-    @property
-    def max_batch_size(self) -> int | None: ...
-    @property
-    def max_micro_batch_size(self) -> int | None: ...
-    @property
-    def lr_rule(self) -> LRRule: ...
-    @property
-    def lr(self) -> float | None: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def drop_last(self) -> bool: ...
-    @property
-    def begin_samples(self) -> int | None: ...
-    @property
-    def growths(self) -> tuple[GrowthLike, ...]: ...
-    @property
-    def starting_batch_size(self) -> int: ...
-    @property
-    def largest_batch_size(self) -> int: ...
-    @property
-    def samples_per_device(self) -> int: ...
-    @property
-    def cap(self) -> int: ...
-    @property
-    def epochs(self) -> float: ...
-    @property
-    def phases(self) -> list[RampPhase]: ...
-
-
-def refuse(plan: Plan) -> None:
+def refuse(plan: RampPlan) -> None:
     """Raise a ValueError unless the arguments of a plan are in range and fit together."""
     _refuse_each(plan)
     if plan.max_epochs is None and plan.max_updates is None:
-        raise ValueError(f"{WHO}: the end of the run is not known; give max_epochs or max_updates (max_steps)")
+        raise ValueError(f"{CALLER}: the end of the run is not known; give max_epochs or max_updates (max_steps)")
     if plan.batch_size < plan.world_size:
         raise ValueError(
-            f"{WHO}: batch_size={plan.batch_size} is below world_size={plan.world_size}, and every device needs a "
+            f"{CALLER}: batch_size={plan.batch_size} is below world_size={plan.world_size}, and every device needs a "
             "sample; raise the batch size, or use fewer devices"
         )
     if plan.max_batch_size is not None and plan.max_batch_size < plan.batch_size:
         micro_sizes = micro_batch_sizes(plan.starting_batch_size // plan.world_size, plan.max_micro_batch_size)
         raise ValueError(
-            f"{WHO}: max_batch_size={plan.max_batch_size} is below the starting global batch of {plan.batch_size} "
+            f"{CALLER}: max_batch_size={plan.max_batch_size} is below the starting global batch of {plan.batch_size} "
             f"(micro {micro_sizes[0]} x world {plan.world_size} x accumulation {len(micro_sizes)}); raise it or lower "
             "the loader's batch_size"
         )
     local = plan.starting_batch_size // plan.world_size
     if plan.drop_last and local > plan.samples_per_device:
         raise ValueError(
-            f"{WHO}: with drop_last there is no update in an epoch of {plan.samples_per_device} samples per device, "
+            f"{CALLER}: with drop_last there is no update in an epoch of {plan.samples_per_device} samples per device, "
             f"fewer than the {local} of a batch; lower batch_size, or set drop_last=False"
         )
     if plan.max_epochs is not None:
@@ -107,17 +53,19 @@ def refuse(plan: Plan) -> None:
     _refuse_growths(plan)
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: RampPlan) -> list[str]:
     """Return what the user of a plan should know before training, one sentence each."""
     return [*_rounding(plan), *_length(plan), *_momentum(plan)]
 
 
-def _refuse_each(plan: Plan) -> None:
+def _refuse_each(plan: RampPlan) -> None:
     if not isinstance(plan.schedule, RampSchedule):
-        raise ValueError(f"{WHO}: schedule={plan.schedule!r} is none; give a StepRamp, a CurveRamp or an AdaptiveRamp")
-    require_count(WHO, "dataset_size", plan.dataset_size, "samples")
-    require_count(WHO, "batch_size", plan.batch_size, "samples")
-    require_count(WHO, "world_size", plan.world_size, "devices")
+        raise ValueError(
+            f"{CALLER}: schedule={plan.schedule!r} is none; give a StepRamp, a CurveRamp or an AdaptiveRamp"
+        )
+    require_count(CALLER, "dataset_size", plan.dataset_size, "samples")
+    require_count(CALLER, "batch_size", plan.batch_size, "samples")
+    require_count(CALLER, "world_size", plan.world_size, "devices")
     for name, unit in (
         ("max_epochs", "epochs"),
         ("max_updates", "updates"),
@@ -126,36 +74,36 @@ def _refuse_each(plan: Plan) -> None:
         ("device_samples", "samples"),
     ):
         if getattr(plan, name) is not None:
-            require_count(WHO, name, getattr(plan, name), unit + ", or None")
-    require(plan.lr_rule in get_args(LRRule), WHO, "lr_rule", plan.lr_rule, " or ".join(get_args(LRRule)))
-    require_momentum(WHO, plan.momentum)
+            require_count(CALLER, name, getattr(plan, name), unit + ", or None")
+    require(plan.lr_rule in get_args(LRRule), CALLER, "lr_rule", plan.lr_rule, " or ".join(get_args(LRRule)))
+    require_momentum(CALLER, plan.momentum)
     if plan.lr is not None:
-        require_positive(WHO, "lr", plan.lr, "a learning rate")
+        require_positive(CALLER, "lr", plan.lr, "a learning rate")
     begin = plan.begin_samples
-    require(begin is None or begin >= 0, WHO, "begin_samples", begin, "samples of the run before the ramp, or None")
+    require(begin is None or begin >= 0, CALLER, "begin_samples", begin, "samples of the run before the ramp, or None")
 
 
-def _refuse_growths(plan: Plan) -> None:
+def _refuse_growths(plan: RampPlan) -> None:
     adaptive = isinstance(plan.schedule, AdaptiveRamp)
     if adaptive and plan.max_epochs is None:
         raise ValueError(
-            f"{WHO}: an AdaptiveRamp needs max_epochs: how many samples max_updates={plan.max_updates} come to is "
+            f"{CALLER}: an AdaptiveRamp needs max_epochs: how many samples max_updates={plan.max_updates} come to is "
             "not known ahead; set the Trainer's max_epochs"
         )
     if plan.growths and not adaptive:
-        raise ValueError(f"{WHO}: {type(plan.schedule).__name__} is known ahead and cannot grow; use AdaptiveRamp")
+        raise ValueError(f"{CALLER}: {type(plan.schedule).__name__} is known ahead and cannot grow; use AdaptiveRamp")
     place, batch_size = (-1, 0), plan.starting_batch_size
     for growth in plan.growths:
         later = (growth.epoch, growth.start) > place and growth.start >= 0
         if not (later and batch_size < growth.batch_size <= plan.largest_batch_size):
             raise ValueError(
-                f"{WHO}: {growth} does not grow the batch from {batch_size}, later than {place}, to at most "
+                f"{CALLER}: {growth} does not grow the batch from {batch_size}, later than {place}, to at most "
                 f"{plan.largest_batch_size}; ask next_batch_size, and leave out answers that change nothing"
             )
         place, batch_size = (growth.epoch, growth.start), growth.batch_size
 
 
-def _rounding(plan: Plan) -> list[str]:
+def _rounding(plan: RampPlan) -> list[str]:
     told = []
     if plan.starting_batch_size != plan.batch_size:
         told.append(
@@ -181,7 +129,7 @@ def _rounding(plan: Plan) -> list[str]:
     return told
 
 
-def _length(plan: Plan) -> list[str]:
+def _length(plan: RampPlan) -> list[str]:
     if not plan.schedule.known_ahead:
         return [
             "an AdaptiveRamp decides from measured gradients: updates and phases are those of a run in which the batch "
@@ -193,7 +141,7 @@ def _length(plan: Plan) -> list[str]:
     return []
 
 
-def _momentum(plan: Plan) -> list[str]:
+def _momentum(plan: RampPlan) -> list[str]:
     told = []
     momentum, dataset_size = plan.momentum, plan.dataset_size
     if momentum > 0 and plan.schedule.known_ahead and plan.schedule.changes() is not None:

@@ -14,8 +14,8 @@ from itertools import chain, islice
 import torch
 from torch.utils.data import BatchSampler, Sampler
 
-from lightning_lr.batch_size._checks import require_count
 from lightning_lr.batch_size.windows import Window
+from lightning_lr.checks import require_count
 
 
 class RampBatchSampler(BatchSampler):

@@ -18,8 +18,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from lightning_lr.batch_size._checks import require, require_count
-from lightning_lr.checks import is_real
+from lightning_lr.checks import is_real, require, require_count
 from lightning_lr.curves import SNAP, Curve
 
 Mode = Literal["increase", "hybrid", "decay"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from lightning_lr.batch_size.batch_rule import LRRule
 from lightning_lr.batch_size.plan import Growth, RampPlan
-from lightning_lr.batch_size.plan_checks import WHO
+from lightning_lr.batch_size.plan_checks import CALLER
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.schedules import RampSchedule
 from lightning_lr.progress import Batch, Place, RunShape, Span
@@ -47,7 +47,7 @@ def streamed_plan(
     start = micro * epoch.world_size
     if max_batch_size is not None and max_batch_size < start:
         raise ValueError(
-            f"{WHO}: max_batch_size={max_batch_size} is below the starting global batch of {start} (micro {micro} x "
+            f"{CALLER}: max_batch_size={max_batch_size} is below the starting global batch of {start} (micro {micro} x "
             f"world {epoch.world_size} x accumulation 1); raise it or lower the loader's batch_size"
         )
     cap = None if max_batch_size is None else max_batch_size // micro
@@ -55,13 +55,13 @@ def streamed_plan(
     if batches is None:
         if schedule.changes() is not None:
             raise ValueError(
-                f"{WHO}: {type(schedule).__name__} counts in epochs, and an epoch of this iterable data set has no "
+                f"{CALLER}: {type(schedule).__name__} counts in epochs, and an epoch of this iterable data set has no "
                 "known length; set limit_train_batches to a whole number, or use a CurveRamp"
             )
         if cap is None:
             raise ValueError(
-                f"{WHO}: a tenth of an iterable data set without a known length is no number; give max_batch_size (or "
-                "set limit_train_batches to a whole number)"
+                f"{CALLER}: a tenth of an iterable data set without a known length is no number; give max_batch_size "
+                "(or set limit_train_batches to a whole number)"
             )
         assert shape.max_updates is not None
         batches = shape.max_updates * max(1, cap // epoch.world_size)  # at least as long as the run

@@ -109,8 +109,7 @@ class ActivationCompression(MethodCallback):
         if compiled is not None:
             raise MisconfigurationException(
                 f"{caller}: {compiled} is compiled (torch.compile), where saved tensors are neither seen one by one "
-                "nor "
-                "with what they are saved for; train without torch.compile, or let the compiler save memory "
+                "nor with what they are saved for; train without torch.compile, or let the compiler save memory "
                 "(torch._functorch.config.activation_memory_budget) instead of this callback"
             )
         if not internals.holds_whole_parameters(trainer):

@@ -98,8 +98,7 @@ class MethodCallback(Callback):
             given = "no name" if name is None else f"name={name!r}"
             raise TypeError(
                 f"{cls.__name__}: got {given}; write a line such as name = {_snake_case(cls.__name__)!r} in the class "
-                "(it "
-                "names the multiplier and the journal's file: letters, digits, '_', '-' and '.')"
+                "(it names the multiplier and the journal's file: letters, digits, '_', '-' and '.')"
             )
 
     # ------------------------------------------------------------------ what a method says

@@ -26,8 +26,7 @@ def refuse_mirror(member: Callback, trainer: Trainer) -> None:
     if internals.class_of_mirror(trainer) is not None:
         raise MisconfigurationException(
             f"{caller}: got a {MIRROR}.Trainer; allowed is a {INSTEAD}.Trainer, since the two packages share their "
-            "names "
-            f"and not their classes; {TO_DO}"
+            f"names and not their classes; {TO_DO}"
         )
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         found = internals.class_of_mirror(other)

@@ -88,8 +88,7 @@ def check_settings(callback: MethodCallback, inside_epoch: bool, quiet: bool = F
             raise MisconfigurationException(
                 f"{caller}: got {difference.argument}={difference.now}, and the checkpoint was made with "
                 f"{difference.argument}={difference.before}: {fixed[difference.argument]}; resume with the "
-                "checkpoint's, or train from "
-                "its weights alone"
+                "checkpoint's, or train from its weights alone"
             )
     if not quiet:
         _say(caller, differences)
@@ -109,8 +108,7 @@ def check_run(callbacks: Sequence[MethodCallback], shape: RunShape, inside_epoch
     if data and inside_epoch and ramp is not None:
         raise MisconfigurationException(
             f"{type(ramp).__name__}: training goes on inside an epoch with {_in_words(data)}: the place in the epoch "
-            "is "
-            "counted in the checkpoint's batches, and samples would be repeated or left out; resume with the "
+            "is counted in the checkpoint's batches, and samples would be repeated or left out; resume with the "
             "checkpoint's devices, batch and data, or from a checkpoint at the end of an epoch"
         )
     if quiet:

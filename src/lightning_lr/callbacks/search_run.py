@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -13,26 +13,21 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.callbacks.branch import Branches, forked
 from lightning_lr.callbacks.run import Run
 from lightning_lr.progress import RunShape
-from lightning_lr.search import Heats, Race, SearchResult, SearchSettings, plan_heats, read, short_schedule, start_of
+from lightning_lr.search import Heats, Race, SearchResult, plan_heats, read, short_schedule, start_of
 from lightning_lr.search.heats import SHORTEST, scored_on
 from lightning_lr.search.race import Train
 
-WHO = "LearningRateSearch"
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 
-
-class Searching(Protocol):
-    """The callback on whose behalf a search is made."""
-
-    name: ClassVar[str]
-    settings: SearchSettings
-    rate: float | None
+CALLER = "LearningRateSearch"
 
 
 def search(
     trainer: Trainer,
     module: LightningModule,
     run: Run,
-    member: Searching,
+    member: LearningRateSearch,
     reference_lr: float,
     cautious: float,
     at: float,
@@ -61,8 +56,8 @@ def search(
             return _unfounded(
                 fallback,
                 at,
-                f"{WHO}: budget={settings.budget:g} of {updates:,} updates is too short to try anything (a race needs "
-                f"about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train "
+                f"{CALLER}: budget={settings.budget:g} of {updates:,} updates is too short to try anything (a race "
+                f"needs about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train "
                 "longer, or set the rate by hand",
             )
         heats = _that_fit(planned, branches)
@@ -72,7 +67,8 @@ def search(
             return _unfounded(
                 fallback,
                 at,
-                f"{WHO}: the loader has too few batches to try anything; the learning rate is {fallback:.3g}, untested",
+                f"{CALLER}: the loader has too few batches to try anything; the learning rate is {fallback:.3g}, "
+                "untested",
             )
         race = Race(heats, start_of(trainer.optimizers[0]), settings.within, train, present)
         race.run()
@@ -94,11 +90,11 @@ def announce(result: SearchResult) -> None:
     if result.warning:
         rank_zero_warn(result.warning)
     else:
-        rank_zero_info(f"{WHO}: {result}")
+        rank_zero_info(f"{CALLER}: {result}")
 
 
 # ---------------------------------------------------------------------- inside
-def _trainer_of(run: Run, member: Searching, reference_lr: float, branches: Branches) -> Train:
+def _trainer_of(run: Run, member: LearningRateSearch, reference_lr: float, branches: Branches) -> Train:
     def train(
         rate: float, updates: int, scored: int, goes_on: Callable[[float], bool]
     ) -> tuple[Sequence[float], Sequence[float]]:
@@ -146,7 +142,7 @@ def _result(race: Race, at: float, fallback: float) -> SearchResult:
             at,
             heats,
             None,
-            f"{WHO}: the loss diverged at every rate down to {lowest:.3g}, which is taken; something other than the "
+            f"{CALLER}: the loss diverged at every rate down to {lowest:.3g}, which is taken; something other than the "
             "rate is wrong, or the range (min_lr) does not reach low enough",
         )
     choice = read(read_of)

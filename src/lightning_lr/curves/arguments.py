@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_lr.checks import is_real
+from lightning_lr.checks import is_real, require
 from lightning_lr.curves.curve import Curve
 
 
 def check(curve: Curve, argument: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
     value = getattr(curve, argument)
-    if not is_real(value) or not is_allowed(value):
-        raise ValueError(f"{type(curve).__name__}: {argument}={value!r} is not allowed; give {allowed}")
+    require(is_real(value) and is_allowed(value), type(curve).__name__, argument, value, allowed)
     object.__setattr__(curve, argument, float(value))
 
 

@@ -16,13 +16,31 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_lr.checks import is_list, is_real
-from lightning_lr.optim.arguments import check_flags, check_learning_rate, check_not_negative
-from lightning_lr.optim.local_tensors import Piece, alike, in_turn, learning_rate, taken_in_turn
+from lightning_lr.checks import check_flags, check_not_negative, is_list, is_real
+from lightning_lr.optim.local_tensors import (
+    Group,
+    Piece,
+    by_device_and_dtype,
+    goes_one_by_one,
+    learning_rate,
+    one_by_one_on_cpu,
+)
 from lightning_lr.optim.norms import trust_ratios
-from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer
+from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer, check_learning_rate
 
-Group = dict[str, Any]
+
+# ---------------------------------------------------------------------- the formula
+def _plain_step(piece: Piece, group: Group) -> Tensor:
+    """The formula, one operation after the other: ``-u``, both moments updated. The tests measure the fused kernel
+    against it."""
+    beta1, beta2 = group["betas"]
+    mean, square, step = piece.state["exp_avg"], piece.state["exp_avg_sq"], piece.state["step"]
+    grad = -piece.grad if group["maximize"] else piece.grad
+    updates = step.item() if step.device.type == "cpu" else step.double()
+    mean.lerp_(grad, 1 - beta1)
+    square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (square / (1 - beta2**updates)).sqrt_().add_(group["eps"])
+    return mean.div(denominator.mul_(beta1**updates - 1)).sub_(piece.weight, alpha=group["weight_decay"])
 
 
 class LAMB(TrustRatioOptimizer):
@@ -99,42 +117,42 @@ class LAMB(TrustRatioOptimizer):
         }
         super().__init__(params, defaults)
 
-    def shaped_states(self, group: Group) -> Sequence[str]:
+    def _shaped_states(self, group: Group) -> Sequence[str]:
         return ("exp_avg", "exp_avg_sq")
 
-    def other_states(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _other_states(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
 
-    def update(self, group: Group, pieces: list[Piece]) -> None:
-        self.begin(group, pieces)
-        for some in alike(pieces):
+    def _update(self, group: Group, pieces: list[Piece]) -> None:
+        self._advance_step(group, pieces)
+        for some in by_device_and_dtype(pieces):
             _adamw([piece for piece in some if not piece.adapted], group)
             adapted = [piece for piece in some if piece.adapted]
             # tensors taken in turn share one piece of memory, which stays in the cache and need not be found anew
             sizes = [piece.weight.numel() for piece in adapted]
-            room = adapted[0].weight.new_empty(max(sizes)) if len(sizes) > 1 and taken_in_turn(adapted) else None
-            for together in in_turn(adapted):
+            room = adapted[0].weight.new_empty(max(sizes)) if len(sizes) > 1 and goes_one_by_one(adapted) else None
+            for together in one_by_one_on_cpu(adapted):
                 self._ratios.append(_adapted(together, group, room))
 
-    def begin(self, group: Group, pieces: list[Piece]) -> None:
+    def _advance_step(self, group: Group, pieces: list[Piece]) -> None:
         for piece in pieces:
             if piece.state["step"].device != piece.weight.device:  # loaded from a checkpoint of another device
                 step = piece.state["step"].to(piece.weight.device)
                 piece.state["step"] = self.state[piece.parameter]["step"] = step
-        for some in alike(pieces):
+        for some in by_device_and_dtype(pieces):
             steps = [piece.state["step"] for piece in some]
             if some[0].segment is not None:  # the segments of a flat vector share its step
                 steps = list({id(step): step for step in steps}.values())
             torch._foreach_add_(steps, 1)
 
     # ------------------------------------------------------------------ over shards
-    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+    def _denominator_tensors(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
         return _steps(pieces, group, None)
 
-    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+    def _trust_ratio(self, group: Group, weight: Any, other: Any) -> Any:
         return weight / other
 
-    def move(
+    def _apply(
         self,
         group: Group,
         pieces: list[Piece],
@@ -150,6 +168,7 @@ class LAMB(TrustRatioOptimizer):
         torch._foreach_add_([piece.weight for piece in pieces], compared)
 
 
+# ---------------------------------------------------------------------- the same in fewer kernels
 def _adapted(pieces: list[Piece], group: Group, room: Tensor | None) -> Tensor | list[float]:
     """The update of tensors with a trust ratio; returns their ratios."""
     steps = _steps(pieces, group, room)
@@ -180,18 +199,6 @@ def _fused_steps(pieces: Sequence[Piece], group: Group, room: Tensor | None) -> 
         scratch = [torch.mul(weights[0], -group["weight_decay"], out=out)]
     _fused(torch._fused_adam_, scratch, pieces, group, lr=1.0, weight_decay=0.0)
     return scratch
-
-
-def _plain_step(piece: Piece, group: Group) -> Tensor:
-    """``-u`` by one operation after the other; what the fused kernel is measured against."""
-    beta1, beta2 = group["betas"]
-    mean, square, step = piece.state["exp_avg"], piece.state["exp_avg_sq"], piece.state["step"]
-    grad = -piece.grad if group["maximize"] else piece.grad
-    updates = step.item() if step.device.type == "cpu" else step.double()
-    mean.lerp_(grad, 1 - beta1)
-    square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (square / (1 - beta2**updates)).sqrt_().add_(group["eps"])
-    return mean.div(denominator.mul_(beta1**updates - 1)).sub_(piece.weight, alpha=group["weight_decay"])
 
 
 def _adamw(pieces: Sequence[Piece], group: Group) -> None:

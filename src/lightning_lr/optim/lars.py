@@ -16,13 +16,38 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_lr.optim.arguments import check_flags, check_learning_rate, check_not_negative
+from lightning_lr.checks import check_flags, check_not_negative
 from lightning_lr.optim.cpu_norms import norms_on_cpu
-from lightning_lr.optim.local_tensors import HALF, WHOLE, Piece, alike, learning_rate, taken_in_turn
+from lightning_lr.optim.local_tensors import (
+    HALF,
+    WHOLE,
+    Group,
+    Piece,
+    by_device_and_dtype,
+    goes_one_by_one,
+    learning_rate,
+)
 from lightning_lr.optim.norms import trust_ratios
-from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer
+from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer, check_learning_rate
 
-Group = dict[str, Any]
+
+# ---------------------------------------------------------------------- the formula
+def _ratio(group: Group, weight: Any, grad: Any) -> Any:
+    return group["trust_coefficient"] * weight / (grad + group["weight_decay"] * weight + group["eps"])
+
+
+def _plain(piece: Piece, ratio: float | Tensor, group: Group) -> None:
+    """The formula, one operation after the other; the tests measure the faster ways against it."""
+    step = _decayed(piece, group).mul_(ratio)
+    if group["momentum"] != 0:
+        buffer = piece.state["momentum_buffer"].mul_(group["momentum"]).add_(step)
+        step = step.add_(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+    piece.weight.sub_(step * group["lr"])
+
+
+def _decayed(piece: Piece, group: Group) -> Tensor:
+    grad = -piece.grad if group["maximize"] else piece.grad
+    return grad.add(piece.weight, alpha=group["weight_decay"])
 
 
 class LARS(TrustRatioOptimizer):
@@ -68,7 +93,7 @@ class LARS(TrustRatioOptimizer):
     """
 
     # torch 2.13's CPU kernel of SGD with momentum writes wrong values for half-precision tensors of 16 or more elements
-    fused_dtypes = {"cpu": WHOLE, "cuda": HALF + WHOLE}  # noqa: RUF012
+    _fused_dtypes = {"cpu": WHOLE, "cuda": HALF + WHOLE}  # noqa: RUF012
 
     def __init__(
         self,
@@ -104,14 +129,14 @@ class LARS(TrustRatioOptimizer):
         }
         super().__init__(params, defaults)
 
-    def shaped_states(self, group: Group) -> Sequence[str]:
+    def _shaped_states(self, group: Group) -> Sequence[str]:
         return () if group["momentum"] == 0 else ("momentum_buffer",)
 
-    def update(self, group: Group, pieces: list[Piece]) -> None:
-        for some in alike(pieces):
+    def _update(self, group: Group, pieces: list[Piece]) -> None:
+        for some in by_device_and_dtype(pieces):
             adapted = [piece for piece in some if piece.adapted]
-            if taken_in_turn(adapted):
-                self._ratios.append(_in_turn(adapted, group))
+            if goes_one_by_one(adapted):
+                self._ratios.append(_one_by_one_on_cpu(adapted, group))
             elif adapted:
                 ratios = trust_ratios(adapted, [piece.grad for piece in adapted], partial(_ratio, group))
                 self._ratios.append(ratios)
@@ -120,13 +145,13 @@ class LARS(TrustRatioOptimizer):
             _step(fixed, [None] * len(fixed), group)
 
     # ------------------------------------------------------------------ over shards
-    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
+    def _denominator_tensors(self, group: Group, pieces: list[Piece]) -> list[Tensor]:
         return [piece.grad for piece in pieces]
 
-    def ratio(self, group: Group, weight: Any, other: Any) -> Any:
+    def _trust_ratio(self, group: Group, weight: Any, other: Any) -> Any:
         return _ratio(group, weight, other)
 
-    def move(
+    def _apply(
         self,
         group: Group,
         pieces: list[Piece],
@@ -136,11 +161,8 @@ class LARS(TrustRatioOptimizer):
         _step(pieces, ratios, group)
 
 
-def _ratio(group: Group, weight: Any, grad: Any) -> Any:
-    return group["trust_coefficient"] * weight / (grad + group["weight_decay"] * weight + group["eps"])
-
-
-def _in_turn(pieces: Sequence[Piece], group: Group) -> list[float]:
+# ---------------------------------------------------------------------- the same in fewer kernels
+def _one_by_one_on_cpu(pieces: Sequence[Piece], group: Group) -> list[float]:
     """One step of tensors on the host, while the norms' reading has left each in the cache; returns the ratios."""
     by_dampening = group["momentum"] != 0 and not group["nesterov"]
     settings = _kernel_settings(group)
@@ -171,20 +193,6 @@ def _step(pieces: Sequence[Piece], ratios: Iterable[float | Tensor | None], grou
         _fused_sgd([piece for piece, _ in together], group)
     elif together:
         _multi_tensor(together, group)
-
-
-def _plain(piece: Piece, ratio: float | Tensor, group: Group) -> None:
-    """One operation after the other; what the faster ways are measured against."""
-    step = _decayed(piece, group).mul_(ratio)
-    if group["momentum"] != 0:
-        buffer = piece.state["momentum_buffer"].mul_(group["momentum"]).add_(step)
-        step = step.add_(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-    piece.weight.sub_(step * group["lr"])
-
-
-def _decayed(piece: Piece, group: Group) -> Tensor:
-    grad = -piece.grad if group["maximize"] else piece.grad
-    return grad.add(piece.weight, alpha=group["weight_decay"])
 
 
 def _fused(piece: Piece, ratio: float, group: Group) -> None:

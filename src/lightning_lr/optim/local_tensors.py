@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_lr.shards import Segment, Whole
+from lightning_lr.shards import FlatSegment, Whole
+
+Group = dict[str, Any]
+"""A parameter group of an optimizer."""
 
 HALF, WHOLE = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
 
@@ -35,7 +38,7 @@ class Piece:
     state: dict[str, Tensor]
     adapted: bool
     fuses: bool
-    segment: Segment | None = None
+    segment: FlatSegment | None = None
 
     @property
     def on_host(self) -> bool:
@@ -56,7 +59,7 @@ def adapts(group: dict[str, Any], whole: Whole) -> bool:
     return bool(adapt[whole.place])
 
 
-def alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def by_device_and_dtype(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces that one multi-tensor kernel can take together: by device and dtype."""
     together: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
     for piece in pieces:
@@ -64,15 +67,15 @@ def alike(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     yield from together.values()
 
 
-def taken_in_turn(pieces: list[Piece]) -> bool:
-    """Whether :func:`in_turn` takes these one by one."""
+def goes_one_by_one(pieces: list[Piece]) -> bool:
+    """Whether :func:`one_by_one_on_cpu` takes these one by one."""
     return bool(pieces) and pieces[0].on_host and not any(piece.sharded for piece in pieces)
 
 
-def in_turn(pieces: list[Piece]) -> Iterator[list[Piece]]:
+def one_by_one_on_cpu(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """What to take together: on the host one tensor after the other, each while it is in the cache; on a device, or
     over shards, all of them, so that there is one question about norms."""
-    if taken_in_turn(pieces):
+    if goes_one_by_one(pieces):
         yield from ([piece] for piece in pieces)
     elif pieces:
         yield pieces

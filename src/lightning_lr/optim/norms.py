@@ -29,7 +29,7 @@ def trust_ratios(
 ) -> Tensor | list[float]:
     """``formula(norm of weight, norm of other)`` of each piece, 1 where a norm is 0.
 
-    A vector on the device, or a number for one tensor on the host (see :func:`in_turn`), where it costs less.
+    A vector on the device, or a number for one tensor on the host (see :func:`one_by_one_on_cpu`), where it costs less.
     """
     weights = [piece.weight for piece in pieces]
     if len(pieces) == 1 and pieces[0].on_host and not pieces[0].sharded:

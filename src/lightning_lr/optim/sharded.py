@@ -9,30 +9,16 @@ weights while the step lasts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_lr.optim.local_tensors import HALF, Piece, adapts, alike
+from lightning_lr.optim.local_tensors import HALF, Group, Piece, adapts, by_device_and_dtype
 from lightning_lr.shards import Partition, partition_of, sum_over_shards
 
-Group = dict[str, Any]
-
-
-class TrustRatioStep(Protocol):
-    """What is asked of an optimizer; every ``TrustRatioOptimizer`` has it."""
-
-    def begin(self, group: Group, pieces: list[Piece]) -> None: ...
-    def compared(self, group: Group, pieces: list[Piece]) -> list[Tensor]: ...
-    def ratio(self, group: Group, weight: Any, other: Any) -> Any: ...
-    def move(
-        self,
-        group: Group,
-        pieces: list[Piece],
-        compared: list[Tensor] | None,
-        ratios: Sequence[float | Tensor | None],
-    ) -> None: ...
+if TYPE_CHECKING:
+    from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
 
 
 class _Compared(NamedTuple):
@@ -44,7 +30,7 @@ class _Compared(NamedTuple):
     rows: list[int]
 
 
-def update_sharded(optimizer: TrustRatioStep, work: Sequence[tuple[Group, list[Piece]]]) -> list[Tensor]:
+def update_sharded(optimizer: TrustRatioOptimizer, work: Sequence[tuple[Group, list[Piece]]]) -> list[Tensor]:
     """Make one update.
 
     Args:
@@ -67,13 +53,13 @@ def update_sharded(optimizer: TrustRatioStep, work: Sequence[tuple[Group, list[P
     questions: list[_Compared] = []
     rows_of: list[list[int]] = []
     for index, (group, pieces) in enumerate(work):
-        optimizer.begin(group, pieces)
+        optimizer._advance_step(group, pieces)
         rows = _flattened(group, index, partition)
-        for some in alike(pieces):
+        for some in by_device_and_dtype(pieces):
             adapted = [piece for piece in some if piece.adapted]
             fixed = [piece for piece in some if not piece.adapted]
             if fixed:
-                optimizer.move(group, fixed, None, [None] * len(fixed))
+                optimizer._apply(group, fixed, None, [None] * len(fixed))
             if adapted:
                 own = []
                 for piece in adapted:
@@ -81,7 +67,7 @@ def update_sharded(optimizer: TrustRatioStep, work: Sequence[tuple[Group, list[P
                         holders.append(piece.parameter)
                     own.append(len(holders) - 1 if piece.segment is None else piece.segment.tensor)
                 rows += [row for row, piece in zip(own, adapted, strict=True) if piece.segment is None]
-                questions.append(_Compared(group, adapted, optimizer.compared(group, adapted), own))
+                questions.append(_Compared(group, adapted, optimizer._denominator_tensors(group, adapted), own))
         rows_of.append(rows)
     norms = _norms(questions, holders, partition)
     of_groups: list[Tensor] = []
@@ -89,17 +75,17 @@ def update_sharded(optimizer: TrustRatioStep, work: Sequence[tuple[Group, list[P
     for (group, _), rows in zip(work, rows_of, strict=True):
         if rows:
             weight, other = norms[rows].unbind(1)
-            found = torch.where((weight > 0) & (other > 0), optimizer.ratio(group, weight, other), 1.0)
+            found = torch.where((weight > 0) & (other > 0), optimizer._trust_ratio(group, weight, other), 1.0)
             of_groups.append(found)
             ratios[rows] = found
     for question in questions:
         theirs = ratios[question.rows].to(question.pieces[0].weight.device)
         on_host = question.pieces[0].on_host
-        optimizer.move(question.group, question.pieces, question.others, theirs.tolist() if on_host else list(theirs))
+        optimizer._apply(question.group, question.pieces, question.others, theirs.tolist() if on_host else list(theirs))
     return of_groups
 
 
-def _all_here(optimizer: TrustRatioStep, vectors: Sequence[Tensor], partition: Partition) -> bool:
+def _all_here(optimizer: TrustRatioOptimizer, vectors: Sequence[Tensor], partition: Partition) -> bool:
     """Whether there is an update to make; a flat vector that is absent would miss its part of the norms."""
     here = sum(vector.grad is not None for vector in vectors)
     if here not in (0, partition.vectors):

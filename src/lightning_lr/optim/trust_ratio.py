@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from lightning_lr.checks import check_not_negative
 from lightning_lr.optim.local_tensors import HALF, WHOLE, Piece, adapts, real
 from lightning_lr.optim.sharded import update_sharded
 from lightning_lr.shards import flat_of, local, partition_of
@@ -33,8 +34,15 @@ _RULES: dict[str, Callable[[Tensor], bool]] = {
 }
 
 
+def check_learning_rate(caller: str, lr: float | Tensor) -> None:
+    """Refuse a learning rate that no optimizer of torch's would take."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"{caller}: got an lr tensor with {lr.numel()} elements; give one with a single element")
+    check_not_negative(caller, lr=float(lr) if isinstance(lr, Tensor) else lr)
+
+
 class TrustRatioOptimizer(Optimizer):
-    """Base of the optimizers whose step is scaled by a trust ratio per tensor.
+    """Base of the optimizers whose step is scaled by a trust ratio per tensor: no strategy must step one in parts.
 
     Args:
         params: parameters or groups; a group may have its own ``adapt``.
@@ -45,10 +53,8 @@ class TrustRatioOptimizer(Optimizer):
             FSDP1, and DeepSpeed ZeRO without ``ZeROStrategy``. FSDP2 (``fully_shard``) keeps tensors apart and works.
     """
 
-    fused_dtypes: ClassVar[dict[str, tuple[torch.dtype, ...]]] = {"cpu": HALF + WHOLE, "cuda": HALF + WHOLE}
+    _fused_dtypes: ClassVar[dict[str, tuple[torch.dtype, ...]]] = {"cpu": HALF + WHOLE, "cuda": HALF + WHOLE}
     """What torch's fused or multi-tensor kernels take, by type of device."""
-    needs_whole_updates: ClassVar[bool] = True
-    """A strategy must not step it in parts."""
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._own: set[int] = set()
@@ -114,28 +120,28 @@ class TrustRatioOptimizer(Optimizer):
             return loss
         for group, pieces in work:
             if pieces:
-                self.update(group, pieces)
+                self._update(group, pieces)
         return loss
 
     @abstractmethod
-    def update(self, group: dict[str, Any], pieces: list[Piece]) -> None:
+    def _update(self, group: dict[str, Any], pieces: list[Piece]) -> None:
         """Update the pieces of a group in place; all of them are held whole."""
 
     # an update over shards, in the order in which these are called
-    def begin(self, group: dict[str, Any], pieces: list[Piece]) -> None:
+    def _advance_step(self, group: dict[str, Any], pieces: list[Piece]) -> None:
         """Do what a step does to the pieces of a group once, before anything else."""
         return
 
     @abstractmethod
-    def compared(self, group: dict[str, Any], pieces: list[Piece]) -> list[Tensor]:
+    def _denominator_tensors(self, group: dict[str, Any], pieces: list[Piece]) -> list[Tensor]:
         """What is compared with each piece's weight by the norm; called once per step."""
 
     @abstractmethod
-    def ratio(self, group: dict[str, Any], weight: Any, other: Any) -> Any:
+    def _trust_ratio(self, group: dict[str, Any], weight: Any, other: Any) -> Any:
         """The trust ratio from the norms of a tensor and of what it is compared with, neither of which is 0."""
 
     @abstractmethod
-    def move(
+    def _apply(
         self,
         group: dict[str, Any],
         pieces: list[Piece],
@@ -145,16 +151,16 @@ class TrustRatioOptimizer(Optimizer):
         """Update pieces in place; those without a ratio have nothing that they were compared with."""
 
     @abstractmethod
-    def shaped_states(self, group: dict[str, Any]) -> Sequence[str]:
+    def _shaped_states(self, group: dict[str, Any]) -> Sequence[str]:
         """Names of the state tensors that have the parameter's shape and start at 0."""
 
-    def other_states(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _other_states(self, parameter: Tensor) -> dict[str, Tensor]:
         """State besides these, before the first update."""
         return {}
 
     # ------------------------------------------------------------------ inside
     def _pieces(self, group: dict[str, Any]) -> list[Piece]:
-        adapt, names = group["adapt"], self.shaped_states(group)
+        adapt, names = group["adapt"], self._shaped_states(group)
         rule = _RULES[adapt] if isinstance(adapt, str) else None
         may_fuse = group["foreach"] is not False
         flattened = partition_of(group["params"]) is not None
@@ -172,7 +178,7 @@ class TrustRatioOptimizer(Optimizer):
             state = self.state[parameter]
             if not state:
                 self._refuse_flattened(parameter)
-                state.update(self.other_states(parameter))
+                state.update(self._other_states(parameter))
             for name in names:
                 if name not in state:
                     state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -190,12 +196,12 @@ class TrustRatioOptimizer(Optimizer):
 
     def _segments(self, group: dict[str, Any], vector: Tensor) -> Iterator[Piece]:
         """The pieces that a flat vector is made of; its padding is in none of them and stays as it is."""
-        flat, grad, names = flat_of(vector), vector.grad, self.shaped_states(group)
+        flat, grad, names = flat_of(vector), vector.grad, self._shaped_states(group)
         if flat is None or grad is None:
             return
         state = self.state[vector]
         if not state:
-            state.update(self.other_states(vector))
+            state.update(self._other_states(vector))
         for name in names:
             if name not in state:
                 state[name] = torch.zeros_like(vector)
@@ -208,7 +214,7 @@ class TrustRatioOptimizer(Optimizer):
 
     def _fuses(self, weight: Tensor, *others: Tensor) -> bool:
         """Whether fused kernels take these tensors: they run over memory, so all must lie in it in the same order."""
-        if weight.dtype not in self.fused_dtypes.get(weight.device.type, ()):
+        if weight.dtype not in self._fused_dtypes.get(weight.device.type, ()):
             return False
         in_order = weight.is_contiguous()
         for other in others:
@@ -223,14 +229,12 @@ class TrustRatioOptimizer(Optimizer):
         if getattr(parameter, "_fsdp_flattened", False):
             raise RuntimeError(
                 f"{caller}: the parameters belong to FullyShardedDataParallel (FSDP1), which flattens them, so the "
-                "norm "
-                "of a tensor is not known; use FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning "
+                "norm of a tensor is not known; use FSDP2 (torch.distributed.fsdp.fully_shard, in Lightning "
                 "ModelParallelStrategy)"
             )
         if id(parameter) not in self._own and parameter.ndim == 1:
             raise RuntimeError(
                 f"{caller}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as "
-                "DeepSpeed "
-                "ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies in it, so "
-                "its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
+                "DeepSpeed ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies "
+                "in it, so its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
             )

@@ -10,7 +10,7 @@ in here. Source: AutoWU, Kim et al. 2021, arXiv:2107.05855.
 from lightning_lr.gaussian_process.posterior import Posterior
 from lightning_lr.warmup.decision import Decision
 from lightning_lr.warmup.divergence import DivergenceWatch
-from lightning_lr.warmup.history import Block, LossHistory
+from lightning_lr.warmup.history import LossBlock, LossHistory
 from lightning_lr.warmup.machine import WarmupMachine
 from lightning_lr.warmup.settings import OnDivergence, WarmupSettings
 from lightning_lr.warmup.smoother import fit
@@ -19,9 +19,9 @@ from lightning_lr.warmup.switch import SwitchTest, look
 from lightning_lr.warmup.update_loss import UpdateLoss
 
 __all__ = [
-    "Block",
     "Decision",
     "DivergenceWatch",
+    "LossBlock",
     "LossHistory",
     "OnDivergence",
     "Posterior",

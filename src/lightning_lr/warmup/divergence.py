@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lr.warmup.history import Block, noise_of
+from lightning_lr.warmup.history import LossBlock, noise_of
 
 RISE = 3.0
 """A loss is out of bounds this many times the range of the blocks above the highest of them,"""
@@ -30,7 +30,7 @@ Maximum = Callable[[Tensor], Tensor]
 """Maximum over the ranks of a scalar on the loss's device; finite or plus infinity."""
 
 
-def limit_of(blocks: Sequence[Block]) -> float:
+def limit_of(blocks: Sequence[LossBlock]) -> float:
     """Loss above which two updates in a row count as an explosion; infinite where nothing is known yet."""
     if len(blocks) < 2:
         return math.inf

@@ -36,7 +36,7 @@ FEWEST_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
-class Block:
+class LossBlock:
     """The average of ``count`` neighbouring updates.
 
     Args:
@@ -51,12 +51,12 @@ class Block:
     loss: float
     squares: float = 0.0
 
-    def merged(self, other: Block) -> Block:
+    def merged(self, other: LossBlock) -> LossBlock:
         """The average over both blocks (Chan's update, which does not cancel for a large mean)."""
         count = self.count + other.count
         share = other.count / count
         step = other.loss - self.loss
-        return Block(
+        return LossBlock(
             count,
             self.log_lr + share * (other.log_lr - self.log_lr),
             self.loss + share * step,
@@ -88,7 +88,7 @@ class LossHistory:
         """Losses that were NaN, infinite or as good as infinite."""
         self.spikes = 0
         """Losses that were replaced as spikes."""
-        self._full: list[Block] = []
+        self._full: list[LossBlock] = []
         self._open = (0, 0.0, 0.0, 0.0)  # the fields of a block that is not full; no object for every update
         self._context: list[float] = []  # judged losses, which still judge others
         self._tail: list[tuple[float, float]] = []  # losses whose later neighbours have not been seen
@@ -117,7 +117,7 @@ class LossHistory:
             self._context = (self._context + [value for _, value in self._tail[:certain]])[-NEIGHBOURS:]
             self._tail = self._tail[certain:]
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[LossBlock]:
         """The block averages, in order; the last updates are judged by the neighbours that are there so far.
 
         All blocks hold about the same number of losses (the last one between half and one and a half times as many
@@ -126,7 +126,7 @@ class LossHistory:
         now = self._copy()
         for (log_lr, _), value in zip(self._tail, self._without_spikes(), strict=True):
             now._add(log_lr, value)
-        rest = Block(*now._open)
+        rest = LossBlock(*now._open)
         if rest.count == 0:
             return now._full
         if not now._full or 2 * rest.count >= now.width:
@@ -153,7 +153,7 @@ class LossHistory:
         self.observed = int(state["observed"])
         self.non_finite = int(state["non_finite"])
         self.spikes = int(state["spikes"])
-        self._full = [Block(*block) for block in state["blocks"]]
+        self._full = [LossBlock(*block) for block in state["blocks"]]
         count, log_lr, loss, squares = state["open"]
         self._open = (int(count), float(log_lr), float(loss), float(squares))
         self._context = list(state["context"])
@@ -173,7 +173,7 @@ class LossHistory:
         self._open = (count, mean_log_lr + (log_lr - mean_log_lr) / count, mean, squares + step * (loss - mean))
         if count < self.width:
             return
-        self._full.append(Block(*self._open))
+        self._full.append(LossBlock(*self._open))
         self._open = (0, 0.0, 0.0, 0.0)
         if len(self._full) == self.capacity:
             pairs = zip(self._full[::2], self._full[1::2], strict=True)
@@ -197,7 +197,7 @@ class LossHistory:
         return cleaned
 
 
-def noise_of(blocks: Sequence[Block]) -> float:
+def noise_of(blocks: Sequence[LossBlock]) -> float:
     """Standard deviation of one update's loss around its block, pooled; 0 where every block is one update."""
     freedom = sum(block.count - 1 for block in blocks)
     return math.sqrt(sum(block.squares for block in blocks) / freedom) if freedom else 0.0

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_lr.checks import is_count, is_rate, is_real
+from lightning_lr.checks import is_count, is_rate, is_real, require
 from lightning_lr.curves import SNAP, Cosine, Curve, Phase
 from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS
 
@@ -187,5 +187,4 @@ class WarmupSettings:
 
 
 def _require(is_allowed: bool, argument: str, value: object, allowed: str) -> None:
-    if not is_allowed:
-        raise ValueError(f"AdaptiveWarmup: {argument}={value!r} is not allowed; give {allowed}")
+    require(is_allowed, "AdaptiveWarmup", argument, value, allowed)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_lr.gaussian_process.evidence import log_evidence
 from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS, SMALLEST_NOISE, Posterior
-from lightning_lr.warmup.history import Block
+from lightning_lr.warmup.history import LossBlock
 
 LENGTHSCALES = (0.1, 0.16, 0.25, 0.4, 0.63, 1.0, 1.6, 2.5)
 """In decades of the learning rate: from the width of a sharp minimum to that of half a warm-up."""
@@ -39,7 +39,7 @@ GRID = 100
 """Learning rates at which the posterior is evaluated."""
 
 
-def fit(blocks: Sequence[Block]) -> Posterior:
+def fit(blocks: Sequence[LossBlock]) -> Posterior:
     r"""Smooth a history of losses over the log learning rate x.
 
     .. math::

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS, Posterior
-from lightning_lr.warmup.history import Block
+from lightning_lr.warmup.history import LossBlock
 from lightning_lr.warmup.smoother import fit
 
 DIVERGENCE_BACKOFF = 0.5
@@ -43,7 +43,7 @@ class SwitchTest:
     posterior: Posterior | None
 
 
-def look(blocks: Sequence[Block], fallback_lr: float) -> SwitchTest:
+def look(blocks: Sequence[LossBlock], fallback_lr: float) -> SwitchTest:
     """Smooth a history and test it.
 
     Args:
@@ -74,7 +74,7 @@ def safe_lr(test: SwitchTest, reached_lr: float, min_lr: float) -> float:
     return max(min_lr, min(test.best_lr, DIVERGENCE_BACKOFF * reached_lr))
 
 
-def picture(blocks: Sequence[Block], posterior: Posterior | None) -> dict[str, Any]:
+def picture(blocks: Sequence[LossBlock], posterior: Posterior | None) -> dict[str, Any]:
     """What ``report`` draws of a test, as plain numbers: block means, posterior mean and 95 % band, over the lr."""
     drawn: dict[str, Any] = {
         "blocks": {

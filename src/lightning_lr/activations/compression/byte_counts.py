@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-class Part(NamedTuple):
+class SavedKind(NamedTuple):
     """What bytes are counted by."""
 
     codec: str
@@ -36,7 +36,7 @@ class Tally:
     """
 
     rounded: dict[int, int] = field(default_factory=dict)
-    parts: dict[Part, Size] = field(default_factory=dict)
+    parts: dict[SavedKind, Size] = field(default_factory=dict)
 
     @property
     def raw_bytes(self) -> int:
@@ -68,7 +68,7 @@ class Tally:
             total[getattr(part, what)] = Size(before.raw + size.raw, before.held + size.held)
         return dict(sorted(total.items(), key=lambda item: -item[1].held))
 
-    def add(self, part: Part, raw: int, held: int) -> None:
+    def add(self, part: SavedKind, raw: int, held: int) -> None:
         """Count one tensor."""
         before = self.parts.get(part, Size(0, 0))
         self.parts[part] = Size(before.raw + raw, before.held + held)

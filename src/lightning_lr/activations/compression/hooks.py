@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from lightning_lr.activations.compression.byte_counts import Part, Tally
+from lightning_lr.activations.compression.byte_counts import SavedKind, Tally
 from lightning_lr.activations.compression.exact import pack_bits, pack_integers, pack_two_valued
 from lightning_lr.activations.compression.kernels import Kernels, packed_bytes
 from lightning_lr.activations.compression.names import ModuleNames
 from lightning_lr.activations.compression.noise import noise_key
 from lightning_lr.activations.compression.operations import Operations, integer_bounds, is_weight, least_bits
-from lightning_lr.activations.compression.payloads import Exact, Kept, Payload, Rounded, Trial, plain
+from lightning_lr.activations.compression.payloads import Exact, Payload, Rounded, SavedAsIs, TrialPayload, plain
 from lightning_lr.activations.compression.storage import PackedOnce, in_memory_order, is_dense, restored, storages_of
 
 COMPRESSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -72,9 +72,9 @@ class ActivationCompressor:
         self.tally = forward.tally
 
     @contextmanager
-    def probing(self, batch: Iterable[Tensor] = ()) -> Iterator[list[Trial]]:
+    def probing(self, batch: Iterable[Tensor] = ()) -> Iterator[list[TrialPayload]]:
         """As :meth:`compressing`, but numbers are kept and are rounded whenever a backward reads them."""
-        trials: list[Trial] = []
+        trials: list[TrialPayload] = []
         forward = _Forward(self, storages_of(self.model, batch), trials)
         with forward.entered():
             yield trials
@@ -100,7 +100,9 @@ class _Saved:
 class _Forward:
     """One forward pass."""
 
-    def __init__(self, compressor: ActivationCompressor, held: set[int], trials: list[Trial] | None = None) -> None:
+    def __init__(
+        self, compressor: ActivationCompressor, held: set[int], trials: list[TrialPayload] | None = None
+    ) -> None:
         self.tally = Tally()
         self._own = compressor
         self._held = held
@@ -125,7 +127,7 @@ class _Forward:
 
     def _packed_form(self, tensor: Tensor) -> Any:
         if not plain(tensor) or tensor.untyped_storage()._cdata in self._held or is_weight(tensor):
-            return Kept(tensor, self._watched)
+            return SavedAsIs(tensor, self._watched)
         least = self._least_bits(tensor)
         name = self._own.names.next_name(self._operation) if least is not None else ""
         bits = None if least is None else max(least, self._own.allocation.get(name, self._own.bits))
@@ -136,8 +138,8 @@ class _Forward:
             payload = self._new_payload(tensor, name, bits, adjustable=least == 0)
             self._count(tensor, payload, again=found is not None)
             self._once.add(tensor, payload)
-        if isinstance(payload, Kept):
-            return payload if payload is not found else Kept(tensor, self._watched)
+        if isinstance(payload, SavedAsIs):
+            return payload if payload is not found else SavedAsIs(tensor, self._watched)
         return _Saved(payload, tuple(tensor.shape), tensor.stride() if is_dense(tensor) else None)
 
     def _least_bits(self, tensor: Tensor) -> int | None:
@@ -153,14 +155,14 @@ class _Forward:
             return exact
         own = self._own
         if bits is None or packed_bytes(tensor.numel(), bits, own.group_size) >= tensor.nbytes:
-            return Kept(tensor, self._watched)
+            return SavedAsIs(tensor, self._watched)
         flat = in_memory_order(tensor.detach())
         self._packed += 1
         if self._trials is None:
             key = noise_key(own.seed, own.rank, self._number, self._packed)
             return Rounded(own.kernels.pack(flat, bits, own.group_size, key), own.kernels)
         keys = partial(_trial_key, own.seed, own.rank, self._number, self._packed)
-        trial = Trial(flat, name, bits, adjustable, own.group_size, own.kernels, keys)
+        trial = TrialPayload(flat, name, bits, adjustable, own.group_size, own.kernels, keys)
         self._trials.append(trial)
         return trial
 
@@ -189,7 +191,7 @@ class _Forward:
             self.tally.rounded[payload.packed.bits] = self.tally.rounded.get(payload.packed.bits, 0) + tensor.numel()
         elif isinstance(payload, Exact):
             codec, held = "exact", payload.packed.nbytes
-        part = Part(codec, self._operation, self._own.names.running)
+        part = SavedKind(codec, self._operation, self._own.names.running)
         self.tally.add(part, 0 if again else plain_bytes, held)
 
     @property
@@ -205,7 +207,7 @@ class _Forward:
 
 
 def _unpack(saved: Any) -> Tensor:
-    if isinstance(saved, Kept):
+    if isinstance(saved, SavedAsIs):
         return saved.restore()
     if saved.payload.bits is not None and torch.is_grad_enabled():
         raise RuntimeError(

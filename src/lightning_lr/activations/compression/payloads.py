@@ -21,7 +21,7 @@ class Payload(Protocol):
     def restore(self) -> Tensor: ...
 
 
-class Kept:
+class SavedAsIs:
     """A tensor as it is: the same memory, which must not change in place before the backward."""
 
     bits = None
@@ -69,7 +69,7 @@ class Rounded:
         return self._kernels.unpack(self.packed)
 
 
-class Trial:
+class TrialPayload:
     """Numbers that are rounded when they are read, anew under another key: how the probe draws its noise.
 
     Args:

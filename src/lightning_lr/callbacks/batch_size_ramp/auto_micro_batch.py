@@ -29,7 +29,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.learning_rate import stand_still
 
-WHO = 'BatchSizeRamp(max_micro_batch_size="auto")'
+CALLER = 'BatchSizeRamp(max_micro_batch_size="auto")'
 
 
 def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataLoader[Any], largest: int) -> int:
@@ -48,8 +48,8 @@ def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataL
     whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
     if not whole or internals.engine_holds_gradients(trainer):
         raise MisconfigurationException(
-            f"{WHO}: {type(trainer.strategy).__name__} may shard the module, and a copy of it cannot be tried; give a "
-            "number of samples"
+            f"{CALLER}: {type(trainer.strategy).__name__} may shard the module, and a copy of it cannot be tried; give "
+            "a number of samples"
         )
     tried = [largest]
     with isolate_rng(), internals.silent_loggers(trainer):
@@ -58,13 +58,13 @@ def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataL
         while not trainer.strategy.reduce_boolean_decision(trial.fits(loader, samples[: tried[-1]])):
             if tried[-1] == 1:
                 raise MisconfigurationException(
-                    f"{WHO}: not even one sample fits (tried {', '.join(map(str, tried))}); use a smaller model, lower "
-                    "precision or activation checkpointing"
+                    f"{CALLER}: not even one sample fits (tried {', '.join(map(str, tried))}); use a smaller model, "
+                    "lower precision or activation checkpointing"
                 )
             tried.append(-(-tried[-1] // 2))
         del trial
     garbage_collection_cuda()
-    rank_zero_info(f"{WHO}: micro-batches of at most {tried[-1]} samples (tried {', '.join(map(str, tried))})")
+    rank_zero_info(f"{CALLER}: micro-batches of at most {tried[-1]} samples (tried {', '.join(map(str, tried))})")
     return tried[-1]
 
 
@@ -86,8 +86,8 @@ class _Trial:
             self._optimizer = _copied(trainer.optimizers[0], memo)
         except Exception as error:
             raise MisconfigurationException(
-                f"{WHO}: {type(module).__name__} and its optimizer could not be copied to be tried ({error}); give a "
-                "number of samples"
+                f"{CALLER}: {type(module).__name__} and its optimizer could not be copied to be tried ({error}); give "
+                "a number of samples"
             ) from error
         for part in self._module.modules():
             if isinstance(part, LightningModule):

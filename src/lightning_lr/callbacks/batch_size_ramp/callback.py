@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.batch_size import AdaptiveRamp, Growth, LRRule, RampPlan, RampSchedule, has_plain_batch_norm
+from lightning_lr.batch_size import AdaptiveRamp, LRRule, RampPlan, RampSchedule, has_plain_batch_norm
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import StreamedShape, is_streamed
 from lightning_lr.callbacks import resume_checks
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback
-from lightning_lr.callbacks.batch_size_ramp import growth
 from lightning_lr.callbacks.batch_size_ramp.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.batch_size_ramp.auto_micro_batch import largest_micro_batch
+from lightning_lr.callbacks.batch_size_ramp.growth import RampGrowth
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.batch_size_ramp.settings import Decided, RampSettings
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
@@ -95,12 +95,10 @@ class BatchSizeRamp(MethodCallback):
     ) -> None:
         super().__init__()
         self.settings = RampSettings(schedule, max_batch_size, max_micro_batch_size, lr_rule, begin)
-        self._begin_samples = 0 if begin == "start" else None
-        """Samples of the run before the ramp, over all devices; ``None`` while it has not begun."""
         self._warmup: AdaptiveWarmup | None = None
         self._loader: RampedLoader | None = None
         self._seed: int | None = None
-        self._growths: tuple[Growth, ...] = ()
+        self._growth = RampGrowth(self, waits=begin == "after_warmup")
         self._weight = 1.0
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
@@ -207,8 +205,8 @@ class BatchSizeRamp(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(trainer, Trainer):  # a plan has callbacks and no Trainer
             if trainer.global_step == 0:  # what an earlier fit decided is not this one's
-                self._seed, self._growths, self._fitting = None, (), None
-                self._begin_samples = 0 if self.settings.begin == "start" else None
+                self._seed = self._fitting = None
+                self._growth.forget()
             self._loader = RampedLoader(trainer, partial(self._taken_over, trainer), self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -246,7 +244,7 @@ class BatchSizeRamp(MethodCallback):
         ends, schedule = internals.update_ends(trainer), self.settings.schedule
         if ends and isinstance(schedule, AdaptiveRamp):
             assert self._run is not None
-            self._growths = growth.grow(trainer, self._run, self._ramped, schedule, self._growths, self)
+            self._growth.after_update(trainer, self._run, self._ramped, schedule)
         if ends and self._ramped.stream is not None:
             self._ramped.stream.end_update(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -263,16 +261,16 @@ class BatchSizeRamp(MethodCallback):
     def on_warmup_end(self, trainer: Trainer) -> None:
         if self.settings.begin == "after_warmup":
             assert self._run is not None
-            self._begin_samples = growth.begin(trainer, self._run, self._ramped, self)
+            self._growth.begin(trainer, self._run, self._ramped)
 
     def state_dict(self) -> dict[str, Any]:
         seed = self._seed if self._loader is None else self._loader.seed
-        growths = [list(growth) for growth in self._growths]
+        growths = [list(growth) for growth in self._growth.growths]
         return {
             **super().state_dict(),
             "seed": seed,
             "growths": growths,
-            "begin_samples": self._begin_samples,
+            "begin_samples": self._growth.begin_samples,
             "micro_batch_size": self._fitting,
         }
 
@@ -281,8 +279,8 @@ class BatchSizeRamp(MethodCallback):
         self._seed = state_dict["seed"]
         if self._loader is not None:
             self._loader.seed = self._seed
-        self._growths = tuple(Growth(*growth) for growth in state_dict["growths"])
-        self._begin_samples = state_dict.get("begin_samples", 0)  # these two are not in checkpoints of 0.1.0
+        # what is read by get is not in checkpoints of 0.1.0
+        self._growth.restore(state_dict["growths"], state_dict.get("begin_samples", 0))
         self._fitting = state_dict.get("micro_batch_size")
 
     # ------------------------------------------------------------------ inside
@@ -306,7 +304,7 @@ class BatchSizeRamp(MethodCallback):
             limit = self._fitting
             if not found and self._loader is not None:
                 limit = micro_batch_size  # until it has been tried, as long an epoch as without a ramp
-        return Decided(self._begin_samples, self._growths, limit, found)
+        return Decided(self._growth.begin_samples, self._growth.growths, limit, found)
 
     def _total_updates(self, shape: RampedShape) -> str:
         """In words; what a plan shows depends on a switch that is not known."""

@@ -1,9 +1,12 @@
-"""What changes a ramp in flight: growth by the measured noise scale, and its beginning after an adaptive warm-up.
+"""What changes a ramp during the run: growth by the measured noise scale, and its beginning after an adaptive warm-up.
 
 Both are decided on rank 0 and take effect at the first window of which no micro-batch has been prefetched.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -15,67 +18,62 @@ from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.run import Run
 
 
-def grow(
-    trainer: Trainer,
-    run: Run,
-    ramped: RampedLoader,
-    schedule: AdaptiveRamp,
-    growths: tuple[Growth, ...],
-    ramp: MethodCallback,
-) -> tuple[Growth, ...]:
-    """Grow the batch if it is time to.
+class RampGrowth:
+    """What a ramp has decided during the run: when it began, and how far the batch has grown.
 
     Args:
-        trainer: after an update.
-        run: the run; its clock goes on with the grown plan.
-        ramped: the loader, told of it.
-        schedule: which decides.
-        growths: decided so far.
-        ramp: the callback, which has decided.
-
-    Returns:
-        The growths decided so far.
+        ramp: the callback, under whose name the decisions are written down.
+        waits: whether the ramp begins after a warm-up.
     """
-    clock, plan = run.clock, ramped.plan
-    if clock.updates % schedule.check_every or plan.begin_samples is None:
-        return growths
-    place = ramped.next_free_place(trainer, trainer.current_epoch)
-    last = growths[-1] if growths else None
-    current = last.batch_size if last is not None else plan.starting_batch_size
-    measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
-    unit = clock.shape.unit if isinstance(clock.shape, RampedShape) else 1
-    in_units = None if measured is None else measured / unit
-    wanted = schedule.next_batch_size(current, in_units, plan.largest_batch_size)
-    if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
-        wanted = current  # the run ends, or the decision before has not taken effect yet
-    wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))
-    if wanted == current:
-        return growths
-    plan = plan.grown(wanted, *place_of_all)
-    ramped.replan(trainer, plan)
-    run.plan_again(trainer)
-    run.note_change(ramp, clock.updates, "grow", batch_size=wanted * unit, noise_scale=measured, epoch=place_of_all[0])
-    return plan.growths
 
+    def __init__(self, ramp: MethodCallback, waits: bool) -> None:
+        self._ramp = ramp
+        self._waits = waits
+        self.growths: tuple[Growth, ...] = ()
+        """The growths decided so far."""
+        self.begin_samples: int | None = None
+        """Samples of the run before the ramp, over all devices; ``None`` while it has not begun."""
+        self.forget()
 
-def begin(trainer: Trainer, run: Run, ramped: RampedLoader, ramp: MethodCallback) -> int:
-    """Begin the ramp.
+    def forget(self) -> None:
+        """A new run begins: what was decided in an earlier one is over."""
+        self.growths, self.begin_samples = (), None if self._waits else 0
 
-    Args:
-        trainer: at the end of the warm-up.
-        run: the run; its clock goes on with the plan of a ramp that has begun.
-        ramped: the loader, told of it.
-        ramp: the callback, which has decided.
+    def restore(self, growths: Sequence[Any], begin_samples: int | None) -> None:
+        """Take over what a checkpoint holds."""
+        self.growths, self.begin_samples = tuple(Growth(*growth) for growth in growths), begin_samples
 
-    Returns:
-        Samples of the run before the ramp, over all devices.
-    """
-    clock, plan = run.clock, ramped.plan
-    epoch, start = trainer.strategy.broadcast(ramped.next_free_place(trainer, trainer.current_epoch))
-    samples: int = epoch * plan.samples_per_device * plan.world_size + start
-    plan = plan.begun(samples)
-    ramped.replan(trainer, plan)
-    run.plan_again(trainer)
-    # counted before the update that was just made: a checkpoint after it holds this
-    run.note_change(ramp, clock.updates - 1, "begin", samples=samples)
-    return samples
+    def after_update(self, trainer: Trainer, run: Run, ramped: RampedLoader, schedule: AdaptiveRamp) -> None:
+        """Grow the batch if the noise scale has grown; the loader and the clock then follow the new plan."""
+        clock, plan = run.clock, ramped.plan
+        if clock.updates % schedule.check_every or plan.begin_samples is None:
+            return
+        place = ramped.next_free_place(trainer, trainer.current_epoch)
+        last = self.growths[-1] if self.growths else None
+        current = last.batch_size if last is not None else plan.starting_batch_size
+        measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
+        unit = clock.shape.unit if isinstance(clock.shape, RampedShape) else 1
+        in_units = None if measured is None else measured / unit
+        wanted = schedule.next_batch_size(current, in_units, plan.largest_batch_size)
+        if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
+            wanted = current  # the run ends, or the decision before has not taken effect yet
+        wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))
+        if wanted == current:
+            return
+        plan = plan.grown(wanted, *place_of_all)
+        self.growths = plan.growths
+        ramped.replan(trainer, plan)
+        run.plan_again(trainer)
+        decided = {"batch_size": wanted * unit, "noise_scale": measured, "epoch": place_of_all[0]}
+        run.note_change(self._ramp, clock.updates, "grow", **decided)
+
+    def begin(self, trainer: Trainer, run: Run, ramped: RampedLoader) -> None:
+        """Begin the ramp: the warm-up has ended with the update that was just made."""
+        clock, plan = run.clock, ramped.plan
+        epoch, start = trainer.strategy.broadcast(ramped.next_free_place(trainer, trainer.current_epoch))
+        samples: int = epoch * plan.samples_per_device * plan.world_size + start
+        self.begin_samples = samples
+        ramped.replan(trainer, plan.begun(samples))
+        run.plan_again(trainer)
+        # counted before the update that was just made: a checkpoint after it holds this
+        run.note_change(self._ramp, clock.updates - 1, "begin", samples=samples)

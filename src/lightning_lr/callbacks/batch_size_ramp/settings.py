@@ -81,8 +81,7 @@ class RampSettings:
         if trainer.strategy.handles_gradient_accumulation:
             raise MisconfigurationException(
                 f"{caller}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of "
-                "micro-batches; "
-                "use DDP or one device"
+                "micro-batches; use DDP or one device"
             )
         if not isinstance(self.schedule, AdaptiveRamp):
             return

@@ -4,40 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.cli.errors import ConfigurationError, described
 from lightning_lr.cli.plan.activation_memory import MANY, saved_bytes, stepping
 from lightning_lr.cli.plan.model import Plan
 from lightning_lr.cli.plan.options import PlanOptions
-from lightning_lr.cli.plan.state_memory import RANKS, Sharding, StatesOf, states_addendum
+from lightning_lr.cli.plan.state_memory import RANKS, StatesOf, states_addendum
 from lightning_lr.cli.plan.time import Cost, timed
 from lightning_lr.sharded_memory import ModelSize
 from lightning_lr.step_time import StepTime, measure_step_time
+
+if TYPE_CHECKING:
+    from lightning_lr.cli.plan.configured_run import TrainerSettings
 
 LARGEST = 100_000_000
 """Numbers in the largest parameters of a model of which only the size is given."""
 
 
-class Settings(Protocol):
-    """What is read of the Trainer's arguments."""
-
-    callbacks: list[Callback]
-    checkpointing: CheckpointPolicy | None
-    sharding: Sharding
-
-    def __getitem__(self, name: str) -> Any: ...
-
-
 def with_costs(
     plan: Plan,
-    settings: Settings,
+    settings: TrainerSettings,
     model: LightningModule,
     optimizer: Optimizer | None,
     options: PlanOptions,
@@ -92,7 +84,7 @@ def _size(model: LightningModule, optimizer: Optimizer | None, options: PlanOpti
 
 
 def _activations(
-    settings: Settings,
+    settings: TrainerSettings,
     model: LightningModule,
     batch: Callable[[], Any],
     micro: int,
@@ -114,7 +106,7 @@ def _activations(
 
 def _step_time(
     options: PlanOptions,
-    settings: Settings,
+    settings: TrainerSettings,
     model: LightningModule,
     optimizer: Optimizer | None,
     batch: Callable[[], Any],

@@ -13,7 +13,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -24,22 +24,11 @@ from lightning_lr.curves import SNAP, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import Batch, RunShape, SampleClock, walk
 
+if TYPE_CHECKING:
+    from lightning_lr.callbacks.base import MethodCallback
+
 MAX_POINTS = 20_000
 """Updates at which the learning rate is evaluated; a longer run is evaluated at every n-th, and at phase boundaries."""
-
-
-class Method(Protocol):
-    """What a plan needs of a callback; every ``MethodCallback`` has it."""
-
-    name: ClassVar[str]
-
-    def reshape(self, shape: RunShape) -> RunShape: ...
-    def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None: ...
-    def start(self, writer: HyperparameterWriter, shape: RunShape) -> None: ...
-    def factor(self, clock: SampleClock) -> float | list[float]: ...
-    def phases(self, shape: RunShape) -> tuple[Phase, ...]: ...
-    def summary(self, shape: RunShape) -> dict[str, str]: ...
-    def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]: ...
 
 
 class Scheduler(Protocol):
@@ -74,7 +63,7 @@ def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, .
 
 def make_plan(
     shape: RunShape,
-    methods: Sequence[Method],
+    methods: Sequence[MethodCallback],
     optimizer: Optimizer | None = None,
     schedulers: Schedulers | None = None,
     notes: Sequence[str] = (),
@@ -141,7 +130,7 @@ class _Walker:
     """Goes through the run once, filling the rows and the points of the picture."""
 
     shape: RunShape
-    methods: Sequence[Method]
+    methods: Sequence[MethodCallback]
     writer: HyperparameterWriter
     schedulers: Schedulers
     parts: Sequence[tuple[tuple[str, ...], float]]

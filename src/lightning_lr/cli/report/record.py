@@ -56,7 +56,7 @@ PREFIX = "lightning_lr/"
 
 
 @dataclass(frozen=True)
-class Series:
+class MetricSeries:
     """The values of one metric in the order of the logger's steps.
 
     Args:
@@ -88,7 +88,7 @@ class RunRecord:
     """
 
     directory: Path
-    metrics: dict[str, Series]
+    metrics: dict[str, MetricSeries]
     journals: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     modified: float = 0.0
@@ -240,7 +240,7 @@ def read_run(directory: Path) -> RunRecord:
     Raises:
         ConfigurationError: where only TensorBoard's files are there, and tensorboard is not.
     """
-    metrics: dict[str, Series] = {}
+    metrics: dict[str, MetricSeries] = {}
     sources: tuple[str, ...] = ()
     if (directory / METRICS_FILE).is_file():
         metrics, sources = read_csv(directory / METRICS_FILE), ("CSVLogger",)
@@ -258,7 +258,7 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(directory, metrics, journals, sources, _modified(directory), timing)
 
 
-def read_csv(path: Path) -> dict[str, Series]:
+def read_csv(path: Path) -> dict[str, MetricSeries]:
     """The metrics of a ``CSVLogger``; of several values for a step the last counts, as after a resume.
 
     Args:
@@ -290,7 +290,7 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def read_tensorboard(directory: Path) -> dict[str, Series]:
+def read_tensorboard(directory: Path) -> dict[str, MetricSeries]:
     """The scalars of a ``TensorBoardLogger``.
 
     Raises:
@@ -309,10 +309,10 @@ def read_tensorboard(directory: Path) -> dict[str, Series]:
     return {name: _series({event.step: float(event.value) for event in events.Scalars(name)}) for name in names}
 
 
-def _named_as_now(metrics: dict[str, Series]) -> dict[str, Series]:
+def _named_as_now(metrics: dict[str, MetricSeries]) -> dict[str, MetricSeries]:
     """The metrics by their present names, printable; of two with one name ours keeps it."""
     old = SAMPLES not in metrics and "samples_seen" in metrics
-    named: dict[str, Series] = {}
+    named: dict[str, MetricSeries] = {}
     for name, series in metrics.items():
         if name.startswith(PREFIX):
             name = name.removeprefix(PREFIX)
@@ -358,9 +358,9 @@ WELL_FORMED: dict[str, Callable[[Any], bool]] = {
 """What a field of a journal must be where a report computes with it."""
 
 
-def _series(by_step: dict[int, float]) -> Series:
+def _series(by_step: dict[int, float]) -> MetricSeries:
     steps = sorted(by_step)
-    return Series(steps, [by_step[step] for step in steps])
+    return MetricSeries(steps, [by_step[step] for step in steps])
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_lr.cli.report.record import RunRecord, Series, read_run
+from lightning_lr.cli.report.record import MetricSeries, RunRecord, read_run
 from lightning_lr.cli.report.timing import Timing
 from lightning_lr.journal import CONTINUES
 
@@ -67,13 +67,13 @@ def _joined(earlier: RunRecord, later: RunRecord) -> RunRecord:
     )
 
 
-def _series(earlier: Series | None, later: Series | None, began: int) -> Series:
+def _series(earlier: MetricSeries | None, later: MetricSeries | None, began: int) -> MetricSeries:
     """A metric of both parts. Step ``began`` is the first of the later part in training, and of a validation after the
     last update of the earlier one, which is not made again: the earlier value counts where the later part has none."""
     by_step = {} if earlier is None else dict(zip(earlier.steps, earlier.values, strict=True))
     by_step = {step: value for step, value in by_step.items() if step <= began}
     by_step |= {} if later is None else dict(zip(later.steps, later.values, strict=True))
-    return Series(sorted(by_step), [by_step[step] for step in sorted(by_step)])
+    return MetricSeries(sorted(by_step), [by_step[step] for step in sorted(by_step)])
 
 
 def _timing(earlier: Timing | None, later: Timing | None, began: int) -> Timing | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.printable import cell, printable
-from lightning_lr.cli.report.record import ACCUMULATION, BATCH, MICRO, NOISE_SCALES, RunRecord, Series
+from lightning_lr.cli.report.record import ACCUMULATION, BATCH, MICRO, NOISE_SCALES, MetricSeries, RunRecord
 from lightning_lr.cli.terminal import summary_block
 
 RESULT = "result"
@@ -57,7 +57,7 @@ def model_metrics(record: RunRecord) -> list[str]:
     return [n for n in names if not (n.endswith("_epoch") and f"{n.removesuffix('_epoch')}_step" in names)]
 
 
-def best(name: str, series: Series) -> tuple[int, float] | None:
+def best(name: str, series: MetricSeries) -> tuple[int, float] | None:
     """Step and value of the best finite value; ``None`` where better is not known, or there is none."""
     if not series.finite or not (is_loss(name) or is_score(name)):
         return None

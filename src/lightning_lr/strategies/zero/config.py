@@ -81,8 +81,7 @@ def check_arguments(caller: str, stage: int, offload_parameters: bool, given: Ma
         if stage < 3 and name in given:
             raise MisconfigurationException(
                 f"{caller}: got {name}={given[name]!r} with stage={stage}; it is of stage 3 alone: set stage=3 or "
-                "leave "
-                "it out"
+                "leave it out"
             )
 
 

@@ -16,26 +16,27 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
+
 ROWS, COLUMNS, CUT, STEPS = 4, 6, 10, 5
 
 
 def check_acts_on_elements(caller: str, optimizer: Optimizer) -> None:
     """Refuse an optimizer whose step on shards is another one than on whole tensors.
 
-    An optimizer that says ``needs_whole_updates`` knows of shards, and DeepSpeed's own are made for them. One that
-    cannot be tried out (its step wants more than gradients) is let through.
+    LARS and LAMB know of shards, and DeepSpeed's own are made for them. One that cannot be tried out (its step wants
+    more than gradients) is let through.
 
     Raises:
         MisconfigurationException: says which and what to do.
     """
-    if getattr(optimizer, "needs_whole_updates", False) or type(optimizer).__module__.startswith("deepspeed."):
+    if isinstance(optimizer, TrustRatioOptimizer) or type(optimizer).__module__.startswith("deepspeed."):
         return
     if differs_on_shards(optimizer):
         raise MisconfigurationException(
             f"{caller}: {type(optimizer).__name__} looks at a tensor's shape or norm, or at all tensors at once, and "
-            "its "
-            "step on a shard is another one than on the whole; use one that treats each element by itself (SGD, Adam, "
-            "AdamW, ...), lightning_lr.optim.LARS or LAMB, which know of shards, or strategy='ddp'"
+            "its step on a shard is another one than on the whole; use one that treats each element by itself (SGD, "
+            "Adam, AdamW, ...), lightning_lr.optim.LARS or LAMB, which know of shards, or strategy='ddp'"
         )
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lr.shards import Flat, Partition, Segment, Whole, describe_flat
+from lightning_lr.shards import Flat, FlatSegment, Partition, Whole, describe_flat
 
 
 class ShardedUpdate:
@@ -80,15 +80,15 @@ class ShardedUpdate:
         if dist.get_backend(process_group) == "nccl" and device.type == "cpu":  # offloaded
             device = torch.device("cuda", torch.cuda.current_device())
         partition = Partition(tuple(tensors), len(self._vectors), process_group, device)
-        segments: list[list[Segment]] = [[] for _ in self._vectors]
+        segments: list[list[FlatSegment]] = [[] for _ in self._vectors]
         for parameter, part, start, elements in places:
             if elements > 0:
-                segments[part].append(Segment(index_of[id(parameter)], start, start + elements))
+                segments[part].append(FlatSegment(index_of[id(parameter)], start, start + elements))
         for vector, own in zip(self._vectors, segments, strict=True):
             own.sort(key=lambda segment: segment.start)
             describe_flat(vector, Flat(tuple(own), partition))
             end = 0
-            for segment in [*own, Segment(-1, vector.numel(), vector.numel())]:
+            for segment in [*own, FlatSegment(-1, vector.numel(), vector.numel())]:
                 if segment.start > end:
                     self._padding.append((vector, slice(end, segment.start)))
                 end = segment.stop

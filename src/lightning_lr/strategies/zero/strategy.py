@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash
+from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
 from lightning_lr.strategies.zero import checkpoint as zero_checkpoint
 from lightning_lr.strategies.zero import checks as zero_checks
@@ -376,7 +377,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         self._gradients = Gradients(caller, optimizers[0])
         self.model = zero_engine.initialize(model, optimizers[0], self.config, self.root_device, self.local_rank)
         self._update.attach(self.model)
-        if self.in_parts is not None and getattr(optimizers[0], "needs_whole_updates", False):
+        if self.in_parts is not None and isinstance(optimizers[0], TrustRatioOptimizer):
             raise MisconfigurationException(
                 f"{caller}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
             )
