@@ -9,11 +9,15 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import all_parameters, unwrapped
-from lightning_lr.layers.tree import Leaf, Series, TreeReader, definition_order, distances, leaves
+from lightning_lr.layers.reading import TreeReader, definition_order
+from lightning_lr.layers.tree import Leaf, Series, distances, leaves
 
 Layers = Literal["auto"] | Sequence[str]
+SHOWN = 40
+"""Lines of the table in a warning."""
 
 
 def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
@@ -47,21 +51,45 @@ def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
 
 
 def _by_structure(model: nn.Module) -> LayerMap:
-    reader = TreeReader(model)
+    passes = Passes()
+    reader = TreeReader(model, passes)
     tree, how = reader.read(), "repeated blocks"
     if reader.asked_timm:
         how = "timm group_matcher"
     if tree is None:
-        tree, how = definition_order(model), "definition order"
+        tree, seen = definition_order(model, passes)
+        how = "forward pass" if seen else "definition order"
     found = _map(model, tree, how)
+    why = f"the order of the layers of {type(model).__name__} is a guess: {'; '.join(reader.guesses)}"
     if how == "definition order":
-        warnings.warn(
+        why = (
             f"{type(model).__name__} has no repeated blocks, so its layers are its {len(found.layers)} parts in the "
-            f"order of their definition: {', '.join(layer.name for layer in found.layers)}. Where that is not the "
-            "order from input to head, give layers as a list of regular expressions",
+            f"order of their definition: {', '.join(layer.name for layer in found.layers)}"
+        )
+    if reader.guesses or (how == "definition order" and len(found.layers) > 1):
+        warnings.warn(
+            f"{why}. Where that is not the order from input to head, give layers as a list of regular expressions, "
+            f"such as layers={_patterns(found)}\n{_table(found)}",
             stacklevel=4,
         )
     return found
+
+
+def _patterns(found: LayerMap) -> list[str]:
+    """Regular expressions that make some of the layers, as an example."""
+    names = list(dict.fromkeys(re.sub(r"\d+", r"(\\d+)", re.escape(layer.name), count=1) for layer in found.layers))
+    inner = [name for name in names if not name.endswith(("stem", "head"))]
+    return [*inner[:3], "."]
+
+
+def _table(found: LayerMap) -> str:
+    """Layers with their distance from the top, from input to head."""
+    rows = [(str(found.depth - 1 - layer.depth), layer.name, layer.parameters[0]) for layer in found.layers]
+    if len(rows) > SHOWN:
+        rows = [*rows[: SHOWN // 2], ("...", "", ""), *rows[-SHOWN // 2 :]]
+    rows = [("from the top", "layer", "first parameter"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join("  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in rows)
 
 
 def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:

@@ -1,0 +1,623 @@
+"""The order of a model's layers, read from its module tree and from what a forward pass through each module shows.
+
+Repeated blocks in a ``ModuleList``, ``ModuleDict`` or ``Sequential``, and siblings of one class that are counted
+through (``stage1``, ``stage2``), are the layers. What comes before the first is the stem, what follows the last the
+head. A module that brings timm's ``group_matcher`` decides itself. Where no forward pass shows how sub-models stand to
+one another, names and the order of definition decide (:mod:`~lightning_lr.layers.roles`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from lightning_lr.layers import roles
+from lightning_lr.layers.forward_pass import Passes, Visits
+from lightning_lr.layers.matcher import group_matcher, matched_layers
+from lightning_lr.layers.names import all_parameters, children, is_leaf, is_normalization, joined, names_in
+from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, leaves
+
+Named = tuple[str, nn.Module]
+
+
+@dataclass
+class Reading:
+    """What a module consists of, from input to head.
+
+    Args:
+        stem: parameters that are the stem.
+        lead: parameters before the first block of a first stage: the stem where there is no other.
+        parts: the layers.
+        after: parameters that follow the layers.
+        head: parameters that are the head by name.
+    """
+
+    stem: list[str] = field(default_factory=list)
+    lead: list[str] = field(default_factory=list)
+    parts: list[Node] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+    head: list[str] = field(default_factory=list)
+
+    def follow(self, other: Reading, path: str, with_stem: bool = False) -> None:
+        """Append what comes next; what stands between two sets of blocks belongs to the first block after it.
+
+        Args:
+            other: what comes next.
+            path: its name.
+            with_stem: the stem of ``other`` stays a layer of its own, as that of a language model above a tower.
+        """
+        if not self.parts:
+            self.stem += other.stem
+            self.lead += other.lead
+        elif other.parts:
+            between = [*self.after, *self.head, *other.stem, *other.lead]
+            self.after, self.head = [], []
+            if with_stem and between:
+                self.parts.append(Leaf(joined(path, "stem"), between))
+            else:
+                next(leaves(other.parts[0])).parameters[:0] = between
+        else:
+            self.after += [*other.stem, *other.lead]
+        self.parts += other.parts
+        self.after += other.after
+        self.head += other.head
+
+    def tree(self, path: str = "", head: bool = True) -> Series:
+        """Stem, blocks and head as a series."""
+        stem = [*self.stem]
+        if self.lead and stem and self.parts:
+            next(leaves(self.parts[0])).parameters[:0] = self.lead
+        else:
+            stem += self.lead
+        top = [Leaf(joined(path, "head"), [*self.after, *self.head])] if head else []
+        return Series([Leaf(joined(path, "stem"), stem, stem=True), *self.parts, *top])
+
+
+@dataclass
+class Item:
+    """A part of a module in the order of its layers.
+
+    Args:
+        name: of the (first) child.
+        children: one child, or the equally long lists that make one list of layers.
+        bears: whether blocks are somewhere in it.
+        is_block: a layer by itself: one of several siblings that are counted through.
+    """
+
+    name: str
+    children: list[Named]
+    bears: bool = False
+    is_block: bool = False
+    is_list: bool = False
+
+    @property
+    def module(self) -> nn.Module:
+        return self.children[0][1]
+
+    @property
+    def is_model(self) -> bool:
+        """A module that bears blocks and is no list of them."""
+        return self.bears and not self.is_block and not self.is_list
+
+
+class TreeReader:
+    """Reads the order of layers from a module tree.
+
+    Args:
+        model: the root, unwrapped.
+        passes: what forward passes show.
+    """
+
+    def __init__(self, model: nn.Module, passes: Passes) -> None:
+        self.model = model
+        self.passes = passes
+        self.asked_timm = False
+        self.guesses: list[str] = []
+        """What was decided by names and by definition order without evidence, in words."""
+        # leaf layers in a Sequential count only in a model that has no larger blocks anywhere
+        self._small = False
+        self._small = not self._bears("", model)
+
+    def read(self) -> Series | None:
+        """The order of layers, or ``None`` where the tree shows no repeated structure."""
+        if not self._bears("", self.model):
+            return None
+        return self._read("", self.model, "").tree()
+
+    # ------------------------------------------------------------------ what a module is
+    def _bears(self, name: str, module: nn.Module) -> bool:
+        """Whether blocks are somewhere in a module."""
+        if group_matcher(module) is not None or self._is_list(name, module) or _is_stacked_rnn(module):
+            return True
+        inside = list(children(module))
+        if roles.numbered(inside):
+            return True
+        return any(self._bears(n, child) for n, child in inside if not roles.SIDE_BY_SIDE.fullmatch(n))
+
+    def _is_list(self, name: str, module: nn.Module) -> bool:
+        """Whether a container holds blocks that follow one another."""
+        is_dict = type(module) is nn.ModuleDict
+        if not (is_dict or isinstance(module, nn.ModuleList | nn.Sequential)) or roles.SIDE_BY_SIDE.fullmatch(name):
+            return False
+        inside = [
+            (n, child) for n, child in children(module)
+            if (not is_normalization(child) if self._small else not is_leaf(child))
+        ]  # fmt: skip
+        kinds = Counter(type(child) for _, child in inside)
+        repeated = any(count > 1 for count in kinds.values())
+        if is_dict:
+            counted = all(roles.NUMBERED.fullmatch(n) for n, _ in inside) or roles.BLOCKS.fullmatch(name) is not None
+            return repeated and counted and not roles.are_towers(n for n, _ in inside)
+        return repeated or (len(inside) == 1 and not self._small and roles.BLOCKS.fullmatch(name) is not None)
+
+    # ------------------------------------------------------------------ reading
+    def _read(self, name: str, module: nn.Module, path: str, on_backbone: bool = False) -> Reading:
+        matcher = group_matcher(module)
+        if matcher is not None:
+            self.asked_timm = True
+            layers, head = matched_layers(names_in(module, ""), matcher)
+            parts: list[Node] = [Leaf(joined(path, n), [joined(path, p) for p in ps]) for n, ps in layers]
+            return Reading(parts=parts, head=[joined(path, p) for p in head])
+        if self._is_list(name, module):
+            return self._blocks([[(joined(path, n), child)] for n, child in children(module)], _own(module, path))
+        if _is_stacked_rnn(module):
+            return Reading(parts=list(_rnn_layers(module, path)))
+        return self._composed(module, path, on_backbone)
+
+    def _composed(self, module: nn.Module, path: str, on_backbone: bool) -> Reading:
+        """A module of parts: stem, blocks, head, towers, by the order of a forward pass, else by name and place."""
+        inside = list(children(module))
+        own = [name for name, p in module._parameters.items() if p is not None]
+        visits = self.passes.of(module, path)
+        is_head = roles.heads([*((name, None) for name in own), *inside])
+        items = self._items(module, inside, visits, is_head)
+        groups = self._groups(items, visits, on_backbone)
+        on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in items if item.bears)
+        reading, head = Reading(), [joined(path, name) for name in own if is_head(name)]
+        reading.stem += [joined(path, name) for name in own if not is_head(name)]
+        places = self._places(items, groups, visits, is_head, self.passes.order(module))
+        for item in (item for item in items if places.get(item.name) == "stem"):
+            reading.stem += _names(item, path)
+        for index, group in enumerate(groups):
+            above = any(roles.LANGUAGE.fullmatch(item.name) or roles.FUSION.fullmatch(item.name) for item in group)
+            if len(group) == 1:
+                read = self._item(group[0], path, on_backbone)
+            else:
+                read = Reading()
+                towers = []
+                for item in group:
+                    tower = self._item(item, path, on_backbone)
+                    towers.append(tower.tree(joined(path, item.name), head=False))
+                    read.after += tower.after
+                    read.head += tower.head
+                read.parts = [Series([Parallel(list(towers))])]
+            reading.follow(read, joined(path, group[0].name), with_stem=above and index > 0)
+            for item in (item for item in items if places.get(item.name) == str(index)):
+                names = _names(item, path)
+                if is_normalization(item.module) and not reading.after and len(group) == 1:
+                    (
+                        list(leaves(reading.parts[-1]))[-1].parameters if index + 1 < len(groups) else reading.after
+                    ).extend(names)
+                else:
+                    reading.after += names
+        for item in (item for item in items if places.get(item.name) == "head"):
+            head += _names(item, path)
+        reading.head += head
+        return reading
+
+    # ------------------------------------------------------------------ the parts of a module
+    def _items(
+        self, module: nn.Module, inside: Sequence[Named], visits: Visits | None, is_head: roles.IsHead
+    ) -> list[Item]:
+        """The children as items, in the order of a forward pass where one shows it, else of definition."""
+        counted = roles.numbered([(n, child) for n, child in inside if not is_head(n)])
+        kinds = {type(child) for n, child in inside if n in counted}
+        lists = [(n, c) for n, c in inside if not is_head(n) and isinstance(c, nn.ModuleList | nn.ModuleDict)]
+        zipped = {n: together for together in self._zipped(lists, inside, visits) for n, _ in together}
+        items: list[Item] = []
+        done: set[str] = set()
+        for name, child in inside:
+            if name in done:
+                continue
+            if name in zipped:
+                done |= {n for n, _ in zipped[name]}
+                items.append(Item(name, zipped[name], bears=True, is_list=True))
+                continue
+            bears = not is_head(name) and not roles.SIDE_BY_SIDE.fullmatch(name) and self._bears(name, child)
+            is_list = bears and self._is_list(name, child) and group_matcher(child) is None
+            block = not bears and not is_head(name) and not is_leaf(child)
+            block = block and (name in counted or type(child) in kinds or roles.MIDDLE.fullmatch(name) is not None)
+            items.append(Item(name, [(name, child)], bears or block, is_block=block, is_list=is_list))
+        # the first of a kind that is not counted through is the stem (the `inc` of a U-Net)
+        for index, item in enumerate(items):
+            first = not any(other.bears for other in items[:index])
+            if item.is_block and item.name not in counted and (first or not any(i.bears for i in items[index + 1 :])):
+                item.bears = item.is_block = False
+        order = self.passes.order(module)
+        if visits is None and order:
+            visits = Visits(order, {name: set() for name in order})
+        return items if visits is None else _as_called(items, visits)
+
+    def _zipped(self, lists: Sequence[Named], inside: Sequence[Named], visits: Visits | None) -> Iterator[list[Named]]:
+        """Lists in one module that are visited in turn: each holds one part of every layer."""
+        place = {name: index for index, (name, _) in enumerate(inside)}
+        waiting = [(n, c) for n, c in lists if not roles.SIDE_BY_SIDE.fullmatch(n) and len(list(children(c))) > 1]
+        while waiting:
+            name, first = waiting.pop(0)
+            count = len(list(children(first)))
+            together = [(name, first)]
+            for n, other in waiting:
+                norms = all(is_normalization(c) for _, c in children(other)) or _all_norms(first)
+                length = len(list(children(other)))
+                if not (length == count or (norms and abs(count - length) == 1)):
+                    continue
+                if visits is not None and visits.has(name) and visits.has(n):
+                    in_turn = visits.in_turn(name, n)
+                else:
+                    between = [c for m, c in inside[place[name] + 1 : place[n]] if (m, c) not in lists]
+                    blocks = any(not is_leaf(child) for child in between)
+                    opposite = roles.OPPOSITES.fullmatch(name) and roles.OPPOSITES.fullmatch(n)
+                    named = roles.PART_OF_A_LAYER.fullmatch(name) or roles.PART_OF_A_LAYER.fullmatch(n)
+                    in_turn = not blocks and not opposite and bool(norms or named)
+                    if not in_turn and not blocks and not opposite and not _counted_apart(name, n):
+                        self.guesses.append(
+                            f"the lists {name} and {n} are equally long; they are taken to follow one another"
+                        )
+                if in_turn:
+                    together.append((n, other))
+            waiting = [(n, c) for n, c in waiting if all(n != m for m, _ in together)]
+            if len(together) > 1:
+                yield sorted(together, key=lambda part: place[part[0]])
+
+    def _groups(self, items: Sequence[Item], visits: Visits | None, on_backbone: bool) -> list[list[Item]]:
+        """What bears blocks, from input to head; what is in one group stands side by side."""
+        bearing = [item for item in items if item.bears]
+        models = [item for item in bearing if item.is_model]
+        twins: dict[str, str] = {}
+        on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in models)
+        for encoder in models:
+            for decoder in models:
+                halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
+                if not on_backbone and encoder is not decoder and roles.is_encoder_decoder(*halves):
+                    twins[encoder.name] = twins[decoder.name] = encoder.name
+        if visits is not None and all(visits.has(*(n for n, _ in item.children)) for item in models):
+            groups: list[list[Item]] = []
+            for item in bearing:
+                names = [n for n, _ in item.children]
+                last = groups[-1] if groups else []
+                apart = last and all(
+                    twins.get(other.name, other.name) == twins.get(item.name)
+                    or not visits.reaches([n for n, _ in other.children], names)
+                    for other in last
+                )
+                if apart and (item.is_model or visits.has(*names)):
+                    last.append(item)
+                else:
+                    groups.append([item])
+            return groups
+        return self._groups_by_name(items, bearing, models, twins)
+
+    def _groups_by_name(
+        self, items: Sequence[Item], bearing: list[Item], models: list[Item], twins: dict[str, str]
+    ) -> list[list[Item]]:
+        if len(models) < 2:
+            if len(bearing) == 2 and models and roles.BACKBONE.fullmatch(models[0].name):
+                bearing.sort(key=lambda item: item is not models[0])
+            return [[item] for item in bearing]
+        names = [item.name for item in models]
+        towers = [item for item in models if roles.MODALITY.fullmatch(item.name)]
+        writers = [item for item in models if roles.LANGUAGE.fullmatch(item.name)]
+        others = [item for item in models if item not in towers and item not in writers]
+        texts = [item for item in others if "text" in roles.words(item.name)]
+        connected = any(roles.CONNECTOR.fullmatch(item.name) for item in items)
+        fusion = [item for item in others if roles.FUSION.fullmatch(item.name)]
+        if len(writers) == len(models) or (len(writers) == 1 and not towers and not others):
+            writers, others = [], models
+        order: list[list[Item]] = []
+        if towers and fusion and texts and not writers:
+            order = [[*towers, *texts], *([item] for item in others if item not in texts)]
+        elif towers and (writers or (connected and texts) or (others and not texts and len(towers) < len(models))):
+            middle = [item for item in others if item not in texts]
+            paired = [item for item in middle if item.name in twins]
+            middle = [item for item in middle if item not in paired]
+            order = [towers, *([item] for item in middle), *([paired] if paired else [])]
+            top = [*texts, *writers]
+            order += [top] if any(item.name in twins for item in top) else [[item] for item in top]
+        elif roles.are_towers(names) and not (
+            len(models) == 2 and set(map(_role, names)) == {"encoder", "decoder"} and not twins
+        ):
+            order = [models]
+        else:
+            first = [item for item in models if roles.BACKBONE.fullmatch(item.name)]
+            for item in [*first, *(item for item in models if item not in first)]:
+                if item.name in twins and order and twins[item.name] in [twins.get(i.name) for i in order[-1]]:
+                    order[-1].append(item)
+                else:
+                    order.append([item])
+            counted = roles.numbered([(item.name, item.module) for item in models])
+            unclear = [n for n in names if n not in counted and not roles.IN_SERIES.fullmatch(n) and n not in twins]
+            if len(unclear) > 1:
+                self.guesses.append(f"{', '.join(names)} are taken to follow one another")
+        rest = [item for item in bearing if item not in models]
+        if not rest:
+            return order
+        # lists between sub-models stay where they are defined
+        placed = [[item] for item in bearing if not any(item in group for group in order if len(group) > 1)]
+        sides = [group for group in order if len(group) > 1]
+        if not sides:
+            chain = iter([item for group in order for item in group])
+            return [[next(chain)] if item in models else [item] for item in bearing]
+        for group in sides:
+            at = min(bearing.index(item) for item in group)
+            placed.insert(sum(bearing.index(other[0]) < at for other in placed), group)
+        return placed
+
+    def _places(
+        self,
+        items: Sequence[Item],
+        groups: Sequence[Sequence[Item]],
+        visits: Visits | None,
+        is_head: roles.IsHead,
+        order: dict[str, int],
+    ) -> dict[str, str]:
+        """Where the parts without blocks belong: ``"stem"``, ``"head"``, or the index of the group that they follow."""
+        group_of = {item.name: index for index, group in enumerate(groups) for item in group}
+        places: dict[str, str] = {}
+        last = len(groups) - 1
+        seen = -1
+        for place, item in enumerate(items):
+            if item.bears:
+                seen = max(seen, group_of[item.name])
+                continue
+            name, module = item.name, item.module
+            if visits is not None and visits.has(name) and all(visits.has(*_members(i)) for g in groups for i in g):
+                from_blocks = [i for i, g in enumerate(groups) if any(visits.reaches(_members(b), [name]) for b in g)]
+                to_blocks = [i for i, g in enumerate(groups) if any(visits.reaches([name], _members(b)) for b in g)]
+                if not to_blocks:
+                    places[name] = str(max(from_blocks)) if from_blocks and is_normalization(module) else "head"
+                elif not from_blocks:
+                    places[name] = "stem"
+                else:
+                    places[name] = str(min(max(from_blocks), max(min(to_blocks) - 1, 0)))
+                continue
+            if is_head(name):
+                places[name] = "head"
+            elif roles.CONNECTOR.fullmatch(name) and len(groups) > 1:
+                towers = [i for i, g in enumerate(groups) if any(roles.MODALITY.fullmatch(b.name) for b in g)]
+                places[name] = str(min(max(towers, default=seen), last - 1)) if towers else self._by_place(seen)
+            elif roles.is_stem(name, module):
+                places[name] = "stem"
+            elif roles.INPUT.fullmatch(name) and name not in order and seen >= 0:
+                backbones = [i for i, g in enumerate(groups[:-1]) if any(roles.BACKBONE.fullmatch(b.name) for b in g)]
+                places[name] = str(max(backbones)) if backbones else self._by_place(seen)
+            elif seen < 0 and groups and name not in order and _may_be_a_late_head(name, module):
+                rest = items[place + 1 :]
+                if any(other.bears for other in rest):
+                    self.guesses.append(f"{name} is defined before the blocks and taken for the head by its name")
+                places[name] = "head"
+            else:
+                places[name] = self._by_place(seen)
+        return places
+
+    def _by_place(self, seen: int) -> str:
+        return "stem" if seen < 0 else str(seen)
+
+    def _item(self, item: Item, path: str, on_backbone: bool) -> Reading:
+        here = joined(path, item.name)
+        if item.is_block:
+            return Reading(parts=[Leaf(here, names_in(item.module, here))])
+        if len(item.children) > 1:
+            return self._blocks(list(_in_turn(item.children, path)), [])
+        read = self._read(item.name, item.module, here, on_backbone)
+        if item.is_model and roles.NUMBERED.fullmatch(item.name) and group_matcher(item.module) is None:
+            read.lead, read.stem = [*read.stem, *read.lead], []  # a stage has no stem of its own
+        return read
+
+    # ------------------------------------------------------------------ blocks
+    def _blocks(self, elements: Sequence[Sequence[Named]], waiting: list[str], stages: bool = True) -> Reading:
+        """The layers of a list: one per element, or per block of an element that is a stage.
+
+        Args:
+            elements: path and module of the parts of each element.
+            waiting: parameters that the first layer gets.
+            stages: whether elements may be stages.
+        """
+        found: list[Leaf] = []
+        lead: list[str] = []
+        for parts in elements:
+            here = parts[0][0]
+            if all(is_normalization(module) for _, module in parts):
+                names = [name for path, module in parts for name in names_in(module, path)]
+                (found[-1].parameters if found else waiting).extend(names)
+                continue
+            new = self._stage(parts) if stages else None
+            if new is None:
+                new = [], [Leaf(here, [name for path, module in parts for name in names_in(module, path)])]
+            before, leafs = new
+            if not found:
+                lead, waiting = [*waiting, *before] if before else [], [] if before else waiting
+            else:
+                waiting = [*waiting, *before]
+            leafs[0].parameters[:0] = waiting
+            waiting = []
+            found += leafs
+        if waiting:  # nothing but norms
+            found.append(Leaf(elements[0][0][0].rpartition(".")[0], waiting))
+        return Reading(lead=lead, parts=list(found))
+
+    def _stage(self, parts: Sequence[Named]) -> tuple[list[str], list[Leaf]] | None:
+        """The blocks of a stage, and what it has before them; what comes after them belongs to the last."""
+        if self._small:
+            return None
+        if len(parts) == 1:
+            path, module = parts[0]
+            if group_matcher(module) is not None:
+                return None
+            if self._is_list("", module) and not isinstance(module, nn.ModuleDict):
+                if not _alike(module):
+                    return None
+                inner = self._blocks([[(joined(path, n), c)] for n, c in children(module)], _own(module, path), False)
+                return inner.lead, list(leaves(Series(inner.parts)))
+            parts = [(joined(path, n), child) for n, child in children(module)]
+            before = _own(module, path)
+            lists = {
+                here for here, c in parts
+                if roles.STAGE.fullmatch(here.rpartition(".")[2]) and self._is_list(here.rpartition(".")[2], c)
+            }  # fmt: skip
+        else:
+            before = []
+            lists = {
+                here
+                for here, c in parts
+                if isinstance(c, nn.ModuleList | nn.Sequential) and self._is_list("", c) and _alike(c)
+            }
+        if not lists:
+            return None
+        found: list[Leaf] = []
+        for here, child in parts:
+            if here in lists:
+                inner = self._blocks([[(joined(here, n), c)] for n, c in children(child)], _own(child, here), False)
+                blocks = list(leaves(Series(inner.parts)))
+                if found:
+                    blocks[0].parameters[:0] = before
+                    before = []
+                found += blocks
+            elif found:
+                found[-1].parameters.extend(names_in(child, here))
+            else:
+                before += names_in(child, here)
+        return before, found
+
+
+# ---------------------------------------------------------------------- small questions
+def _own(module: nn.Module, path: str) -> list[str]:
+    return [joined(path, name) for name, p in module._parameters.items() if p is not None]
+
+
+def _names(item: Item, path: str) -> list[str]:
+    return [p for name, child in item.children for p in names_in(child, joined(path, name))]
+
+
+def _members(item: Item) -> list[str]:
+    return [name for name, _ in item.children]
+
+
+def _as_called(items: Sequence[Item], visits: Visits) -> list[Item]:
+    """Items in the order of a forward pass; what it does not call stays behind what is defined before it."""
+    keys: list[tuple[float, int]] = []
+    for place, item in enumerate(items):
+        called = visits.has(*_members(item))
+        keys.append((visits.at(_members(item)) if called else max(keys)[0] if keys else -1.0, place))
+    return [items[place] for _, place in sorted(keys)]
+
+
+def _may_be_a_late_head(name: str, module: nn.Module) -> bool:
+    return roles.LATE_HEAD.fullmatch(name) is not None and not isinstance(module, nn.Embedding)
+
+
+def _role(name: str) -> str:
+    return next((word for word in ("encoder", "decoder") if word in name), name)
+
+
+def _all_norms(module: nn.Module) -> bool:
+    return all(is_normalization(child) for _, child in children(module))
+
+
+def _counted_apart(one: str, other: str) -> bool:
+    """Whether two names differ in a number only: layers1 and layers2."""
+    return re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
+
+
+def _alike(module: nn.Module) -> bool:
+    """Whether the elements of a list are blocks of one kind, not the attention and the MLP of one block."""
+    kinds = [roles.signature(child) for _, child in children(module)]
+    return any(a <= b or b <= a for a, b in pairwise(kinds))
+
+
+def _in_turn(lists: Sequence[Named], path: str) -> Iterator[list[Named]]:
+    """Element i of equally long lists, from the first to the last."""
+    elements = [[(joined(joined(path, n), i), child) for i, child in children(c)] for n, c in lists]
+    for index in range(max(map(len, elements))):
+        yield [parts[index] for parts in elements if index < len(parts)]
+
+
+def _is_stacked_rnn(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase) and module.num_layers > 1
+
+
+def _rnn_layers(module: nn.Module, path: str) -> Iterator[Leaf]:
+    """The layers of ``nn.LSTM(num_layers=3)``, whose parameters are called ``weight_ih_l0``, ``weight_ih_l1``, ..."""
+    by_layer: dict[int, list[str]] = {}
+    for name, _ in all_parameters(module):
+        found = re.search(r"_l(\d+)", name)
+        by_layer.setdefault(int(found.group(1)) if found else 0, []).append(joined(path, name))
+    for layer in sorted(by_layer):
+        yield Leaf(f"{joined(path, 'l')}{layer}", by_layer[layer])
+
+
+def definition_order(model: nn.Module, passes: Passes) -> tuple[Series, bool]:
+    """One layer per child module, norms with what they follow, and whether a forward pass shows the order.
+
+    With a forward pass, children are as far from the top as the longest way from them to the output; else they are in
+    the order of definition, heads by name last.
+    """
+    path, module = "", model
+    head: list[str] = []
+    while True:
+        inside = list(children(module))
+        own = [name for name, p in module._parameters.items() if p is not None]
+        visits = passes.of(module, path)
+        seen = visits is not None and all(visits.has(name) for name, _ in inside)
+        is_head = roles.heads([*((name, None) for name in own), *inside])
+        if not seen:
+            head += [p for name, child in inside if is_head(name) for p in names_in(child, joined(path, name))]
+        head += [joined(path, name) for name in own if is_head(name)]
+        own = [joined(path, name) for name in own if not is_head(name)]
+        bodies = [(name, child) for name, child in inside if seen or not is_head(name)]
+        if len(bodies) != 1 or own or is_leaf(bodies[0][1]):
+            break
+        path, module = joined(path, bodies[0][0]), bodies[0][1]
+    stem = Leaf(joined(path, "stem"), own, stem=True)
+    top = Leaf("head", head)
+    if seen and visits is not None and bodies:
+        return Series([stem, *_levels(bodies, path, visits), top]), True
+    series = Series([stem])
+    order = passes.order(module)
+    if all(name in order for name, _ in bodies):
+        bodies.sort(key=lambda body: order[body[0]])
+    for name, child in bodies:
+        here = joined(path, name)
+        last = series.parts[-1]
+        if is_normalization(child) and isinstance(last, Leaf) and last.parameters:
+            last.parameters += names_in(child, here)
+        else:
+            series.parts.append(Leaf(here, names_in(child, here)))
+    series.parts.append(top)
+    return series, False
+
+
+def _levels(parts: Sequence[Named], path: str, visits: Visits) -> list[Node]:
+    """Layers by the longest way to the output; a norm is in the layer that it follows."""
+    order = sorted(parts, key=lambda part: visits.at([part[0]]))
+    leaf: dict[str, Leaf] = {}
+    for name, child in order:
+        before = [
+            other for other, c in order if other in leaf and not is_normalization(c) and visits.reaches([other], [name])
+        ]
+        if is_normalization(child) and before:
+            leaf[before[-1]].parameters += names_in(child, joined(path, name))
+        else:
+            leaf[name] = Leaf(joined(path, name), names_in(child, joined(path, name)))
+    level: dict[str, int] = {}
+    for name in reversed(list(leaf)):
+        level[name] = 1 + max((level[other] for other in level if visits.reaches([name], [other])), default=-1)
+    found: list[Node] = []
+    for height in sorted(set(level.values()), reverse=True):
+        layers: list[Node] = [leaf[name] for name in leaf if level[name] == height]
+        found.append(layers[0] if len(layers) == 1 else Parallel(layers))
+    return found
