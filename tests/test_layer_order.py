@@ -166,7 +166,7 @@ def test_equally_long_lists_without_evidence_are_a_guess() -> None:
         found = discover(net)
     assert len(said) == 1
     assert "from the top  layer    first parameter" in str(said[0].message), "the table"
-    assert "give layers as regular expressions" in str(said[0].message)
+    assert "give layers as a list of regular expressions" in str(said[0].message)
     assert [layer.name for layer in found.layers] == ["cells.0", "cells.1", "units.0", "units.1", "head"]
 
 
@@ -364,6 +364,45 @@ class Undecidable(LightningModule):
 def test_the_text_of_a_forward_pass_that_cannot_be_run() -> None:
     found = distances(Undecidable(), silent=False)
     assert of(found, "first.0", "first.2", "later.0", "later.1", "top") == [5, 3, 2, 1, 0]
+
+
+class WithExample(LightningModule):
+    """A forward pass that depends on shapes, or on values, which an example has."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by = by
+        self.ham, self.eggs, self.top = tower(2), tower(2), nn.BatchNorm1d(8)
+        self.register_buffer("calls", torch.zeros(()))
+        self.example_input_array = (torch.ones(2, 3, dtype=torch.long), {"more": torch.ones(2, 3, 8)})
+
+    def read(self, part: nn.Module, x: Tensor) -> Tensor:
+        for layer in part.layers:  # type: ignore[union-attr]
+            x = x + layer(x, x, x)[0]
+        return x
+
+    def forward(self, x: Tensor, more: dict[str, Tensor]) -> Tensor:
+        self.calls += 1
+        assert not self.training
+        if (x.shape[0] > 1) if self.by == "shape" else (x.sum() > 0):
+            y = self.read(self.eggs, self.eggs.embeddings(x) + more["more"])
+            z = self.read(self.ham, torch.rand_like(y) + torch.cat([y, y])[:2])
+        out: Tensor = self.top(z.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("by", ["shape", "value"])
+def test_an_example_input_decides_where_the_code_looks_at_it(by: str) -> None:
+    module = WithExample(by)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    found = distances(module)
+    assert torch.equal(torch.rand(1), expected)
+    assert module.training
+    assert module.calls == 0
+    assert not module.ham._forward_hooks
+    assert of(found, "eggs.layers.0", "eggs.layers.1", "ham.layers.0", "ham.layers.1", "top") == [4, 3, 2, 1, 0]
 
 
 # ---------------------------------------------------------------------- transformers

@@ -516,3 +516,79 @@ def test_discovery_does_not_warn_where_it_is_sure() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         discover(Plain())
+
+
+# ---------------------------------------------------------------------- what has no weight decay by convention
+def decays(model: nn.Module) -> dict[str, bool]:
+    """Parameter to whether it gets weight decay."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = layerwise_param_groups(model, 1.0, 1.0, weight_decay=0.1)
+    return {name_of[id(p)]: group["weight_decay"] > 0 for group in groups for p in group["params"]}
+
+
+VISION = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "image_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "exempt"),
+    [
+        ("ViTModel", {}, ["embeddings.cls_token", "embeddings.position_embeddings"]),
+        ("DeiTModel", {}, ["embeddings.cls_token", "embeddings.distillation_token", "embeddings.position_embeddings"]),
+        ("Dinov2Model", {}, ["embeddings.cls_token", "embeddings.mask_token", "embeddings.position_embeddings"]),
+        ("BeitModel", {"use_relative_position_bias": True}, ["embeddings.cls_token", "relative_position_bias_table"]),
+        ("SwinModel", {"depths": [1], "num_heads": [2], "embed_dim": 8}, ["relative_position_bias_table"]),
+        ("Swinv2Model", {"depths": [1], "num_heads": [2], "embed_dim": 8}, ["logit_scale", "position_bias_mlp"]),
+        ("CLIPVisionModel", {}, ["position_embedding.weight", "class_embedding"]),
+        ("MambaModel", {"state_size": 4, "vocab_size": 50}, ["mixer.A_log", "mixer.D"]),
+    ],
+)
+def test_tokens_positions_and_state_spaces_have_no_decay(
+    kind: str, arguments: dict[str, Any], exempt: list[str]
+) -> None:
+    t = transformers()
+    sizes: dict[str, Any] = VISION
+    if kind == "MambaModel":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1}
+    elif kind.startswith("Swin"):
+        sizes = {"image_size": 32}
+    with torch.device("meta"):
+        model = getattr(t, kind)(getattr(t, kind.replace("Model", "Config"))(**{**sizes, **arguments}))
+    found = decays(model)
+    for name in exempt:
+        places = [decay for parameter, decay in found.items() if name in parameter]
+        assert places, name
+        assert not any(places), name
+    matrices = [n for n, p in model.named_parameters() if p.ndim > 1 and not any(name in n for name in exempt)]
+    assert all(found[n] for n in matrices if "rel_pos" not in n and "mask_token" not in n), "and nothing else"
+
+
+def test_word_and_position_embeddings_of_a_language_model_keep_their_decay() -> None:
+    found = decays(bert())
+    embeddings = [name for name in found if name.endswith("embeddings.weight")]
+    assert len(embeddings) == 3
+    assert all(found[name] for name in embeddings)
+
+
+def test_marks_and_shapes_of_hand_written_parameters() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+            self.start = nn.Parameter(torch.zeros(1, 1, 8))
+            self.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
+            self.marked = nn.Parameter(torch.zeros(3, 8))
+            self.marked._no_weight_decay = True  # type: ignore[attr-defined]  # as Mamba's code does
+            self.dictionary = nn.Parameter(torch.zeros(3, 8))
+            self.weight = nn.Parameter(torch.zeros(1, 1, 8))
+            self.conv = nn.Conv2d(1, 1, 3)
+
+    assert decays(Net()) == {
+        "pos_embed": False, "start": False, "layer_scale": False, "marked": False, "dictionary": True, "weight": True,
+        "conv.weight": True, "conv.bias": False,
+    }  # fmt: skip

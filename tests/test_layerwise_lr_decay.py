@@ -331,7 +331,8 @@ def test_table_is_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = [message for message in said if "per layer" in message]
     assert len(tables) == 1
     lines = tables[0].splitlines()
-    assert [line.split() for line in lines[1:]] == [
+    assert lines[6:] == ["no weight decay (bias, norm or vector): 8, net.embed.bias, net.blocks.0.norm.weight, ..."]
+    assert [line.split() for line in lines[1:6]] == [
         ["layer", "parameters", "no", "decay", "factor", "lr"],
         ["stem", "56", "8", "0.125", "0.0125"],
         ["net.blocks.0", "88", "24", "0.25", "0.025"],
@@ -440,9 +441,9 @@ def test_everything_frozen() -> None:
         layerwise_param_groups(module, 0.1, 0.5)
 
 
-def test_no_repeated_structure_falls_back_and_says_so() -> None:
-    with pytest.warns(UserWarning, match=r"no repeated blocks.*2 parts in the order of their definition: body, head"):
-        _, trainer = fit([LayerwiseLRDecay(0.5)], module=Toy(), max_epochs=1)
+def test_a_net_without_repeated_structure_is_ordered_by_its_forward_pass() -> None:
+    decay = LayerwiseLRDecay(0.5)
+    _, trainer = fit([decay], module=Toy(), max_epochs=1)
     assert [group["name"] for group in trainer.optimizers[0].param_groups] == ["body", "head"]
 
 

@@ -36,8 +36,9 @@ class LayerwiseLRDecay(MethodCallback):
         decay: factor from one layer to the one below, in (0, 1]; 1 splits by weight decay alone.
         layers: ``"auto"``, or regular expressions from input to head: the first that matches a parameter's name wins.
         head_factor: factor on the learning rate of the top layer.
-        no_weight_decay: which parameters get none: ``"auto"`` for biases, norms and what the model's
-            ``no_weight_decay()`` lists, or regular expressions; an empty list for no exemption.
+        no_weight_decay: which parameters get none: ``"auto"`` for biases, norms, tokens, position embeddings and
+            biases, ``A_log`` and ``D`` of state-space layers, and what the model's ``no_weight_decay()`` lists; or
+            regular expressions; an empty list for no exemption. The table shows what is exempt and why.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
 
     Raises:
@@ -117,6 +118,8 @@ class LayerwiseLRDecay(MethodCallback):
                 "(requires_grad=False), so nothing would be trained; unfreeze some layers"
             )
         self._table = methods.layer_table(groups, self._group_factor)
+        if any(group.get("weight_decay") for group in groups) and self._splitter.exempt_because:
+            self._table += f"\n{self._splitter.exempt_because}"
         self._structure = _structure(groups)
         self._check_resumed()
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from lightning_lr.layers.example_pass import example_pass
 from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import all_parameters, unwrapped
@@ -51,7 +52,7 @@ def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
 
 
 def _by_structure(model: nn.Module) -> LayerMap:
-    passes = Passes()
+    passes = Passes(example_pass(model))
     reader = TreeReader(model, passes)
     tree, how = reader.read(), "repeated blocks"
     if reader.asked_timm:

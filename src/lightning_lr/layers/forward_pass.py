@@ -15,7 +15,7 @@ import io
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -68,13 +68,20 @@ class Visits:
 
 
 class Passes:
-    """Forward passes through the modules of a model, each made when it is needed."""
+    """Forward passes through the modules of a model, each made when it is needed.
 
-    def __init__(self) -> None:
+    Args:
+        known: what an earlier pass showed, by path.
+    """
+
+    def __init__(self, known: Mapping[str, Visits] | None = None) -> None:
+        self._by_path = known or {}
         self._known: dict[int, Visits | None] = {}
 
     def of(self, module: nn.Module, path: str) -> Visits | None:
         """What a forward pass of ``module`` shows, or ``None`` where it cannot be run on symbols."""
+        if path in self._by_path:
+            return self._by_path[path]
         if id(module) not in self._known:
             self._known[id(module)] = symbolic_pass(module)
         return self._known[id(module)]
@@ -92,8 +99,8 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
         return None
     tracer = _Tracer()
     try:
-        with _undisturbed(), _symbolic_factories(tracer):
-            stand_in = _copied(module)
+        with undisturbed(), _symbolic_factories(tracer):
+            stand_in = copied(module)
             _with_stubs(stand_in, module, tracer)
             arguments, keywords = _arguments(forward, tracer)
             forward(stand_in, *arguments, **keywords)
@@ -193,7 +200,7 @@ def _child() -> None:
 
 
 # ---------------------------------------------------------------------- copies
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
     """A module with attributes of its own, so that nothing which is set or appended in it reaches the original."""
     stand_in: nn.Module = type(module).__new__(type(module))
     for name, value in vars(module).items():
@@ -228,7 +235,7 @@ def _with_stubs(stand_in: nn.Module, module: nn.Module, tracer: _Tracer, unit: s
 
 
 def _stub(module: nn.Module, tracer: _Tracer, unit: str, name: str, depth: int) -> nn.Module:
-    stub = _copied(module)
+    stub = copied(module)
     container = isinstance(module, nn.ModuleList | nn.ModuleDict) and not _is_defined(type(module).forward)
     if depth == 0:
         here = name
@@ -276,7 +283,7 @@ def _arguments(forward: Callable[..., Any], tracer: _Tracer) -> tuple[list[Any],
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Inside, the user's code neither draws random numbers that later code would have drawn, nor prints, nor warns."""
     torch_state, python_state = torch.random.get_rng_state(), random.getstate()
     try:

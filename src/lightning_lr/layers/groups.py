@@ -17,7 +17,7 @@ from lightning_lr.checks import is_rate, is_real
 from lightning_lr.layers.discovery import Layers, discover
 from lightning_lr.layers.layer_map import LayerMap
 from lightning_lr.layers.names import parameters_by_name
-from lightning_lr.layers.no_decay import NoWeightDecay, without_weight_decay
+from lightning_lr.layers.no_decay import NoWeightDecay, exemptions, without_weight_decay
 
 LAYER = "layer"
 """Key of a split group: the name of its layer."""
@@ -74,6 +74,7 @@ class GroupSplitter:
     ) -> None:
         self.map: LayerMap | None = discover(module, layers) if by_layer else None
         self._exempt = without_weight_decay(module, no_weight_decay)
+        self.exempt_because = exemptions(module, self._exempt)
         names = parameters_by_name(module)
         self._order = {layer.name: index for index, layer in enumerate(self.map.layers)} if self.map else {}
         self._known = {id(parameter) for parameter in names.values()}
@@ -194,8 +195,8 @@ def layerwise_param_groups(
         weight_decay: of every parameter that is not exempt.
         layers: ``"auto"``, or regular expressions from input to head (:func:`discover`).
         head_factor: factor on the learning rate of the top layer.
-        no_weight_decay: ``"auto"``: biases, norms and what the model's ``no_weight_decay()`` lists. Or regular
-            expressions.
+        no_weight_decay: ``"auto"``: biases, norms, tokens, position embeddings and biases, ``A_log`` and ``D`` of
+            state-space layers, and what the model's ``no_weight_decay()`` lists. Or regular expressions.
 
     Returns:
         Groups from input to head with ``params``, ``lr``, ``weight_decay`` and a unique ``name``; none is empty.
