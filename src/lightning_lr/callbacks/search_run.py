@@ -150,7 +150,14 @@ def _result(race: Race, at: float, fallback: float) -> SearchResult:
     if choice.posterior is not None:
         lr, mean, sd = choice.posterior.log_lr.exp(), choice.posterior.mean, choice.posterior.sd
         band = {"lr": lr[::4].tolist(), "mean": mean[::4].tolist(), "sd": sd[::4].tolist()}
-    return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band)
+    warning = ""
+    if len(race.heats.lengths) == 1 and race.around is None:
+        warning = (
+            f"{WHO}: the budget allows for schedules of {race.heats.lengths[0]} updates only, which tell little: "
+            f"{choice.rate:.3g} is the lowest learning rate that they support (interval {choice.low:.2g} to "
+            f"{choice.high:.2g}, found in {race.spent:.0f} updates). Raise budget or train longer for a better one"
+        )
+    return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band, warning)
 
 
 def _unfounded(rate: float, at: float, warning: str) -> SearchResult:

@@ -19,8 +19,8 @@ SHORTEST = 4
 LONGEST = 128
 """Updates of a schedule that need not be longer to rank rates; what is left of a large budget is saved."""
 
-DOUBLES = 48
-"""Updates of the last heat from which on a heat of half its length comes before it."""
+DOUBLES = 96
+"""Updates of the last heat from which on a heat of a third of its length comes before it."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,15 @@ from lightning_lr.search.heats import FORWARD, Heats, price, scored_on
 from lightning_lr.search.kinds import Start
 
 WARMUP = 0.2
-"""Share of a short schedule in which its rate climbs."""
+"""Share of a schedule in which its rate climbs."""
+
+CLIMB = 8
+"""Updates of a climb below which rates look unstable that a run's longer one bears; half the schedule at most."""
 
 EXPLODES = 3.0
 """A loss that has risen by so many times its first value has exploded."""
+
+ROOT = math.sqrt(10.0)
 
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
@@ -25,11 +30,14 @@ the loss of each update made and of each batch it is scored on (none where it wa
 
 
 def short_schedule(update: int, updates: int) -> float:
-    """Factor on the peak rate at an update (from 0): a linear warm-up of 20 %, and a linear decay to zero."""
-    progress = update / updates
-    if progress < WARMUP:
-        return min(1.0, (update + 1) / (WARMUP * updates))
-    return (1.0 - progress) / (1.0 - WARMUP)
+    """Factor on the peak rate at an update (from 0): a linear warm-up, and a linear decay to zero.
+
+    The warm-up is a fifth of the schedule, but 8 updates, or half of it where that is less.
+    """
+    warmup, progress = min(0.5, max(WARMUP, CLIMB / updates)), update / updates
+    if progress < warmup:
+        return min(1.0, (update + 1) / (warmup * updates))
+    return (1.0 - progress) / (1.0 - warmup)
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,7 @@ class Race:
             if leader is None:
                 self._walk(heat, length, [self.start.low, 10.0 * self.start.low], step=10.0)
             else:
-                root = math.sqrt(10.0)
-                self._walk(heat, length, [leader, leader * root if upwards else leader / root], step=root)
+                self._walk(heat, length, [leader, leader * ROOT if upwards else leader / ROOT], step=ROOT)
             if not heat:
                 self.trials.pop()
                 return
@@ -104,6 +111,8 @@ class Race:
             if not math.isfinite(best.score):
                 return
             leader, upwards = best.rate, _better_side_is_up(heat, best)
+        if len(self.trials) == 1 and self.around is None:  # no heat of its own for half decades
+            self._walk(heat, length, [leader * ROOT if upwards else leader / ROOT], step=ROOT)
 
     # ------------------------------------------------------------------ inside
     def _walk(self, heat: list[Trial], length: int, rates: Sequence[float], step: float) -> None:
