@@ -253,8 +253,8 @@ def _summary(store: ResultStore) -> str:
                         distances.append(statistics.fmean(reference) - mean)
             if distances:
                 lines.append(
-                    f"- search {budget:.0%}, tasks {said}: mean distance {statistics.fmean(distances):+.2f} points, worst "
-                    f"{max(distances):+.2f}, over {len(distances)} pairs (byte LM apart)"
+                    f"- search {budget:.0%}, tasks {said}: mean distance {statistics.fmean(distances):+.2f} points, "
+                    f"worst {max(distances):+.2f}, over {len(distances)} pairs (byte LM apart)"
                 )
     return "\n" + "\n".join(lines) + "\n"
 
@@ -267,22 +267,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         do: Callable[[Config], None] = functools.partial(work, data_dir=options.data_dir, folder=options.results)
         label = operator.attrgetter("name")
-        tasks = [*SMALL, *CHOSEN_ON]
+        tasks = [*CHOSEN_ON, *SMALL]
         if options.dry_run:
             todo = [c for c in searches(tasks) if store.load(c.name, asdict(c)) is None]
-            print(
-                "\n".join(c.name for c in todo), f"\n{len(todo)} searches, and the grids of {', '.join(SMALL)}", sep=""
-            )
+            print("\n".join(c.name for c in todo))
+            print(f"{len(todo)} searches, and the grids of {', '.join(SMALL)}")
             return
+
+        def make(configs: list[Config], what: str) -> None:
+            run_all(do, [c for c in configs if value_of(c, store, "test") is None], options.jobs, label, what)
+
+        make([c for c in searches(tasks) if c.seed == SEEDS[0]], "searches, first seed")
         for task in SMALL:
             for optimizer in OPTIMIZERS:
-                while todo := [c for c in grid(task, optimizer, store) if value_of(c, store, "val") is None]:
-                    run_all(do, todo, options.jobs, label, "grid")
-                again = [Config(task, optimizer, seed, lr=tuned(task, optimizer, store)) for seed in SEEDS]
-                run_all(do, [c for c in again if value_of(c, store, "test") is None], options.jobs, label, "tuned")
-        for seed_of in SEEDS:
-            todo = [c for c in searches(tasks) if c.seed == seed_of and value_of(c, store, "test") is None]
-            run_all(do, todo, options.jobs, label, "searches")
+                while any(value_of(c, store, "val") is None for c in grid(task, optimizer, store)):
+                    make(grid(task, optimizer, store), "grid")
+                make([Config(task, optimizer, seed, lr=tuned(task, optimizer, store)) for seed in SEEDS], "tuned")
+        make(searches(tasks), "searches")
     write(store, options.results.parent / "learning_rate_search")
 
 

@@ -40,7 +40,8 @@ def _mlp() -> nn.Module:
 
 
 def _autoencoder() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 12), nn.GELU(), nn.Linear(12, 32), nn.GELU(), nn.Linear(32, 64))  # fmt: skip
+    code = [nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 12), nn.GELU()]
+    return nn.Sequential(*code, nn.Linear(12, 32), nn.GELU(), nn.Linear(32, 64))
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from lightning_lr import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    LearningRateSearch,
     NormalizedWeightDecay,
     Polynomial,
     StepRamp,
@@ -267,6 +268,15 @@ ROWS = [
         [{"class_path": "AdaptiveWarmup", "init_args": {"min_lr": 0.02, "max_lr": 0.08, "confidence": 1 - 1e-12, "patience": 1, "lr_scale": 1e-9}}],
         refuses={"short": "so at least 11 updates in the run"},
         off_by=3e-16,  # min_lr and max_lr differ by one rounding
+    ),
+    Row(
+        "search",
+        lambda: [LearningRateSearch(Cosine(warmup=0.25, floor=0.1), 0.02, 0.02 * (1 + 1e-9), budget=1.0)],
+        lambda: [LearningRateSearch(Constant(), 0.05, 0.05)],
+        lambda at: 0.02 / at.largest_lr * _cosine_after_warmup(at),
+        [{"class_path": "LearningRateSearch", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}, "min_lr": 0.02, "max_lr": 0.02 * (1 + 1e-9), "budget": 1.0}}],
+        refuses=dict.fromkeys(("zero_1", "zero_2", "zero_3"), "cannot be put back to the bit"),
+        tolerance=1e-8,  # a race of two rates that differ by less: which one wins is nobody's concern
     ),
     Row(
         "layerwise",

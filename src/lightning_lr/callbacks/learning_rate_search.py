@@ -144,7 +144,8 @@ class LearningRateSearch(MethodCallback):
         if not shape.has_length:
             return {"learning rate search": f"about {self.settings.budget:.0%} of the run's time"}
         budget = self.settings.updates(shape.fixed_batch_updates)
-        costs = [plan_heats(budget, narrow=share > 0.0) for share in self.settings.at]
+        candidates = self.settings.candidates
+        costs = [plan_heats(budget, share > self.settings.at[0], candidates) for share in self.settings.at]
         told = [
             f"at {share:.0%}: heats of {', '.join(map(str, heats.lengths))} updates, about {heats.price:,.0f} in all"
             if heats

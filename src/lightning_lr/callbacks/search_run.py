@@ -51,7 +51,7 @@ def search(
     with forked(trainer, module, run.writer.values_were_put_back) as branches:
         train = _trainer_of(run, member, reference_lr, branches)
         updates = _updates_of(run.clock.shape, trainer, lambda: train(fallback, SHORTEST, 0, lambda loss: True))
-        planned = plan_heats(settings.updates(updates), narrow=present is not None)
+        planned = plan_heats(settings.updates(updates), narrow=present is not None, candidates=settings.candidates)
         if planned is None:
             return _unfounded(
                 fallback,

@@ -52,12 +52,13 @@ def price(updates: int) -> float:
     return updates + FORWARD * scored_on(updates)
 
 
-def plan_heats(budget: float, narrow: bool = False) -> Heats | None:
+def plan_heats(budget: float, narrow: bool = False, candidates: int = FIRST_TRIALS) -> Heats | None:
     """Spend ``budget`` updates: a short heat finds the decade, a heat as long as what is left allows the rate in it.
 
     Args:
         budget: updates.
         narrow: whether the decade is known already.
+        candidates: rates a decade apart that may be chosen, where there are fewer than the first heat mostly takes.
 
     Returns:
         The heats, or ``None`` where not even a heat of the shortest schedules fits.
@@ -65,16 +66,17 @@ def plan_heats(budget: float, narrow: bool = False) -> Heats | None:
     if narrow:
         last = _longest(budget, LAST_TRIALS)
         return None if last is None else Heats((last,), budget)
-    only = _longest(budget, FIRST_TRIALS)
+    trials = min(candidates, FIRST_TRIALS)
+    only = _longest(budget, trials)
     if only is None:
         return None
     first = min(16, max(SHORTEST, int(budget / 16)))
-    last = _longest(budget - FIRST_TRIALS * price(first), LAST_TRIALS)
+    last = _longest(budget - trials * price(first), LAST_TRIALS)
     if last is None or last < 1.5 * first:
         return Heats((only,), budget)
     if last >= DOUBLES:
         middle = max(first, last // 3)
-        longest = _longest(budget - FIRST_TRIALS * price(first) - LAST_TRIALS * price(middle), LAST_TRIALS)
+        longest = _longest(budget - trials * price(first) - LAST_TRIALS * price(middle), LAST_TRIALS)
         if longest is not None and longest >= 2 * middle:
             return Heats((first, middle, longest), budget)
     return Heats((first, last), budget)

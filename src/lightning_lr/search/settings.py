@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lightning_lr.curves import Curve
+from lightning_lr.search.heats import FIRST_TRIALS
 
 
 class SearchSettings:
@@ -45,6 +46,13 @@ class SearchSettings:
     def single(self) -> float | None:
         """The only rate that may be chosen, if there is only one."""
         return self.min_lr if self.min_lr is not None and self.min_lr == self.max_lr else None
+
+    @property
+    def candidates(self) -> int:
+        """Rates a decade apart that may be chosen."""
+        if self.min_lr is None or self.max_lr is None:
+            return FIRST_TRIALS
+        return math.floor(math.log10(self.max_lr / self.min_lr)) + 2
 
     def within(self, rate: float) -> float:
         """The rate nearest to ``rate`` that may be chosen."""
