@@ -6,9 +6,9 @@
 updates (MiniLM: 96), against the tuned rates of `headline`: the best of five on validation data, seed 0. The price is
 on top of the run: the race's updates as a share of the run's, where a grid of five costs four more runs.
 
-The race's constants (the length of its warm-up, how cautiously the minimum is read) were chosen on CNN, ViT and byte LM,
-seed 1. Tasks that had no say, named here before their first run: GRU (digits, read row by row), MLP (Friedman's first
-regression problem), autoencoder (digits, noise removed), and MiniLM. The first three are defined in
+The race's constants (the length of its warm-up, how cautiously the minimum is read) were chosen on CNN, ViT and byte
+LM, seed 1. Tasks that had no say, named here before their first run: GRU (digits, read row by row), MLP (Friedman's
+first regression problem), autoencoder (digits, noise removed), and MiniLM. The first three are defined in
 `learning_rate_search_tasks`, with a grid of five that is moved on where the best rate is at its edge.
 
 One JSON per run in ``benchmarks/results/learning_rate_search/``: a run whose file exists is not made again.
@@ -201,8 +201,8 @@ def write(store: ResultStore, target: Path) -> None:
     text = (
         "# LearningRateSearch against a tuned rate\n\n"
         "Distance: mean test metric at the tuned rate less that of the arm, over the seeds that exist; points of "
-        "accuracy or of explained variance, for the byte LM bits per byte. Positive: worse than tuned. Rates: chosen, by "
-        "seed. Price: updates of the race as a share of the run; a grid of five costs 4. `python -m "
+        "accuracy or of explained variance, for the byte LM bits per byte. Positive: worse than tuned. Rates: chosen, "
+        "by seed. Price: updates of the race as a share of the run; a grid of five costs 4. `python -m "
         "benchmarks.learning_rate_search --report` prints this from the JSON files beside it.\n\n"
         + markdown_table(headings, body)
         + _summary(store)

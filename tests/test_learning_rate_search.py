@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
-from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch
+from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch, find_learning_rate
 from tests.support.toy import Toy, data, fit, quiet, two_groups, weights
+from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -367,3 +369,63 @@ def test_arguments_outside_their_range_are_refused(arguments: dict[str, Any], sa
 def test_a_second_method_that_decides_about_the_rate_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match="LearningRateSchedule is attached too"):
         fit([LearningRateSearch(Constant()), LearningRateSchedule(Constant())])
+
+
+# ---------------------------------------------------------------------- the number alone
+def test_finding_a_rate_leaves_module_trainer_and_random_numbers_as_they_were() -> None:
+    def run(search: bool) -> tuple[Any, ...]:
+        seed_everything(4, verbose=False)
+        watch, module = Watch(), Everything(adamw)
+        module.schedule = torch.optim.lr_scheduler.LinearLR  # a scheduler is no obstacle
+        trainer = Trainer(**quiet(callbacks=[watch], max_epochs=6))
+        keys = sorted(vars(trainer))
+        if search:
+            result = find_learning_rate(trainer, module, shuffled()(), budget=1.0)
+            assert result.low <= result.rate <= result.high
+            assert result.heats
+            assert keys == sorted(vars(trainer))
+            assert not trainer.optimizers
+            assert trainer.global_step == 0
+            assert watch.hooks == watch.steps == watch.forwards == 0
+        trainer.fit(module, shuffled()())
+        return weights(module).tolist(), module.batches, watch.hooks, torch.rand(2).tolist(), trainer.global_step
+
+    assert run(search=True) == run(search=False)
+
+
+def test_the_number_is_the_callbacks() -> None:
+    seed_everything(5, verbose=False)
+    loader = DataLoader(data(256), batch_size=8)
+    result = find_learning_rate(Trainer(**quiet(max_epochs=6)), Toy(), loader, budget=0.5)
+    seed_everything(5, verbose=False)
+    search = LearningRateSearch(Constant(), budget=0.5)
+    fit([search], loader=loader, max_epochs=6)
+    assert result.rate == search.rate
+    assert "learning rate" in result._repr_html_()
+
+
+# ---------------------------------------------------------------------- two processes
+def _raced(found: float | None) -> dict[str, Any]:
+    torch.manual_seed(6)
+    bounds = {} if found is None else {"min_lr": found, "max_lr": found}
+    search = LearningRateSearch(Cosine(warmup=0.1), budget=1.0, **bounds)
+    module, trainer = fit([search], loader=DataLoader(data(96), batch_size=4, shuffle=True), max_epochs=5, **ddp())
+    return {
+        "rate": search.rate,
+        "heats": [] if search.result is None else search.result.heats,
+        "weights": weights(module).tolist(),
+        "numbers": torch.rand(2).tolist(),
+        "steps": trainer.global_step,
+    }
+
+
+def test_two_processes_choose_the_same_rate_and_begin_as_without_a_race(tmp_path: Any) -> None:
+    first, second = (
+        rank["raced"] for rank in run_in_two_processes([("raced", partial(_raced, None))], tmp_path / "raced")
+    )
+    assert isinstance(first, dict), first
+    assert first == second
+    assert first["heats"]
+    alone, _ = (r["off"] for r in run_in_two_processes([("off", partial(_raced, first["rate"]))], tmp_path / "off"))
+    for what in ("weights", "numbers", "steps"):
+        assert alone[what] == first[what], what

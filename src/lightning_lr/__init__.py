@@ -17,6 +17,7 @@ from lightning_lr.callbacks import (
     LearningRateSearch,
     MethodCallback,
     NormalizedWeightDecay,
+    find_learning_rate,
 )
 from lightning_lr.curves import (
     Constant,
@@ -62,6 +63,7 @@ __all__ = [
     "StepRamp",
     "WarmupStableDecay",
     "ZeROStrategy",
+    "find_learning_rate",
     "layerwise_param_groups",
     "optim",
     "scaled_batch_size",

@@ -5,6 +5,7 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.compatibility import Clash
+from lightning_lr.callbacks.find_learning_rate import find_learning_rate
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.callbacks.gradual_unfreezing import GradualUnfreezing
@@ -33,5 +34,6 @@ __all__ = [
     "MethodCallback",
     "MetricPanel",
     "NormalizedWeightDecay",
+    "find_learning_rate",
     "total_updates",
 ]

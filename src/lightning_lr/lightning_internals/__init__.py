@@ -5,7 +5,7 @@ Lightning release can break this one room and no other. Users take it whole:
 ``from lightning_lr import lightning_internals as internals``.
 """
 
-from lightning_lr.lightning_internals.branches import UnnoticedUpdates, scaler_of, unnoticed, why_no_branches
+from lightning_lr.lightning_internals.branches import UnnoticedUpdates, borrowed, scaler_of, unnoticed, why_no_branches
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
     epoch_length,
@@ -102,6 +102,7 @@ __all__ = [
     "batch_on_device",
     "before_optimizer_step",
     "begin_epoch_after_resume",
+    "borrowed",
     "bracket_lr_writers",
     "bracket_scheduler_steps",
     "broadcast_from_rank_zero",

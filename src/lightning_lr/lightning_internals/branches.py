@@ -22,6 +22,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from torch import Tensor
 
+from lightning_lr.branches import ForkedState
 from lightning_lr.lightning_internals.loaders import batch_on_device
 from lightning_lr.lightning_internals.logs import silent_loggers
 from lightning_lr.patching import override_on_instance
@@ -146,3 +147,31 @@ def _replace(around: ExitStack, holder: Any, name: str, value: Any) -> None:
 def scaler_of(trainer: Trainer) -> Any:
     """The AMP scaler, or ``None``."""
     return getattr(trainer.precision_plugin, "scaler", None)
+
+
+@contextmanager
+def borrowed(trainer: Trainer, callbacks: Sequence[Any]) -> Iterator[None]:
+    """Inside, a ``fit`` of this Trainer has these callbacks alone, logs nothing and leaves no trace in the Trainer."""
+    parts = [
+        trainer,
+        trainer.state,
+        trainer.strategy,
+        trainer.strategy.precision_plugin,
+        *(value for name, value in vars(trainer).items() if name.endswith("_connector")),
+        *(loop for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop)),
+    ]
+    before = ForkedState(parts, leave_out=[trainer.fit_loop], tensors=False)
+    try:
+        old = trainer.fit_loop
+        trainer.fit_loop = type(old)(trainer, min_epochs=old.min_epochs, max_epochs=old.max_epochs)
+        trainer.fit_loop.epoch_loop = type(old.epoch_loop)(
+            trainer, min_steps=old.epoch_loop.min_steps, max_steps=old.epoch_loop.max_steps
+        )
+        trainer.callbacks = list(callbacks)  # type: ignore[attr-defined]
+        trainer.loggers = []
+        trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
+        trainer.num_sanity_val_steps = 0
+        trainer.limit_val_batches = 0
+        yield
+    finally:
+        before.restore()

@@ -111,7 +111,7 @@ class Race:
             if not math.isfinite(best.score):
                 return
             leader, upwards = best.rate, _better_side_is_up(heat, best)
-        if len(self.trials) == 1 and self.around is None:  # no heat of its own for half decades
+        if len(self.trials) == 1 and self.around is None and leader is not None:  # no heat of its own for half decades
             self._walk(heat, length, [leader * ROOT if upwards else leader / ROOT], step=ROOT)
 
     # ------------------------------------------------------------------ inside
