@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
 from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch, find_learning_rate
+from lightning_lr.cli import main
 from tests.support.toy import Toy, data, fit, quiet, two_groups, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
@@ -429,3 +432,15 @@ def test_two_processes_choose_the_same_rate_and_begin_as_without_a_race(tmp_path
     alone, _ = (r["off"] for r in run_in_two_processes([("off", partial(_raced, first["rate"]))], tmp_path / "off"))
     for what in ("weights", "numbers", "steps"):
         assert alone[what] == first[what], what
+
+
+def test_a_report_draws_the_race_and_its_choice(tmp_path: Any) -> None:
+    logger = CSVLogger(tmp_path, name="", version="")
+    search = LearningRateSearch(budget=1.0)
+    fit([search], max_epochs=8, logger=logger, log_every_n_steps=5)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.png")]) in (0, None)
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    lines = [json.loads(line) for line in (tmp_path / "lightning_lr" / "learning_rate_search.jsonl").open()]
+    (searched,) = [line for line in lines if line["event"] == "searched"]
+    assert searched["rate"] == search.rate
+    assert searched["price"] <= 1.1 * 48

@@ -20,6 +20,7 @@ from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure
 from lightning_lr.cli.labels import EndLabel, label_ends
 from lightning_lr.cli.report.metric_panels import declared_panels
 from lightning_lr.cli.report.record import BATCH, NOISE_SCALES, SAMPLES, RunRecord
+from lightning_lr.cli.report.search_panels import draw_search, has_search
 from lightning_lr.cli.report.summary import (
     RESULT,
     batch_varies,
@@ -148,6 +149,7 @@ PANELS: list[Panel[RunRecord]] = [
         height=2.2,
         own_axis=True,
     ),
+    Panel("loss after a\nshort schedule", has_search, draw_search, height=3.4, own_axis=True),
     Panel("loss of the\nadaptive warm-up", has_warmup, draw_warmup, height=3.4, own_axis=True),
 ]
 """What is drawn of every run, from top to bottom; a panel is left out where the run has nothing for it."""
