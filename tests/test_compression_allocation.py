@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import time
+from operator import mul
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from lightning_lr.activations.compression import (
     summed,
     variance_factor,
 )
+from lightning_lr.activations.compression.groups import WIDTHS
 
 SMALL = {"group_size": 64}
 
@@ -66,8 +69,53 @@ def test_the_ends_of_the_budget(average: float, bits: int) -> None:
     assert allocate([1.0, 2.0, 0.0], [10, 20, 30], average) == [bits] * 3
 
 
+def test_the_sum_is_within_a_hundredth_of_the_least() -> None:
+    """Against all allocations of 3000 random problems; the greedy algorithm was up to 20.7 times above."""
+    draw = random.Random(0)
+    worst = 1.0
+    for _ in range(3000):
+        count = draw.randint(1, 6)
+        c = [10 ** draw.uniform(-4, 4) for _ in range(count)]
+        sizes = [draw.choice([1, 10, 100, 1000, draw.randint(1, 5000)]) for _ in range(count)]
+        average = draw.choice([2, 2.5, 3, 4, 5, 6.3, 8])
+        got, budget = allocate(c, sizes, average), average * sum(sizes)
+        assert sum(map(mul, got, sizes)) <= budget + 1e-9
+        least = min(
+            predicted_variance(c, bits)
+            for bits in itertools.product(WIDTHS, repeat=count)
+            if sum(map(mul, bits, sizes)) <= budget
+        )
+        worst = max(worst, predicted_variance(c, got) / least)
+    assert worst <= 1.01
+    assert allocate([0.031, 1.78, 0.0019, 0.0018], [1, 100, 100, 1], 5) == [4, 8, 2, 4]
+
+
+def test_many_tensors_are_allocated_in_a_moment_and_near_the_bound() -> None:
+    draw = random.Random(1)
+    c = [10 ** draw.uniform(-1, 1) for _ in range(200)]
+    sizes = [int(10 ** draw.uniform(2, 7)) for _ in range(200)]
+    start = time.process_time()
+    got = allocate(c, sizes, 4)
+    assert time.process_time() - start < 5  # 1 s on a busy core
+    assert sum(map(mul, got, sizes)) <= 4 * sum(sizes)
+    price = [10**x for x in range(-12, 1)]  # any price of a bit gives a bound on what any allocation can reach
+    bounds = [
+        sum(min(ci * variance_factor(b) + p * s * b for b in WIDTHS) for ci, s in zip(c, sizes, strict=True))
+        - p * 4 * sum(sizes)
+        for p in price
+    ]
+    assert predicted_variance(c, got) >= max(bounds)
+
+
+def test_tensors_that_destroy_the_gradient_come_first_and_the_rest_is_still_the_least() -> None:
+    infinite = float("inf")
+    assert allocate([infinite, 1.0, 2.0], [100, 100, 100], 4) == [8, 2, 2]
+    assert allocate([infinite, 0.031, 1.78, 0.0019, 0.0018], [100, 1, 100, 100, 1], 6.5)[0] == 8
+    assert allocate([infinite, infinite, 1.0], [100, 100, 10], 4) == [4, 4, 4]  # not both at 8
+
+
 def test_less_than_two_bits_cannot_be_had() -> None:
-    with pytest.raises(ValueError, match="the least that can be had is 2"):
+    with pytest.raises(ValueError, match=r"average_bits=1\.5; give at least 2"):
         allocate([1.0], [10], 1.5)
 
 

@@ -123,11 +123,72 @@ def test_zeros_of_relu_stay_zeros_and_nothing_else_becomes_zero(bits: int) -> No
     assert not torch.equal(decoded(x, bits, zero_exact=False) > 0, x > 0)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.5, -3e-41, 3.3895314e38])
-def test_constant_groups(value: float) -> None:
+LARGEST = torch.finfo(torch.float32).max
+
+
+@widths
+@pytest.mark.parametrize("value", [0.0, 1.5, 0.1, -1 / 3, -3e-41, 1e-45, 3.3895314e38, -3.4e38, LARGEST, -LARGEST])
+def test_constant_groups_are_exact(value: float, bits: int) -> None:
     x = torch.full((300,), value)
-    spacing = 2.0**-133  # of the smallest numbers in bf16, the type of the metadata
-    assert float((decoded(x, 4) - x).abs().max()) <= max(abs(value) * 2**-7, spacing)
+    assert torch.equal(decoded(x, bits), x)
+    assert torch.equal(decoded(x, bits, group_size=16), x)
+
+
+@widths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_ends_of_a_type_stay_finite_and_within_a_step(dtype: torch.dtype, bits: int) -> None:
+    largest = torch.finfo(dtype).max
+    for x in (torch.linspace(0.3, 1, 256), torch.linspace(-1, -0.3, 256), torch.linspace(-0.4, 0.4, 256)):
+        numbers = (x.double() * largest).to(dtype)
+        got = decoded(numbers, bits)
+        assert bool(got.isfinite().all())
+        step = float(numbers.amax().double() - numbers.amin().double()) / (2**bits - 1)
+        # the step of a wide group has 8 bits, its lower end too, and the result is rounded to its type
+        assert float((got.double() - numbers.double()).abs().max()) <= step * (1 + 2**-7) + largest * 2**-7
+
+
+@widths
+@pytest.mark.parametrize("scale", [1e-31, 1e-33, 1e-36])
+def test_tiny_numbers_are_unbiased_too(scale: float, bits: int) -> None:
+    x = normal(2048) * scale
+    draws = torch.stack([decoded(x, bits, repeat) for repeat in range(100)]).double()
+    spread = draws.std(0)
+    z = (draws.mean(0) - x.double()) / spread * 10
+    # 12 for 1e-31 at 8 bits when every number of a group decoded to its least
+    assert float(z[spread > 0].square().mean().sqrt()) == pytest.approx(1.0, abs=0.15)
+    assert float((spread > 0).double().mean()) > 0.95
+
+
+@widths
+@pytest.mark.parametrize(("offset", "spread"), [(0.0, 1.0), (10.0, 1.0), (1000.0, 0.01), (-1000.0, 0.01), (1e6, 3.0)])
+def test_error_variance_is_that_of_the_range_from_the_bf16_number_below(
+    offset: float, spread: float, bits: int
+) -> None:
+    x = offset + spread * torch.rand(2**14, generator=torch.Generator().manual_seed(0))
+    groups = x.view(-1, 256).double()
+    least = groups.amin(1)
+    below = least - torch.tensor([float(v) - float(_floor_bf16(v)) for v in least.float()], dtype=torch.float64)
+    reach = groups.amax(1) - below
+    assert bool((reach <= groups.amax(1) - least + least.abs() * 2**-7).all())
+    draws = torch.stack([decoded(x, bits, repeat) for repeat in range(20)]).double().view(20, -1, 256)
+    found = float((draws - groups).square().mean() / reach.square().mean()) * (2**bits - 1) ** 2
+    # a step has 8 bits, rounded up; where numbers vary by less than a step, it matters where between two codes they lie
+    assert found <= 1 / 4 * 1.02
+    if abs(offset) <= 13 * spread:
+        assert found == pytest.approx(1 / 6, rel=0.04)
+
+
+def _floor_bf16(value: Tensor) -> Tensor:
+    near = value.bfloat16()
+    return near if near <= value else torch.nextafter(near, torch.tensor(-torch.inf, dtype=torch.bfloat16))
+
+
+@widths
+def test_nothing_packs_to_nothing(bits: int) -> None:
+    packed = KERNELS.pack(torch.empty(0, dtype=torch.bfloat16), bits, 256, noise_key(1, 0, 0, 0))
+    assert packed.nbytes == packed_bytes(0, bits, 256) == 0
+    got = KERNELS.unpack(packed)
+    assert (got.shape, got.dtype) == ((0,), torch.bfloat16)
 
 
 def test_largest_half_precision_number_does_not_become_infinite() -> None:

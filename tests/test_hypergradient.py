@@ -206,6 +206,90 @@ def test_direction_is_the_step_that_the_optimizer_made(
     )
 
 
+CYCLES: dict[str, list[Any]] = {
+    "betas": [(0.95, 0.999), (0.85, 0.99), (0.9, 0.95)],
+    "momentum": [0.95, 0.5, 0.0, 0.85],
+    "eps": [1e-8, 1e-2, 1e-4],
+    "weight_decay": [0.5, 0.0, 0.1],
+    "dampening": [0.0, 0.5],
+}
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "nesterov"])
+def test_the_last_direction_is_that_of_the_settings_it_was_made_with(name: str) -> None:
+    """A scheduler cycles betas, momentum, decay and eps between two updates; OneCycleLR does the first two."""
+    module = network()
+    make = {**OPTIMIZERS, "nesterov": lambda p: SGD(p, 0.01, momentum=0.8, nesterov=True)}[name]
+    optimizer = make(module.parameters())
+    estimator = AlignmentEstimator(optimizer)
+    (group,) = optimizer.param_groups
+    moved, lr = None, float(group["lr"])
+    off = 1e-9 if isinstance(group["lr"], float) else 1e-5  # torch makes 1 - lr decay in the tensor's fp32
+    for update, batch in enumerate(batches(9)):
+        optimizer.zero_grad()
+        backward_on(module, batch)()
+        gradient = flat([p.grad for p in module.parameters() if p.grad is not None]).clone()
+        if group.get("maximize"):
+            gradient = -gradient
+        if type(optimizer) in (SGD, Adam):  # the decay is in the gradient
+            gradient += group["weight_decay"] * everything(module)
+        if update == 4:  # what the last update was made with is in the state
+            state, estimator = estimator.state_dict(), AlignmentEstimator(optimizer)
+            estimator.load_state_dict(state)
+        (found,) = estimator.measure()
+        if moved is not None:
+            assert found.dot == pytest.approx((gradient @ moved).item(), rel=off, abs=off)
+            assert found.direction == pytest.approx((moved @ moved).item(), rel=off)
+        before = everything(module)
+        estimator.before_step([lr])
+        optimizer.step()
+        estimator.after_step()
+        moved = (before - everything(module)) / lr
+        for key, values in CYCLES.items():
+            if key in group and not (key == "dampening" and group["nesterov"]):
+                group[key] = values[update % len(values)]
+
+
+def test_state_without_settings_is_of_an_older_version_and_goes_on() -> None:
+    module = network()
+    optimizer = Adam(module.parameters(), 0.01)
+    estimator = AlignmentEstimator(optimizer)
+    for batch in batches(2):
+        optimizer.zero_grad()
+        backward_on(module, batch)()
+        estimator.before_step([0.01])
+        optimizer.step()
+        estimator.after_step()
+    state = estimator.state_dict()
+    assert state["settings"][0]["betas"] == [0.9, 0.999]
+    del state["settings"]
+    older = AlignmentEstimator(optimizer)
+    older.load_state_dict(state)
+    assert older.measure() == estimator.measure()
+
+
+def test_what_comes_to_the_state_between_two_updates_is_seen() -> None:
+    """The chunks are packed anew whenever anything that they were made from has changed."""
+    module = network()
+    optimizer = SGD(module.parameters(), 0.01, momentum=0.9)
+    estimator = AlignmentEstimator(optimizer)
+    estimator.lr = [0.01]  # as after a resume whose optimizer began without its momentum
+    first, second, third = batches(3)
+    for batch, known in ((first, False), (second, True)):
+        optimizer.zero_grad()
+        backward_on(module, batch)()
+        assert (estimator.measure()[0].direction > 0) == known
+        estimator.before_step([0.01])
+        optimizer.step()
+        estimator.after_step()
+    estimator.measure()
+    parameter = next(module.parameters())
+    optimizer.state[parameter].clear()  # reset by its user
+    backward_on(module, third)()
+    rest = [optimizer.state[p]["momentum_buffer"] for p in list(module.parameters())[1:]]
+    assert estimator.measure()[0].direction == pytest.approx(sum(float(b.square().sum()) for b in rest), rel=1e-12)
+
+
 def test_direction_of_weights_that_lie_channels_last() -> None:
     convolution = nn.Conv2d(3, 4, 3, dtype=torch.float64)
     found = []

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from lightning_lr import HypergradientDescent
+from lightning_lr import Cosine, HypergradientDescent, LearningRateSchedule, NormalizedWeightDecay
 from lightning_lr.callbacks import hypergradient_descent
 from lightning_lr.cli.report.record import read_run
 from tests.support.rounding import rounding_after
@@ -341,3 +341,82 @@ def test_a_factor_that_stays_at_its_bound_is_warned_of_once(
     told = [str(w.message) for w in recwarn if "has been at its bound of 2 for 3 updates" in str(w.message)]
     assert len(told) == (1 if lr == 1e-7 else 0)
     assert all("bounds=(0.001, 2000.0)" in message and "2e-07" in message for message in told)
+
+
+# ---------------------------------------------------------------------- settings that change between updates
+def _one_cycle(make: Any) -> Any:
+    def configure(module: LightningModule) -> Any:
+        optimizer = make(module.parameters())
+        return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.05, total_steps=UPDATES), "interval": "step"}]
+
+    return configure
+
+
+class Moves(Callback):
+    """|d|^2 of each update, from the parameters before and after it."""
+
+    def __init__(self) -> None:
+        self.squares: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        optimizer.register_step_pre_hook(lambda *_: setattr(self, "before", weights(pl_module)))
+        optimizer.register_step_post_hook(
+            lambda *_: self.squares.append(
+                float(((self.before - weights(pl_module)) / float(optimizer.param_groups[0]["lr"])).square().sum())  # type: ignore[attr-defined]
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("configure", "others"),
+    [
+        (_one_cycle(lambda p: Adam(p, 0.05)), []),
+        (_one_cycle(lambda p: SGD(p, 0.05, momentum=0.9, nesterov=True)), []),
+        (
+            lambda module: AdamW(module.parameters(), 0.05, weight_decay=0.1),
+            [NormalizedWeightDecay(0.5), LearningRateSchedule(Cosine())],  # the decay follows the factor
+        ),
+    ],
+    ids=["OneCycleLR, Adam", "OneCycleLR, Nesterov", "NormalizedWeightDecay"],
+)
+def test_the_measured_direction_is_the_step_that_was_made(
+    configure: Any, others: list[Callback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+    read = hypergradient_descent.read
+
+    def spy(sums: Tensor, values: Any) -> Any:
+        measured.append(float(sums[0, 2]))
+        return read(sums, values)
+
+    monkeypatch.setattr(hypergradient_descent, "read", spy)
+    moves = Moves()
+    fit([HypergradientDescent(rule="normalized"), *others, moves], module=Toy(configure).double(),
+        loader=torch.utils.data.DataLoader(data(dtype=torch.float64), batch_size=BATCH))  # fmt: skip
+    assert len(measured) == UPDATES
+    assert measured[1:] == pytest.approx(moves.squares[:-1], rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_second_fit_goes_on_learning(rule: Any) -> None:
+    def momentum(module: LightningModule) -> Optimizer:
+        return SGD(module.parameters(), lr=0.01, momentum=0.9)
+
+    probe = Probe()
+    module = Toy(momentum)
+    loader = torch.utils.data.DataLoader(data(), batch_size=BATCH)
+    _, trainer = fit([HypergradientDescent(rule=rule), probe], module=module, loader=loader)
+    assert trainer.fit_loop.max_epochs is not None
+    trainer.fit_loop.max_epochs *= 2
+    trainer.fit(module, loader)
+    second = probe.first[UPDATES:]
+    assert len(second) == UPDATES
+    assert second[0] == probe.first[UPDATES - 1], "its optimizer is new, so one update is not measured"
+    assert len(set(second)) >= UPDATES - 1, "and all others are"
+
+
+def test_nothing_is_left_in_the_state_of_an_optimizer_that_has_none() -> None:
+    _, bare = fit([], module=Toy(sgd))
+    _, ours = fit([HypergradientDescent(hyper_lr=0.0)], module=Toy(sgd))
+    assert ours.optimizers[0].state_dict()["state"] == bare.optimizers[0].state_dict()["state"] == {}

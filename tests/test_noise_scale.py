@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_lr.batch_size import GradientNoiseEstimator, momentum_transient, noise_scale, scaled_batch_size
+from lightning_lr.batch_size import (
+    GradientNoiseEstimator,
+    WindowContents,
+    momentum_transient,
+    noise_scale,
+    scaled_batch_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +166,65 @@ def test_state_is_plain_and_continues() -> None:
     for small, big in norms[11:]:
         second.update(small, big, 8, 64)
     assert second.value == whole.value
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "small", "big"),
+    [
+        ((16, 16, 16, 16), (1 / 4,) * 4, 16.0, 64.0),
+        ((16, 16), (1 / 8,) * 2, 16.0, 32.0),  # a short window, divided by the nominal 8
+        ((32, 32, 32, 4), (1 / 4,) * 4, 4 / (3 / 32 + 1 / 4), 16 / (3 / 32 + 1 / 4)),
+        ((4, 3, 3), (0.4, 0.3, 0.3), 36 / 11, 10.0),  # a ramp's: each loss weighted by its samples
+        ((3, 3, 2, 2), (0.3, 0.3, 0.2, 0.2), 2.4, 10.0),
+    ],
+)
+def test_a_window_tells_the_two_batch_sizes_that_it_really_compares(
+    sizes: tuple[int, ...], weights: tuple[float, ...], small: float, big: float
+) -> None:
+    window = WindowContents()
+    for size, weight in zip(sizes, weights, strict=True):
+        window.add(size, weight)
+    assert window.is_comparable
+    assert window.small_batch == pytest.approx(small, rel=1e-12)
+    assert window.big_batch == pytest.approx(big, rel=1e-12)
+    assert window.weight == pytest.approx(sum(weights), rel=1e-12)
+    for devices in (2, 4):  # all alike: as noisy as one device's over as many times the samples
+        together = WindowContents.over_devices(window.sums(), devices)
+        assert together.small_batch == pytest.approx(small, rel=1e-12)
+        assert together.big_batch == pytest.approx(devices * big, rel=1e-12)
+
+
+def test_one_gradient_or_an_unknown_size_is_not_comparable() -> None:
+    one, unknown = WindowContents(), WindowContents()
+    assert not one.is_comparable
+    one.add(8, 1.0)
+    assert not one.is_comparable
+    assert WindowContents.over_devices(one.sums(), 2).is_comparable
+    unknown.add(8, 0.5)
+    unknown.add(math.nan, 0.5)
+    assert not unknown.is_comparable
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [((32, 32, 32, 4), (1 / 4,) * 4), ((4, 3, 3), (0.4, 0.3, 0.3)), ((5, 1), (1 / 8,) * 2)],
+)
+def test_both_estimates_are_unbiased_for_unequal_micro_batches(
+    sizes: tuple[int, ...], weights: tuple[float, ...]
+) -> None:
+    problem = LinearGaussian(features=20)
+    squared, variance = [], []
+    for _ in range(600):
+        gradients = [problem.sample_gradients(size).mean(dim=0) for size in sizes]
+        window = WindowContents()
+        for size, weight in zip(sizes, weights, strict=True):
+            window.add(size, weight)
+        accumulated = sum(weight * gradient for weight, gradient in zip(weights, gradients, strict=True))
+        small = sum(map(squared_norm, gradients)) / len(sizes)
+        one = GradientNoiseEstimator(smoothing=0.0)
+        one.update(small, squared_norm(accumulated) / window.weight**2, window.small_batch, window.big_batch)  # type: ignore[arg-type]
+        squared.append(one.squared_gradient)
+        variance.append(one.variance)
+    for found, exact in ((squared, 1.0), (variance, problem.variance)):
+        values = torch.tensor(found, dtype=torch.float64)
+        assert abs(float(values.mean()) - exact) < 4 * float(values.std()) / math.sqrt(len(values))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from lightning_lr.batch_size import (
     AdaptiveRamp,
+    BatchRule,
     CurveRamp,
     EpochWindows,
     Growth,
@@ -270,7 +271,7 @@ def test_a_climb_in_samples_is_that_of_the_fixed_batch() -> None:
 
 def test_without_a_cap_in_reach_the_lr_only_corrects_rounding() -> None:
     plan = RampPlan(CurveRamp(Cosine(floor=0.1)), CIFAR, 100, max_epochs=10)
-    assert max(abs(w.lr_factor - 1) for _, w in all_windows(plan)) < 0.5 / 100
+    assert all(0 <= 1 - w.lr_factor < 1 / 100 for _, w in all_windows(plan))  # the batch is rounded down
 
 
 def test_square_root_rule_halves_the_curve_by_lr_over_root_two_and_batch_times_two() -> None:
@@ -397,6 +398,85 @@ def test_cap_is_not_above_an_epochs_samples() -> None:
     assert plan.windows(1)[0].batch_size == 100
     assert plan.windows(1)[0].lr_factor == pytest.approx(100 / 16 / 10)
     assert any("max_batch_size=10000 is more than an epoch has" in told for told in plan.warnings)
+
+
+# ---------------------------------------------------------------------------------------------- never above the start
+FALLING: list[RampSchedule] = [
+    *(StepRamp([3, 6], factor, "increase") for factor in (1.1, 1.2, 1.5, 2.0, 3.0, 5.0)),
+    *(StepRamp([3, 6], factor, "hybrid") for factor in (1.1, 1.2, 1.5, 2.0, 3.0, 5.0)),
+    *(StepRamp([3, 6], factor, "decay") for factor in (1.1, 5.0)),
+    *map(CurveRamp, [*CURVES, Cosine(), Cosine(floor=0.1), Step([0.3, 0.6])]),
+    CurveRamp(CosineRestarts(first_cycle=0.3, floor=0.05)),
+    CurveRamp(WarmupStableDecay(floor=0.2)),
+    CurveRamp(Polynomial(power=1.0)),
+]
+
+
+def factors_and_paths(world: int, micro: int, cap: int, lr_rule: Any) -> tuple[float, float]:
+    """The largest factor on the learning rate, and how far the noise path ever is from its schedule."""
+    rule = BatchRule.for_run(world * micro, cap, world, 100_000 // world, lr_rule)
+    power = 1.0 if lr_rule == "linear" else 0.5
+    largest = off = 0.0
+    for schedule in FALLING:
+        for point in range(41):
+            progress = point / 41
+            decay = schedule.decay(10 * progress, progress)
+            batch = rule.batch_size(schedule.batch_decay(10 * progress, progress))
+            assert batch % world == 0
+            assert world <= batch <= rule.cap
+            factor = rule.lr_factor(decay, batch)
+            largest = max(largest, factor)
+            off = max(off, abs(factor / (batch / rule.start) ** power - decay))
+    return largest, off
+
+
+@pytest.mark.parametrize("lr_rule", ["linear", "sqrt"])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7, 8, 31, 64])
+def test_a_falling_schedule_never_raises_the_learning_rate(world: int, lr_rule: Any) -> None:
+    for micro in range(1, 9):
+        for cap in (world * micro, 3 * world * micro + 1, 10_000):
+            largest, off = factors_and_paths(world, micro, max(cap, world * micro), lr_rule)
+            assert largest <= 1 + 1e-12, (micro, cap)
+            assert off <= 1e-12, "lr / B**p is on the schedule's path, whatever the batch was rounded to"
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [(64, 64), (8, 8), (2, 2), (64, 128), (8, 256), (1, 1), (1, 3)])
+@pytest.mark.parametrize("ends", [{"max_epochs": 6}, {"max_updates": 150}])
+def test_no_window_of_a_cosine_has_more_than_the_rate_at_the_start(
+    world: int, batch_size: int, ends: dict[str, int]
+) -> None:
+    plan = RampPlan(CurveRamp(Cosine()), 2000, batch_size, world, max_batch_size=800, lr=0.1, **ends)  # type: ignore[arg-type]
+    windows = [w for _, w in all_windows(plan)]
+    assert max(w.lr_factor for w in windows) <= 1 + 1e-12  # 1.98 with one sample on each of 64 devices
+    assert max(w.batch_size for w in windows) > batch_size
+
+
+def test_a_batch_that_grows_in_coarse_steps_is_told() -> None:
+    plan = RampPlan(StepRamp([3, 6], factor=1.2), 100_000, 64, 64, max_epochs=10, lr=0.1)
+    assert [(p.batch_size, round(p.lr_factor, 3)) for p in plan.phases] == [(64, 1.0), (64, 0.833), (64, 0.694)]
+    assert any("the learning rate falls instead, to 0.5 of its start before the step from 64 to 128" in told
+               for told in plan.warnings)  # fmt: skip
+    assert RampPlan(StepRamp([3, 6], factor=1.2), 100_000, 512, 64, max_epochs=10).warnings == []
+
+
+class Rises(Curve):
+    def __call__(self, progress: float, width: float = 0.0) -> float:
+        return 1.0 + 4.0 * progress * (1.0 - progress)
+
+
+def test_a_schedule_that_rises_above_its_start_is_told() -> None:
+    plan = RampPlan(CurveRamp(Rises()), 1000, 8, 8, max_epochs=4)
+    assert {w.batch_size for _, w in all_windows(plan)} == {8}  # one sample per device is the least
+    assert any("the learning rate reaches 2 times its start" in told for told in plan.warnings)
+    assert RampPlan(CurveRamp(Rises()), 1000, 16, 1, max_epochs=4).warnings == []  # there the batch shrinks
+
+
+def test_an_adaptive_batch_grows_by_whole_samples_per_device() -> None:
+    plan = RampPlan(AdaptiveRamp(growth=1.2), 10_000, 64, 64, max_epochs=3, max_batch_size=640, lr_rule="sqrt")
+    grown = plan.grown(77, epoch=1, start=640)
+    assert {(w.batch_size, w.lr_factor) for w in grown.windows(2)} == {(128, 2**-0.5)}
+    assert plan.rule.whole(77) == 128
+    assert plan.rule.whole(700) == 640
 
 
 # ---------------------------------------------------------------------------------------------- runs ended by updates

@@ -13,6 +13,9 @@ from typing import Literal
 
 Rule = Literal["linear", "sqrt"]
 
+AT_THE_LIMIT = 1e-9
+"""A new beta below this is 0: k is the limit, which a message gives in ten digits."""
+
 
 def learning_rate_scale(k: float, rule: Rule) -> float:
     """Factor on the learning rate for a batch of ``k`` times the reference: ``k`` (linear) or ``sqrt(k)``."""
@@ -40,17 +43,28 @@ def gradual(scale: float, progress: float, width: float, warmup: float) -> float
 def scaled_betas(betas: tuple[float, float], k: float) -> tuple[float, float]:
     r"""Adam's betas for a batch of ``k`` times the reference: :math:`\beta' = 1 - k (1 - \beta)`.
 
+    At the limit, k = 1 / (1 - beta), the new beta is 0, whatever rounding makes of the difference.
+
     Raises:
         ValueError: where a beta would leave [0, 1): k may be at most 1 / (1 - beta).
+
+    Example::
+
+        scaled_betas((0.9, 0.99), 10)  # (0.0, 0.9)
     """
-    scaled = tuple(1.0 - k * (1.0 - beta) for beta in betas)
-    for beta, new in zip(betas, scaled, strict=True):
-        if not 0.0 <= new < 1.0:
-            raise ValueError(
-                f"the square-root rule turns beta={beta:g} into {new:.4g} at k={k:g} times the reference batch; "
-                f"it holds for k <= {1.0 / (1.0 - beta):.4g} with this beta"
-            )
-    return scaled[0], scaled[1]
+    return _scaled_beta(betas[0], k), _scaled_beta(betas[1], k)
+
+
+def _scaled_beta(beta: float, k: float) -> float:
+    new = 1.0 - k * (1.0 - beta)
+    if abs(new) < AT_THE_LIMIT:
+        return 0.0
+    if not 0.0 <= new < 1.0:
+        raise ValueError(
+            f"the square-root rule turns beta={beta:g} into {new:.4g} at k={k:g} times the reference batch; it holds "
+            f"for k <= {1.0 / (1.0 - beta):.10g} with this beta"
+        )
+    return new
 
 
 def scaled_eps(eps: float, k: float) -> float:

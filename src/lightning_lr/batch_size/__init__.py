@@ -15,7 +15,7 @@ from lightning_lr.batch_size.ghost_batch_norm import (
     has_plain_batch_norm,
     restore_batch_norm,
 )
-from lightning_lr.batch_size.gradient_noise import GradientNoiseEstimator
+from lightning_lr.batch_size.gradient_noise import GradientNoiseEstimator, WindowContents
 from lightning_lr.batch_size.noise_scale import momentum_transient, noise_scale, scaled_batch_size
 from lightning_lr.batch_size.phases import RampPhase
 from lightning_lr.batch_size.plan import Growth, RampPlan
@@ -48,6 +48,7 @@ __all__ = [
     "StepRamp",
     "Window",
     "WindowAccumulation",
+    "WindowContents",
     "convert_ghost_batch_norm",
     "has_plain_batch_norm",
     "micro_batch_sizes",

@@ -1,16 +1,96 @@
 """The gradient noise scale, measured: how large a batch still averages out noise rather than repeating itself.
 
-Two gradients of the same weights from batches of two sizes suffice: one device's against the average over devices, or
-one micro-batch's against the accumulated one. ``GradientNoiseScale`` logs it, ``AdaptiveRamp`` follows it. Source:
-McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, section 2.2 and appendix A.1.
+Two gradients of the same weights from batches of two sizes suffice: those of single micro-batches, and the one that
+they add up to over accumulation and devices. :class:`WindowContents` says which two batch sizes these are, whatever
+the micro-batches of the update were; :class:`GradientNoiseEstimator` makes the noise scale of them.
+``GradientNoiseScale`` logs it, ``AdaptiveRamp`` follows it. Source: McCandlish, Kaplan, Amodei et al. 2018,
+arXiv:1812.06162, section 2.2 and appendix A.1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lightning_lr.checks import is_real, require
+
+
+@dataclass
+class WindowContents:
+    r"""The micro-batches whose gradients one update has added up, on one device or on all.
+
+    Micro-batch i has :math:`m_i` samples and the mean gradient :math:`g_i`; the update has :math:`g = \sum_i c_i g_i`.
+    With :math:`E g_i = G` and :math:`Cov\, g_i = \Sigma / m_i`
+
+    .. math::
+        E\,\overline{|g_i|^2} = |G|^2 + tr(\Sigma) / B_s \qquad 1 / B_s = \overline{1 / m_i} \\
+        E\,|g|^2 / \big(\textstyle\sum_i c_i\big)^2 = |G|^2 + tr(\Sigma) / B_b \qquad
+        1 / B_b = \sum_i c_i^2 / m_i \,\Big/ \big(\sum_i c_i\big)^2
+
+    so that these two are the batch sizes to give :class:`GradientNoiseEstimator`, not numbers of samples. Lightning's
+    :math:`c_i` is 1 / accumulation, also in a window that has fewer micro-batches; with equal :math:`c_i`,
+    :math:`1 / B_b = \sum_i (1 / m_i) / n^2`. Where a loss is weighted by its samples, :math:`B_b = \sum_i m_i`.
+
+    Example::
+
+        window = WindowContents()
+        for size in (32, 32, 32, 4):
+            window.add(size, weight=1 / 4)
+        window.small_batch, window.big_batch  # 11.64 and 46.55, not 25 and 100
+    """
+
+    count: float = 0.0
+    """Micro-batches; over all devices, their mean number per device, as of all that follows."""
+    inverse_sizes: float = 0.0
+    """The sum of 1 / m."""
+    weight: float = 0.0
+    """The sum of c."""
+    weighted_inverse_sizes: float = 0.0
+    """The sum of c**2 / m."""
+    devices: int = 1
+    """Devices whose gradients are averaged."""
+
+    def add(self, size: float, weight: float) -> None:
+        """Add the gradient of a micro-batch.
+
+        Args:
+            size: m, its samples; NaN where they are not known, which makes the whole window not comparable.
+            weight: c, what its mean gradient is multiplied by before it is added.
+        """
+        self.count += 1
+        self.inverse_sizes += 1.0 / size
+        self.weight += weight
+        self.weighted_inverse_sizes += weight**2 / size
+
+    def sums(self) -> list[float]:
+        """Four numbers, of which the devices take the mean for :meth:`over_devices`."""
+        return [self.count, self.inverse_sizes, self.weight, self.weighted_inverse_sizes]
+
+    @classmethod
+    def over_devices(cls, mean_sums: Sequence[float], devices: int) -> WindowContents:
+        """What all devices have added up, whose gradients are averaged, from the mean of their :meth:`sums`."""
+        count, inverse_sizes, weight, weighted_inverse_sizes = mean_sums
+        return cls(count, inverse_sizes, weight, weighted_inverse_sizes, devices)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether there are two gradients to compare, from batches of known sizes."""
+        return self.count * self.devices > 1 and self.weight != 0 and 0 < self.small_batch < self.big_batch
+
+    @property
+    def small_batch(self) -> float:
+        """B_s, in samples."""
+        return self.count / self.inverse_sizes
+
+    @property
+    def big_batch(self) -> float:
+        """B_b, in samples: that of which the update's gradient is as noisy as a plain mean over so many."""
+        return self.weight**2 / self.weighted_inverse_sizes * self.devices
 
 
 class GradientNoiseEstimator:
@@ -43,7 +123,7 @@ class GradientNoiseEstimator:
         self._squared_gradient = 0.0
         self._variance = 0.0
 
-    def update(self, small_sq_norm: float, big_sq_norm: float, small_batch: int, big_batch: int) -> None:
+    def update(self, small_sq_norm: float, big_sq_norm: float, small_batch: float, big_batch: float) -> None:
         """Take the squared norms of two gradients at the same weights into account.
 
         A measurement with a norm that is not finite (an overflow under AMP) is left out.
@@ -52,8 +132,8 @@ class GradientNoiseEstimator:
             small_sq_norm: squared norm of the mean gradient over ``small_batch`` samples, or the mean of several such
                 squared norms (of all devices, of all micro-batches), which is less noisy.
             big_sq_norm: squared norm of the mean gradient over ``big_batch`` samples.
-            small_batch: B_s, in samples.
-            big_batch: B_b, in samples; with a batch that ramps it may change from update to update.
+            small_batch: B_s, in samples; where sizes differ no whole number, see :class:`WindowContents`.
+            big_batch: B_b, in samples; it may change from update to update.
 
         Raises:
             ValueError: if not 0 < small_batch < big_batch.
@@ -110,3 +190,20 @@ class GradientNoiseEstimator:
 
     def _corrected(self, average: float) -> float | None:
         return average / (1.0 - self.smoothing**self.updates) if self.updates else None
+
+
+def squared_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The sum of the squares of all elements, on ``device``, in double precision (on MPS, which has none, single).
+
+    The two norms of an estimate are nearly equal where the noise is small, so they must not be rounded as the gradients
+    are: a norm in bf16 is off by 2^-9, and the CPU's own in fp32 by 2e-4 for eight million elements.
+    """
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=dtype, device=device)
+    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (t.detach() for t in tensors)]
+    real = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in real if t.numel()]
+    if device.type == "cpu":
+        parts = [t.square().sum() for t in real]
+    else:
+        parts = [norm.to(dtype).square() for norm in torch._foreach_norm(real)]
+    return total + sum((part.to(total) for part in parts), total)

@@ -41,8 +41,9 @@ class RampPlan:
     its part of the fall, at most the cap, and the learning-rate factor is what that leaves, so that
     ``lr N / (B (1 - m))`` is on the schedule's path exactly (with ``lr_rule="sqrt"``, ``lr / sqrt B``).
 
-    - The batch over all devices is world size x per-device batch. One that the devices do not divide is rounded up
-      (the cap down), and the learning-rate factor is that of the real one; :attr:`warnings` says so.
+    - The batch over all devices is world size x per-device batch. The start is rounded up to that, every later batch
+      and the cap down, so that a falling schedule never has a learning-rate factor above 1; the factor is that of the
+      real batch. :attr:`warnings` tells what was rounded, and where the batch grows in coarse steps.
     - A window never reaches into the next epoch: the last one has what is left, at an undiminished learning rate.
     - Progress is samples over samples of the run (those that ``drop_last`` leaves out are counted as passed). With
       ``max_updates`` the run's samples depend on the batches, which follow progress: they are solved for, see
@@ -69,7 +70,6 @@ class RampPlan:
         begin_samples: samples of the run before the ramp, at the starting batch; ``None``: it has not begun. A curve
             runs from there to the end; milestones stay where they are, and passed ones take effect there.
         growths: what an ``AdaptiveRamp`` has decided so far; a resumed run gives back its plan's.
-        round_down: whether batches are rounded down, see :class:`~lightning_lr.batch_size.batch_rule.BatchRule`.
 
     Raises:
         ValueError: if an argument is outside its range, or they do not fit together.
@@ -92,7 +92,6 @@ class RampPlan:
     device_samples: int | None = None
     begin_samples: int | None = 0
     growths: tuple[Growth, ...] = ()
-    round_down: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "growths", tuple(Growth(*growth) for growth in self.growths))  # a state's are lists
@@ -136,7 +135,7 @@ class RampPlan:
     # ------------------------------------------------------------------ the run as a whole
     @property
     def starting_batch_size(self) -> int:
-        """Samples of the first updates, over all devices, rounded up to whole samples per device."""
+        """Samples of the first updates, over all devices: whole ones per device (rounded up), an epoch at most."""
         return self.rule.start
 
     @property
@@ -210,9 +209,7 @@ class RampPlan:
     @cached_property
     def rule(self) -> BatchRule:
         """The rule that shares a fall between batch and learning rate."""
-        return BatchRule.for_run(
-            self.batch_size, self.cap, self.world_size, self.samples_per_device, self.lr_rule, self.round_down
-        )
+        return BatchRule.for_run(self.batch_size, self.cap, self.world_size, self.samples_per_device, self.lr_rule)
 
     @cached_property
     def _patterns(self) -> dict[int, EpochWindows]:
@@ -232,11 +229,10 @@ class RampPlan:
     def _path(self) -> RampSchedule:
         if not isinstance(self.schedule, AdaptiveRamp):
             return self.schedule
-        samples, batch = self.samples_per_device * self.world_size, self.rule.batch_size
-        start = self.starting_batch_size
+        samples, start = self.samples_per_device * self.world_size, self.starting_batch_size
         return self.schedule.decided(
             [growth.epoch + growth.start / samples for growth in self.growths],
-            [start / batch(start / growth.batch_size) for growth in self.growths],
+            [start / self.rule.whole(growth.batch_size) for growth in self.growths],
         )
 
     @cached_property

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from lightning_lr.batch_size.batch_rule import LRRule
+from lightning_lr.batch_size.batch_rule import ROUNDING, LRRule
 from lightning_lr.batch_size.noise_scale import momentum_transient
 from lightning_lr.batch_size.schedules import AdaptiveRamp, RampSchedule
 from lightning_lr.batch_size.windows import micro_batch_sizes
@@ -25,6 +26,13 @@ HIGH_MOMENTUM = 0.95
 """From here on, Smith et al. had to begin with a reduced learning rate."""
 
 
+COARSE_STEP = 0.25
+"""A batch that grows by this part of itself at once, or more, is told of."""
+
+GRID = 1000
+"""Points of a schedule that are looked at for one that rises."""
+
+
 def refuse(plan: RampPlan) -> None:
     """Raise a ValueError unless the arguments of a plan are in range and fit together."""
     _refuse_each(plan)
@@ -36,13 +44,13 @@ def refuse(plan: RampPlan) -> None:
             "sample; raise the batch size, or use fewer devices"
         )
     if plan.max_batch_size is not None and plan.max_batch_size < plan.batch_size:
-        micro_sizes = micro_batch_sizes(plan.starting_batch_size // plan.world_size, plan.max_micro_batch_size)
+        micro_sizes = micro_batch_sizes(-(-plan.batch_size // plan.world_size), plan.max_micro_batch_size)
         raise ValueError(
             f"{CALLER}: max_batch_size={plan.max_batch_size} is below the starting global batch of {plan.batch_size} "
             f"(micro {micro_sizes[0]} x world {plan.world_size} x accumulation {len(micro_sizes)}); raise it or lower "
             "the loader's batch_size"
         )
-    local = plan.starting_batch_size // plan.world_size
+    local = -(-plan.batch_size // plan.world_size)
     if plan.drop_last and local > plan.samples_per_device:
         raise ValueError(
             f"{CALLER}: with drop_last there is no update in an epoch of {plan.samples_per_device} samples per device, "
@@ -55,7 +63,7 @@ def refuse(plan: RampPlan) -> None:
 
 def notes(plan: RampPlan) -> list[str]:
     """Return what the user of a plan should know before training, one sentence each."""
-    return [*_rounding(plan), *_length(plan), *_momentum(plan)]
+    return [*_rounding(plan), *_steps(plan), *_length(plan), *_momentum(plan)]
 
 
 def _refuse_each(plan: RampPlan) -> None:
@@ -105,28 +113,56 @@ def _refuse_growths(plan: RampPlan) -> None:
 
 def _rounding(plan: RampPlan) -> list[str]:
     told = []
-    if plan.starting_batch_size != plan.batch_size:
+    local, epoch_samples = -(-plan.batch_size // plan.world_size), plan.samples_per_device * plan.world_size
+    if plan.batch_size % plan.world_size:
         told.append(
-            f"batch_size={plan.batch_size} is not a multiple of the {plan.world_size} devices: each takes "
-            f"{plan.starting_batch_size // plan.world_size}, so updates begin with {plan.starting_batch_size} samples, "
-            "and the learning rate given is taken for these"
+            f"batch_size={plan.batch_size} is not a multiple of the {plan.world_size} devices: each takes {local}, so "
+            f"updates begin with {local * plan.world_size} samples, and the learning rate given is taken for these"
         )
     if plan.max_batch_size is not None and plan.max_batch_size % plan.world_size:
         told.append(
             f"max_batch_size={plan.max_batch_size} is not a multiple of the {plan.world_size} devices: the largest "
             f"batch is {plan.largest_batch_size} samples"
         )
-    epoch_samples = plan.samples_per_device * plan.world_size
-    if plan.starting_batch_size > epoch_samples:
+    if local > plan.samples_per_device:
         told.append(
-            f"the starting batch of {plan.starting_batch_size} is larger than an epoch of {epoch_samples} samples: "
-            "each epoch is one update, and there is no gradient noise to lower"
+            f"the starting batch of {local * plan.world_size} is larger than an epoch of {epoch_samples} samples: "
+            "each epoch is one update of these, and there is no gradient noise to lower"
         )
     elif plan.cap > epoch_samples:
         told.append(
             f"max_batch_size={plan.cap} is more than an epoch has: the largest batch is {epoch_samples} samples"
         )
     return told
+
+
+def _steps(plan: RampPlan) -> list[str]:
+    """Where the learning rate stands in for a batch that cannot follow its schedule."""
+    if not plan.schedule.known_ahead:
+        return []
+    told = []
+    start, following = plan.starting_batch_size, plan.starting_batch_size + plan.world_size
+    if start < plan.largest_batch_size and plan.world_size >= COARSE_STEP * start:
+        told.append(
+            f"each of the {plan.world_size} devices begins with {start // plan.world_size} samples, so the batch grows "
+            f"in steps of {plan.world_size}: until the next one fits it stays, and the learning rate falls instead, to "
+            f"{start / following:.3g} of its start before the step from {start} to {following}; for a smoother path "
+            "begin with more samples per device"
+        )
+    highest = max(map(partial(_lr_factor, plan), range(GRID + 1)))
+    if highest > 1.0 + ROUNDING:
+        told.append(
+            f"the learning rate reaches {highest:.4g} times its start: the schedule rises above 1, or lets the batch "
+            "fall by more than the noise scale"
+        )
+    return told
+
+
+def _lr_factor(plan: RampPlan, point: int) -> float:
+    """The ramp's factor on the learning rate at a point of :data:`GRID` in its run."""
+    progress, rule, schedule = point / GRID, plan.rule, plan.schedule
+    epoch = progress * plan.epochs
+    return rule.lr_factor(schedule.decay(epoch, progress), rule.batch_size(schedule.batch_decay(epoch, progress)))
 
 
 def _length(plan: RampPlan) -> list[str]:

@@ -60,6 +60,16 @@ class RampBatchSampler(BatchSampler):
             )
         self._sizes, self.skip = sizes, skip
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether windows have been set."""
+        return self._sizes is not None
+
+    def size_of(self, micro_batch: int) -> int | None:
+        """Samples in a micro-batch of the running epoch, by its index; ``None`` where the epoch has no such one."""
+        sizes = self._sizes or ()
+        return sizes[micro_batch] if micro_batch < len(sizes) else None
+
     def replan(self, windows: Iterable[Window]) -> None:
         """Change the rest of the running epoch, for a batch that grows by what has been measured.
 

@@ -77,7 +77,6 @@ def streamed_plan(
         lr_rule=lr_rule,
         device_samples=batches,
         growths=growths,
-        round_down=True,
     )
 
 

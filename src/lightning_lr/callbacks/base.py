@@ -170,6 +170,11 @@ class MethodCallback(Callback):
         """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
         return 1.0
 
+    @property
+    def gradient_correction(self) -> float:
+        """What the method has multiplied the accumulated gradient of the present update by; 1 until it has."""
+        return 1.0
+
     def fixed_on_resume(self, state: Mapping[str, Any], inside_epoch: bool) -> dict[str, str]:
         """The arguments that must be those of the checkpoint, each with the reason; any other may change.
 

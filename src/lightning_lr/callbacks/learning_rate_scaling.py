@@ -21,7 +21,8 @@ from lightning_lr.progress import RunShape, SampleClock
 class LearningRateScaling(MethodCallback):
     r"""Scale a learning rate that was tuned for ``reference_batch_size`` to the global batch of this run.
 
-    With :math:`k = B / B_\text{ref}` (B: samples per update over devices and accumulation, at the start of the run):
+    With :math:`k = B / B_\text{ref}` (B: samples that the first update of the run really has over devices and
+    accumulation, so at most an epoch's; an update that the end of an epoch cuts short keeps this k):
 
     - ``rule="linear"``: lr times k, reached by a climb of equal steps per update over ``warmup_epochs``
       (Krizhevsky 2014; Goyal et al. 2017);

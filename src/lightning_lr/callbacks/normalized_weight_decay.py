@@ -30,10 +30,11 @@ class NormalizedWeightDecay(MethodCallback):
     .. math:: \lambda_t = \lambda_\text{norm} \sqrt{\frac{b_t}{B T_i}}, \qquad
         w \leftarrow w - \eta_t (\text{step of Adam at } \alpha) - \eta_t \lambda_t w
 
-    where b is the global batch of the update (it follows a ``BatchSizeRamp``), B T the samples of the run, or of the
-    current cycle where a ``LearningRateSchedule(CosineRestarts(...))`` restarts (AdamWR; a last cycle that the end of
-    the run cuts short counts in full). torch multiplies the decay by the whole learning rate, so that each group gets
-    ``weight_decay`` = :math:`\lambda_t / \alpha`.
+    where b is the global batch, in samples that a full update really has: it follows a ``BatchSizeRamp``, and is at
+    most an epoch. An update that the end of an epoch cuts short decays as a full one. B T are the samples of the run,
+    or of the current cycle where a ``LearningRateSchedule(CosineRestarts(...))`` restarts (AdamWR; a last cycle that
+    the end of the run cuts short counts in full). torch multiplies the decay by the whole learning rate, so that each
+    group gets ``weight_decay`` = :math:`\lambda_t / \alpha`.
 
     What counts as the schedule :math:`\eta_t`, which scales the decay as well: the module's LR scheduler,
     ``LearningRateSchedule`` and the learning rate's part in a ``BatchSizeRamp``. What counts as the base learning rate
@@ -124,7 +125,7 @@ class NormalizedWeightDecay(MethodCallback):
         shape = clock.shape
         size = shape.batch_at(clock.epoch, clock.micro_batch).size
         if size is None:  # a unit of progress is a micro-batch
-            size = shape.accumulation_in(clock.epoch) * shape.epoch.units(0)
+            _, size = shape.window(clock.epoch, 0)
         share = 1.0 if self._restarts is None else self._restarts.cycle_length(clock.progress)
         return normalized_weight_decay(self.norm, size, shape.total_units * share)
 

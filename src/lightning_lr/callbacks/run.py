@@ -7,6 +7,7 @@ The first of them in the Trainer's order moves the clock, the last writes and lo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -136,6 +137,23 @@ class Run:
     def samples_in(self, batch: Any) -> int | None:
         """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
         return self._count_samples(batch) if self._count_samples else samples_in(batch)
+
+    def samples_on_device(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
+        """Samples of this device in a micro-batch, as it is and not as the run plans it; ``None`` where nothing tells.
+
+        By the user's function, else by this device's own sampler, else by the batch's first tensor.
+        """
+        if self._count_samples is not None:
+            return self._count_samples(batch)
+        return internals.samples_in_micro_batch(trainer, batch_idx) or samples_in(batch)
+
+    def loss_weight(self, epoch: int, micro_batch: int) -> float:
+        """What the loss of a micro-batch is multiplied by, beside Lightning's division by the accumulation."""
+        return math.prod(member.loss_weight(epoch, micro_batch) for member in self.members)
+
+    def gradient_correction(self) -> float:
+        """What the accumulated gradient of this update has been multiplied by until now."""
+        return math.prod(member.gradient_correction for member in self.members)
 
     def close_window(self) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""

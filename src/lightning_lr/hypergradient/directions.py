@@ -30,6 +30,24 @@ def family(optimizer: Optimizer) -> Family:
     return {SGD: "sgd", Adam: "adam", AdamW: "adam"}.get(type(optimizer), "other")  # type: ignore[return-value]
 
 
+READ = (
+    *("betas", "momentum", "dampening", "nesterov", "eps", "amsgrad"),
+    *("weight_decay", "decoupled_weight_decay", "maximize"),
+)
+"""Hyperparameters beside the learning rate that a step, and so its direction, is made with."""
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What a group's step is made with, as plain numbers; a scheduler may have changed it by the next update."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return float(value)
+        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+    return {key: plain(group[key]) for key in READ if key in group}
+
+
 def keeps(kind: Family, group: dict[str, Any]) -> Keeps:
     """What a group needs copied at each step."""
     if kind == "sgd":
@@ -69,7 +87,7 @@ def direction(
 
     Args:
         kind: the optimizer's family.
-        group: its parameter group.
+        group: the settings that the update was made with, see :func:`settings_of`.
         states: the optimizer's state of each parameter.
         copies: what was kept of each parameter, see :func:`keeps`, or all of it in one vector; empty where nothing is.
         lr: learning rate of that update.

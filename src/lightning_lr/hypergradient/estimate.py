@@ -55,6 +55,8 @@ class AlignmentEstimator:
         self.family = directions.family(optimizer)
         self.lr: list[float] | None = None
         """Learning rate of each group in the last update; ``None`` before the first."""
+        self._settings: list[dict[str, Any]] = []
+        """What else each group's last update was made with: betas, momentum, decay."""
         self._idle: set[int] = set()
         """Parameters (by their place in the optimizer) that the last update left out for want of a gradient."""
         self._copies: dict[int, Tensor] = {}
@@ -106,6 +108,7 @@ class AlignmentEstimator:
     def before_step(self, lr: Sequence[float], scale: float = 1.0) -> None:
         """The gradients that are there now are about to be applied, with these learning rates."""
         self.lr = [float(value) for value in lr]
+        self._settings = [directions.settings_of(group) for group in self.optimizer.param_groups]
         self._idle, self._open = set(), []
         for group, parameters in self._placed():
             kept = directions.keeps(self.family, group)
@@ -134,6 +137,7 @@ class AlignmentEstimator:
     @torch.no_grad()
     def after_step(self) -> None:
         """The optimizer has stepped: a copy of the parameters becomes the last update."""
+        self._settings = [directions.settings_of(group) for group in self.optimizer.param_groups]
         if self._open:
             everything = dict(place_and_p for _, parameters in self._placed() for place_and_p in parameters)
             moved = [local(everything[place]).detach() for place in self._open]
@@ -145,7 +149,7 @@ class AlignmentEstimator:
         """Numbers and, where copies are kept, tensors; of sharded parameters see :meth:`shards`."""
         whole = self._whole()
         copies = {place: copy.cpu().clone() for place, copy in self._copies.items() if place in whole}
-        return {"lr": self.lr, "idle": sorted(self._idle), "copies": copies}
+        return {"lr": self.lr, "settings": self._settings, "idle": sorted(self._idle), "copies": copies}
 
     def shards(self) -> dict[int, Tensor]:
         """The copies of sharded parameters, which are other ones on every rank, and go back by :meth:`load_shards`.
@@ -163,6 +167,7 @@ class AlignmentEstimator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
         self.lr = None if state["lr"] is None else list(state["lr"])
+        self._settings = [dict(settings) for settings in state.get("settings", ())]  # not in checkpoints of 0.1
         self._idle = set(state["idle"])
         self._signature = None
         parameters = dict(place_and_p for _, ps in self._placed() for place_and_p in ps)
@@ -218,31 +223,56 @@ class AlignmentEstimator:
         copies.view(-1).copy_(packed)
         return True
 
+    def _last(self, group: int) -> dict[str, Any]:
+        """What a group's last update was made with; the group itself where that was not kept."""
+        return self._settings[group] if group < len(self._settings) else self.optimizer.param_groups[group]
+
     def _current_chunks(self) -> list[Chunk]:
         """How the parameters with a gradient are packed; the same as for the last update, where nothing has changed."""
-        groups = self.optimizer.param_groups
-        known = [
-            self.lr is not None and i < len(self.lr) and directions.invertible(self.family, group, self.lr[i])
-            for i, group in enumerate(groups)
-        ]
-        without = [[i for i, p in enumerate(group["params"]) if p.grad is None] for group in groups]
-        sizes = [len(group["params"]) for group in groups]
-        kept = [directions.keeps(self.family, group) for group in groups]
-        signature = (CHUNK, known, without, sizes, kept, sorted(self._idle))
+        placed = list(self._placed())
+        moved = [self._moved(index, group, parameters) for index, (group, parameters) in enumerate(placed)]
+        signature = (CHUNK, *(self._made_from(ps, known) for (_, ps), known in zip(placed, moved, strict=True)))
         if signature != self._signature:
             self._signature = signature
             self._chunks = []
-            for i, (group, parameters) in enumerate(self._placed()):
-                for place, parameter in parameters:
-                    self._fit(place, parameter)
-                moved = {place for place, p in parameters if known[i] and self._has_direction(group, place, p)}
-                self._chunks += pack(i, parameters, moved, self._copies, self._step_key, CHUNK)
+            for index, (_, parameters) in enumerate(placed):
+                self._chunks += pack(index, parameters, moved[index], self._copies, self._step_key, CHUNK)
         return self._chunks
 
-    def _has_direction(self, group: dict[str, Any], place: int, parameter: Tensor) -> bool:
-        state = self.optimizer.state.get(parameter, {})
-        copy = self._copies.get(place)
-        return place not in self._idle and directions.has_direction(self.family, group, state, copy)
+    def _moved(self, index: int, group: dict[str, Any], parameters: Sequence[tuple[int, Tensor]]) -> set[int]:
+        """Places of a group's parameters whose last update is known."""
+        last = self._last(index)
+        if self.lr is None or index >= len(self.lr) or not directions.invertible(self.family, last, self.lr[index]):
+            return set()
+        for place, parameter in parameters:
+            self._fit(place, parameter)
+        state, copies, kind = self.optimizer.state, self._copies, self.family
+        return {
+            place
+            for place, parameter in parameters
+            if place not in self._idle
+            and directions.has_direction(kind, last, state.get(parameter, {}), copies.get(place))
+        }
+
+    def _made_from(self, parameters: Sequence[tuple[int, Tensor]], moved: set[int]) -> tuple[object, ...]:
+        """All that the chunks of a group are made from: equal for two updates, they are packed alike.
+
+        Of Adam's steps, which all count on, only which of them are equal.
+        """
+        steps: dict[object, int] = {}
+        return tuple(
+            None
+            if parameter.grad is None
+            else (
+                id(parameter),
+                parameter.dtype,
+                parameter.device,
+                parameter.shape,
+                id(self._copies.get(place)),
+                steps.setdefault(self._step_key(parameter), len(steps)) if place in moved else None,
+            )
+            for place, parameter in parameters
+        )
 
     def _step_key(self, parameter: Tensor) -> object:
         return directions.batch_key(self.family, self.optimizer.state.get(parameter, {}))
@@ -250,6 +280,7 @@ class AlignmentEstimator:
     def _chunk_sums(self, chunk: Chunk, scale: float) -> list[Tensor]:
         """The three sums of :class:`Alignment` over a chunk, of gradients that are multiplied by ``scale``."""
         parameters, group = chunk.parameters, self.optimizer.param_groups[chunk.group]
+        last = self._last(chunk.group)
         gradient = flat([p.grad for p in parameters if p.grad is not None])
         decay = directions.penalty(self.family, group)
         keeps = directions.keeps(self.family, group) == "gradient"
@@ -257,11 +288,11 @@ class AlignmentEstimator:
         factor: float | Tensor = 1.0
         if chunk.known:
             assert self.lr is not None
-            states = [self.optimizer.state[p] for p in parameters] if self.family != "other" else []
+            states = [self.optimizer.state.get(p, {}) for p in parameters] if self.family != "other" else []
             lr = self.lr[chunk.group]
-            sources, factor, formula = directions.direction(self.family, group, states, chunk.copies, lr)
+            sources, factor, formula = directions.direction(self.family, last, states, chunk.copies, lr)
             vectors = [flat(source) for source in sources]
-        needs_theta = bool(decay or (group.get("decoupled_weight_decay", False) and group["weight_decay"]))
+        needs_theta = bool(decay or (last.get("decoupled_weight_decay", False) and last["weight_decay"]))
         theta = flat(parameters) if needs_theta else gradient
         total: list[Tensor] = []
         for start in range(0, gradient.numel(), CHUNK):

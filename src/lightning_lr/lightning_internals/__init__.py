@@ -18,6 +18,7 @@ from lightning_lr.lightning_internals.loaders import (
     on_train_loader,
     replace_batch_sampler,
     restart_iterator,
+    samples_in_micro_batch,
     set_up_train_loader,
     train_loaders,
 )
@@ -144,6 +145,7 @@ __all__ = [
     "replace_batch_sampler",
     "restart_iterator",
     "roll_back_to",
+    "samples_in_micro_batch",
     "scaler_of",
     "set_epoch_length",
     "set_up_train_loader",

@@ -54,6 +54,18 @@ def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> Epo
     return EpochShape(micro_batches, sampler.batch_size, len(sampler.sampler), world_size)  # type: ignore[arg-type]
 
 
+def samples_in_micro_batch(trainer: Trainer, index: int) -> int | None:
+    """Samples in a micro-batch of this device's epoch, by its sampler; ``None`` where the sampler does not tell."""
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    loader = combined.flattened[0]
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, RampBatchSampler) and sampler.has_windows:
+        return sampler.size_of(index)
+    shape = loader_shape(loader, None, 1)
+    return shape.units(index) if shape.sizes_known else None
+
+
 def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[[], None]:
     """Let ``change`` see every training loader before Lightning measures it and makes its iterator.
 

@@ -63,7 +63,11 @@ class EpochShape:
 
 
 class Batch(NamedTuple):
-    """A full update's batch: samples over all devices, of a micro-batch, and micro-batches per device."""
+    """A full update's batch: samples over all devices, of a micro-batch, and micro-batches per device.
+
+    Full is the largest update that an epoch has: where a whole epoch is less than accumulation x micro-batch x devices,
+    all of it. An update that the end of an epoch cuts short has fewer samples; these are still its epoch's numbers.
+    """
 
     size: int | None
     micro_batch_size: int | None
@@ -174,15 +178,15 @@ class RunShape:
 
     def batch_at(self, epoch: int, micro_batch: int) -> Batch:
         """How the batch of a full update is made up where the update begins at ``micro_batch``."""
-        micro, accumulation = self.epoch.micro_batch_size, self.accumulation_in(epoch)
-        return Batch(None if micro is None else micro * accumulation * self.epoch.world_size, micro, accumulation)
+        if self.epoch.micro_batch_size is None:
+            return Batch(None, None, self.accumulation_in(epoch))
+        end, size = self.window(epoch, 0)
+        return Batch(size, self.epoch.units(0) // self.epoch.world_size, end)
 
     @property
     def batch_size(self) -> int | None:
-        """Global batch of a full update in the first epoch, or ``None`` where the loader does not tell."""
-        if self.epoch.micro_batch_size is None:
-            return None
-        return self.epoch.micro_batch_size * self.accumulation_in(0) * self.epoch.world_size
+        """Global batch of a full update in the first epoch, see :class:`Batch`; ``None``: the loader does not tell."""
+        return self.batch_at(0, 0).size
 
     @property
     def total_updates(self) -> int:

@@ -70,7 +70,10 @@ class Kernels:
         self._numbers = 0
 
     def pack(self, flat: Tensor, bits: int, group_size: int, key: tuple[int, int], zero_exact: bool = True) -> Packed:
-        """Pack a one-dimensional tensor of at least one number under a noise key."""
+        """Pack a one-dimensional tensor under a noise key."""
+        if flat.numel() == 0:
+            codes = torch.empty(0, group_size * bits // 8, dtype=torch.uint8, device=flat.device)
+            return Packed(codes, codes.new_empty(0, 2, dtype=torch.int16), bits, 0, flat.dtype)
         if flat.is_cuda and _triton() is not None:
             codes, meta = _triton().pack(flat, bits, group_size, key, zero_exact)
             return Packed(codes, meta, bits, flat.numel(), flat.dtype)
@@ -92,6 +95,8 @@ class Kernels:
 
     def unpack(self, packed: Packed) -> Tensor:
         """The numbers that ``packed`` stands for, one-dimensional."""
+        if packed.count == 0:
+            return torch.empty(0, dtype=packed.dtype, device=packed.codes.device)
         if packed.codes.is_cuda and _triton() is not None:
             flat: Tensor = _triton().unpack(packed.codes, packed.meta, packed.bits, packed.count, packed.dtype)
             return flat

@@ -15,8 +15,10 @@ from torch import Tensor
 from lightning_lr.activations.compression import groups, noise
 
 FRACTION_BITS = tl.constexpr(groups.FRACTION_BITS)
+LARGEST = tl.constexpr(groups.LARGEST)
 LARGEST_RANGE = tl.constexpr(groups.LARGEST_RANGE)
 LEAST_STEP = tl.constexpr(groups.LEAST_STEP)
+SMALL_STEP = tl.constexpr(groups.SMALL_STEP)
 FIRST_MULTIPLIER = tl.constexpr(noise.FIRST_MULTIPLIER)
 SECOND_MULTIPLIER = tl.constexpr(noise.SECOND_MULTIPLIER)
 
@@ -45,6 +47,8 @@ def _encode(  # type: ignore[no-untyped-def]
     high = tl.max(x, axis=0)
     bad = tl.max((x != x).to(tl.int32), axis=0) > 0
     low = tl.where(low == 0.0, 0.0, low)
+    least = low
+    equal = low == high
     sparse = low != low
     if zero_exact:
         sparse = (low == 0.0) & (high > 0.0) & (bad == 0)
@@ -57,12 +61,17 @@ def _encode(  # type: ignore[no-untyped-def]
     finite = (high - low < LARGEST_RANGE) & (bad == 0)
     low_bits = tl.where(finite, low, 0.0).to(tl.int32, bitcast=True)
     low_bits = tl.where(low_bits < 0, low_bits + 0xFFFF, low_bits) >> 16
-    low = (low_bits << 16).to(tl.float32, bitcast=True)
+    low = tl.maximum((low_bits << 16).to(tl.float32, bitcast=True), -LARGEST)
     step = tl.where(finite, (high - low) * reciprocal, float("inf"))
-    step = tl.where(step < LEAST_STEP, 0.0, step)
+    step = tl.where((step > 0.0) & (step < LEAST_STEP), LEAST_STEP, step)
     step_bits = (step.to(tl.int32, bitcast=True) + 0xFFFF) >> 16
+    step_bits = tl.where(equal & finite, 0, step_bits)
     step = (step_bits << 16).to(tl.float32, bitcast=True)
-    scale = tl.where(step > 0.0, tl.div_rn(2.0**FRACTION_BITS, step), 0.0)
+    up = tl.where(step < SMALL_STEP, 1.0 / SMALL_STEP, 1.0)
+    scale = tl.where(step > 0.0, tl.div_rn(2.0**FRACTION_BITS, step * up), 0.0)
+    single = (step_bits == 0) & (sparse == 0)
+    least_bits = least.to(tl.int32, bitcast=True)
+    low_bits = tl.where(single, least_bits >> 16, low_bits)
     limit = intervals * (2.0**FRACTION_BITS)
 
     places = tl.arange(0, width)
@@ -74,23 +83,28 @@ def _encode(  # type: ignore[no-untyped-def]
         counter = (group * half).to(tl.int32) + tl.where(upper, place - half, place)
         word = _hashed(counter, first, second)
         noise16 = tl.where(upper, word >> 16, word) & 0xFFFF
-        scaled = (part - low) * scale
+        scaled = (part - low) * up * scale
         scaled = tl.where(scaled > 0.0, scaled, 0.0)
         scaled = tl.where(scaled < limit, scaled, limit)
         code = (scaled.to(tl.int32) + 2 * noise16 + 1) >> FRACTION_BITS
         if zero_exact:
             code = tl.where(sparse, tl.where(part > 0.0, code + 1, 0), code)
         packed = packed | (code << (slot * bits))
+    half_of_least = tl.where(places == 0, least_bits & 0xFF, tl.where(places == 1, (least_bits >> 8) & 0xFF, 0))
+    packed = tl.where(single, half_of_least, packed)
     tl.store(codes + group * width + places, packed.to(tl.uint8))
     tl.store(meta + group * 2, low_bits.to(tl.int16))
     tl.store(meta + group * 2 + 1, tl.where(sparse, step_bits - 0x8000, step_bits).to(tl.int16))
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr, half_precision: tl.constexpr):  # type: ignore[no-untyped-def]
+def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr, largest: tl.constexpr):  # type: ignore[no-untyped-def]
     group = tl.program_id(0).to(tl.int64)
     width: tl.constexpr = size * bits // 8
-    low = (tl.load(meta + group * 2).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    upper_half = tl.load(meta + group * 2).to(tl.int32) << 16
+    low = tl.maximum(upper_half.to(tl.float32, bitcast=True), -LARGEST)
+    lower_half = tl.load(codes + group * width).to(tl.int32) | (tl.load(codes + group * width + 1).to(tl.int32) << 8)
+    single = (upper_half | lower_half).to(tl.float32, bitcast=True)
     step_bits = tl.load(meta + group * 2 + 1).to(tl.int32)
     sparse = step_bits < 0
     step = ((step_bits & 0x7FFF) << 16).to(tl.float32, bitcast=True)
@@ -100,9 +114,9 @@ def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr,
         code = (packed >> (slot * bits)) & (2**bits - 1)
         number = low + (code - sparse.to(tl.int32)).to(tl.float32) * step
         number = tl.where(sparse & (code == 0), 0.0, number)
-        if half_precision:
-            number = tl.where(number > 65504.0, 65504.0, number)
-            number = tl.where(number < -65504.0, -65504.0, number)
+        number = tl.where(step_bits == 0, single, number)
+        number = tl.where(number > largest, largest, number)
+        number = tl.where(number < -largest, -largest, number)
         place = group * size + slot * width + places
         if numbers.dtype.element_ty == tl.bfloat16:  # to nearest, ties to even; the interpreter would cut off
             word = number.to(tl.int32, bitcast=True)
@@ -115,7 +129,7 @@ def _decode(codes, meta, numbers, count, bits: tl.constexpr, size: tl.constexpr,
 def pack(
     flat: Tensor, bits: int, group_size: int, key: tuple[int, int], zero_exact: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Codes and metadata of a one-dimensional tensor, as ``Kernels.pack`` makes them."""
+    """Codes and metadata of a one-dimensional tensor of at least one number, as ``Kernels.pack`` makes them."""
     count = -(-flat.numel() // group_size)
     codes = torch.empty(count, group_size * bits // 8, dtype=torch.uint8, device=flat.device)
     meta = torch.empty(count, 2, dtype=torch.int16, device=flat.device)
@@ -127,5 +141,5 @@ def unpack(codes: Tensor, meta: Tensor, bits: int, count: int, dtype: torch.dtyp
     """The numbers that codes and metadata stand for, one-dimensional."""
     flat = torch.empty(count, dtype=dtype, device=codes.device)
     size = codes.shape[1] * 8 // bits
-    _decode[(len(codes),)](codes, meta, flat, count, bits, size, dtype == torch.float16, num_warps=1)
+    _decode[(len(codes),)](codes, meta, flat, count, bits, size, groups.largest_of(dtype), num_warps=1)
     return flat

@@ -100,6 +100,7 @@ class BatchSizeRamp(MethodCallback):
         self._seed: int | None = None
         self._growth = RampGrowth(self, waits=begin == "after_warmup")
         self._weight = 1.0
+        self._correction = 1.0
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
 
@@ -178,6 +179,10 @@ class BatchSizeRamp(MethodCallback):
             return self._weight  # of the present one; no other is known
         return self._ramped.windows(epoch).weight_of(micro_batch)
 
+    @property
+    def gradient_correction(self) -> float:
+        return self._correction
+
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
         shape = clock.shape
         assert isinstance(shape, RampedShape)
@@ -228,7 +233,7 @@ class BatchSizeRamp(MethodCallback):
         self._ramped.start_epoch(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        stream = self._ramped.stream
+        stream, self._correction = self._ramped.stream, 1.0
         if stream is not None:
             stream.begin_micro_batch(trainer, batch_idx)
             self._weight = stream.weight_of(None if self._run is None else self._run.samples_in(batch))
@@ -256,7 +261,7 @@ class BatchSizeRamp(MethodCallback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._ramped.stream is not None and self._run is not None:
-            self._ramped.stream.correct(pl_module, self._run.clock.batch_size)
+            self._correction = self._ramped.stream.correct(pl_module, self._run.clock.batch_size)
 
     def on_warmup_end(self, trainer: Trainer) -> None:
         if self.settings.begin == "after_warmup":

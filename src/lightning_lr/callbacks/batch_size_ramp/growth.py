@@ -50,11 +50,11 @@ class RampGrowth:
             return
         place = ramped.next_free_place(trainer, trainer.current_epoch)
         last = self.growths[-1] if self.growths else None
-        current = last.batch_size if last is not None else plan.starting_batch_size
+        current = plan.rule.whole(last.batch_size) if last is not None else plan.starting_batch_size
         measured = next(m.estimator.value for m in members_of(trainer) if isinstance(m, GradientNoiseScale))
         unit = clock.shape.unit if isinstance(clock.shape, RampedShape) else 1
         in_units = None if measured is None else measured / unit
-        wanted = schedule.next_batch_size(current, in_units, plan.largest_batch_size)
+        wanted = plan.rule.whole(schedule.next_batch_size(current, in_units, plan.largest_batch_size))
         if place[0] >= (trainer.max_epochs or 0) or (last is not None and place <= (last.epoch, last.start)):
             wanted = current  # the run ends, or the decision before has not taken effect yet
         wanted, *place_of_all = trainer.strategy.broadcast((wanted, *place))

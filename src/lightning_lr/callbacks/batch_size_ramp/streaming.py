@@ -57,9 +57,10 @@ class StreamedWindows:
         """Weight of a micro-batch's mean loss that has so many samples."""
         return 1.0 if samples is None else samples / self.shape.micro_batch_size
 
-    def correct(self, module: LightningModule, samples: int) -> None:
-        """Make the gradients the mean over the ``samples`` of the window, over all devices."""
+    def correct(self, module: LightningModule, samples: int) -> float:
+        """Make the gradients the mean over the ``samples`` of the window, over all devices; returns their factor."""
         scale = self._length * self.shape.micro_batch_size * self.shape.epoch.world_size / samples
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if scale != 1.0 and gradients:
             torch._foreach_mul_(gradients, scale)
+        return scale
