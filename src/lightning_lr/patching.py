@@ -1,4 +1,4 @@
-"""Another method for one instance, and back."""
+"""Replace a method on one instance, and put it back: the one way in which the package changes a user's object."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 
-def override_on_instance(module: Any, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
-    """Let this one instance have another method; returns a function that undoes this."""
-    before = module.__dict__.get(name)
-    module.__dict__[name] = replacement
+def override_on_instance(instance: Any, name: str, replacement: Callable[..., Any]) -> Callable[[], None]:
+    """Replace a method on this one instance; returns a function that undoes this, unless somebody replaced it since."""
+    before = instance.__dict__.get(name)
+    instance.__dict__[name] = replacement
 
     def undo() -> None:
-        if module.__dict__.get(name) is replacement:
+        if instance.__dict__.get(name) is replacement:
             if before is None:
-                del module.__dict__[name]
+                del instance.__dict__[name]
             else:
-                module.__dict__[name] = before
+                instance.__dict__[name] = before
 
     return undo

@@ -1,4 +1,4 @@
-"""A block's forward, shadowed on the one instance: names, parameters and state dicts stay, and it is undone exactly."""
+"""A block's forward, replaced on the one instance: names, parameters and state dicts stay, and it is undone exactly."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_lr.activations.blocks import Candidate
 from lightning_lr.activations.segment import replaying
+from lightning_lr.patching import override_on_instance
 
 CallBlock = Callable[["BlockForward", tuple[Any, ...], dict[str, Any]], Any]
 
@@ -35,11 +36,10 @@ class BlockForward:
         self.candidate = candidate
         self.original: Callable[..., Any] = module.forward
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if preserve_batch_norm else []
-        self._before = module.__dict__.get("forward")
         self._call = call
         self._outermost = candidate.level == 0
         update_wrapper(self, self.original)
-        module.__dict__["forward"] = self
+        self._undo = override_on_instance(module, "forward", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -54,12 +54,7 @@ class BlockForward:
 
     def undo(self) -> None:
         """Give the block its own forward back."""
-        module = self.candidate.module
-        if module.__dict__.get("forward") is self:
-            if self._before is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = self._before
+        self._undo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # a copy of the module (an average of its weights, say) gets the plain forward, bound to the copy

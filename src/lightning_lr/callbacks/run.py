@@ -341,7 +341,7 @@ def run_shape(trainer: Trainer, epoch: EpochShape | None = None) -> RunShape:
     limit = internals.time_limit(trainer)
     return RunShape(
         epoch or internals.epoch_shape(trainer),
-        accumulation=_accumulation(trainer),
+        accumulation=accumulation_of(trainer.callbacks, trainer.accumulate_grad_batches),  # type: ignore[attr-defined]
         max_epochs=None if trial else internals.epochs_of_updates(trainer),
         max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
         max_seconds=None if limit is None else limit[1],
@@ -385,9 +385,9 @@ def _in_words(shape: RunShape) -> str:
     return ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)
 
 
-def _accumulation(trainer: Trainer) -> int | Callable[[int], int]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+def accumulation_of(callbacks: Sequence[Any], accumulation: int) -> int | Callable[[int], int]:
+    """Micro-batches of an update: a number, or what a ``GradientAccumulationScheduler`` says of each epoch."""
+    for callback in callbacks:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches
-    accumulation = trainer.accumulate_grad_batches
     return 1 if isinstance(accumulation, WindowAccumulation) else accumulation  # a ramp's: its plan has the windows

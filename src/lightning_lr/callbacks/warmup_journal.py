@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from lightning_lr.journal import Journal
 from lightning_lr.warmup import Decision, WarmupMachine
+from lightning_lr.warmup.switch import short
 
 
 def note(journal: Journal, update: int, machine: WarmupMachine, decision: Decision) -> None:
@@ -25,9 +24,5 @@ def note(journal: Journal, update: int, machine: WarmupMachine, decision: Decisi
             "adaptive warm-up": f"lr {settings.min_lr:g} to {decision.reached_lr:.4g} in "
             f"{update + 1:,} updates, and on from {decision.lr:.4g}"
         }
-    read = {name: [_short(pair[i]) for pair in machine.last_read] for i, name in enumerate(("lr", "loss"))}
+    read = {name: [short(pair[i]) for pair in machine.last_read] for i, name in enumerate(("lr", "loss"))}
     journal.append(update, event, **facts, read=read, picture=decision.picture)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.7g}") if math.isfinite(value) else value

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_lr.batch_size.sampler import RampBatchSampler
+from lightning_lr.patching import override_on_instance
 from lightning_lr.progress import EpochShape
 
 
@@ -70,7 +71,7 @@ def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[
     """Let ``change`` see every training loader before Lightning measures it and makes its iterator.
 
     Lightning passes each loader through the strategy's ``process_dataloader`` after it has injected samplers; loops
-    and callbacks are restored by then. It is shadowed on this one strategy; returns a function that undoes this.
+    and callbacks are restored by then. It is replaced on this one strategy; returns a function that undoes this.
     """
     strategy = trainer.strategy
     process = strategy.process_dataloader
@@ -79,8 +80,7 @@ def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[
         loader = process(loader)
         return change(loader) if trainer.training else loader
 
-    strategy.__dict__["process_dataloader"] = processed
-    return lambda: strategy.__dict__.pop("process_dataloader", None)
+    return override_on_instance(strategy, "process_dataloader", processed)
 
 
 def length_of(loader: Any) -> int | None:

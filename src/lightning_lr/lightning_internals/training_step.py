@@ -77,15 +77,12 @@ def _put_back(module: LightningModule) -> Iterator[None]:
     metrics = [
         (metric, copy.deepcopy(_metric_state(metric))) for metric in module.modules() if isinstance(metric, Metric)
     ]
-    shadowed = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
-    module.__dict__.update(dict.fromkeys(shadowed, lambda *args, **kwargs: None))
+    undo = [override_on_instance(module, name, lambda *args, **kwargs: None) for name in ("log", "log_dict")]
     try:
         yield
     finally:
-        for name, before in shadowed.items():
-            module.__dict__.pop(name)
-            if before is not None:
-                module.__dict__[name] = before
+        for put_back in undo:
+            put_back()
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

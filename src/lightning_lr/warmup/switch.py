@@ -78,21 +78,22 @@ def picture(blocks: Sequence[LossBlock], posterior: Posterior | None) -> dict[st
     """What ``report`` draws of a test, as plain numbers: block means, posterior mean and 95 % band, over the lr."""
     drawn: dict[str, Any] = {
         "blocks": {
-            "lr": [_short(math.exp(block.log_lr)) for block in blocks],
-            "loss": [_short(block.loss) for block in blocks],
+            "lr": [short(math.exp(block.log_lr)) for block in blocks],
+            "loss": [short(block.loss) for block in blocks],
             "count": [block.count for block in blocks],
         }
     }
     if posterior is not None:
         mean, sd = posterior.mean, posterior.sd
         drawn["posterior"] = {
-            "lr": list(map(_short, posterior.log_lr.exp().tolist())),
-            "mean": list(map(_short, mean.tolist())),
-            "low": list(map(_short, (mean - BAND * sd).tolist())),
-            "high": list(map(_short, (mean + BAND * sd).tolist())),
+            "lr": list(map(short, posterior.log_lr.exp().tolist())),
+            "mean": list(map(short, mean.tolist())),
+            "low": list(map(short, (mean - BAND * sd).tolist())),
+            "high": list(map(short, (mean + BAND * sd).tolist())),
         }
     return drawn
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """A number in a journal: seven digits, which are those of fp32; NaN and infinity stay."""
     return float(f"{value:.7g}")

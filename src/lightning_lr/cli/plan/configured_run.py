@@ -5,14 +5,14 @@ What Lightning would work out with a Trainer is worked out here from the Trainer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -22,6 +22,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
+from lightning_lr.callbacks.run import accumulation_of
 from lightning_lr.cli.errors import ConfigurationError, described
 from lightning_lr.cli.plan.activation_memory import activation_summary, compression_summary
 from lightning_lr.cli.plan.cost import with_costs
@@ -206,17 +207,10 @@ def _run_shape(
         notes.append("a time limit is set; the run may end earlier than planned, and curves do not know it")
     return RunShape(
         epoch,
-        accumulation=_accumulation(settings, callbacks),
+        accumulation=accumulation_of(callbacks, int(settings["accumulate_grad_batches"])),
         max_epochs=None if max_epochs in (None, -1) else max_epochs,
         max_updates=None if max_steps == -1 else max_steps,
     )
-
-
-def _accumulation(settings: TrainerSettings, callbacks: Sequence[Callback]) -> int | Callable[[int], int]:
-    for callback in callbacks:
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches
-    return int(settings["accumulate_grad_batches"])
 
 
 # ---------------------------------------------------------------------- optimizer and schedulers

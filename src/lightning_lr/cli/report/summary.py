@@ -130,7 +130,9 @@ def run_lines(record: RunRecord) -> dict[str, str]:
         trained = record.timing.known[-1][0] - record.timing.since
         since = f" since update {record.timing.since:,}" if record.timing.since else ""
         total = record.timing.total
-        lines["time"] = f"{duration(total)} of training{since}, {total / trained:.3g} s per update with validation"
+        lines["time"] = (
+            f"{rounded_duration(total)} of training{since}, {total / trained:.3g} s per update with validation"
+        )
     resumed = sorted({r["update"] for rs in record.journals.values() for r in rs if r["event"] == "start"} - {0})
     if resumed:
         lines["resumed"] = "at update " + ", ".join(map(str, resumed))
@@ -235,7 +237,7 @@ def _fact(value: object) -> str:
 # ---------------------------------------------------------------------- in the terminal
 def report_summary(record: RunRecord, title: str) -> RenderableType:
     """The report as something that rich prints."""
-    age = duration(time.time() - record.modified)
+    age = rounded_duration(time.time() - record.modified)
     facts = {
         **run_lines(record),
         **drawn_lines(record),
@@ -278,8 +280,8 @@ def _learning_rate_table(record: RunRecord) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which they are read."""
+def rounded_duration(seconds: float) -> str:
+    """Seconds in one unit, as an age is read; :func:`~lightning_lr.cli.plan.time.duration` has two."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr.patching import override_on_instance
 from lightning_lr.shards import Flat, FlatSegment, Partition, Whole, describe_flat
 
 
@@ -36,6 +37,7 @@ class ShardedUpdate:
         self._vectors: list[Tensor] = []
         self._held: list[Tensor | None] = []
         self._sharded: Any = None
+        self._undo: Callable[[], None] | None = None
         self.in_parts: str | None = "no engine has been attached"
         """Why the optimizer steps in parts, so that nothing sees a whole update; ``None`` where it does not."""
 
@@ -50,12 +52,14 @@ class ShardedUpdate:
         self._sharded = sharded
         self._vectors = sharded.fp32_partitioned_groups_flat if third else sharded.single_partition_of_fp32_groups
         self._describe(_places_in_parts(sharded) if third else _places(sharded), _process_group(sharded))
-        sharded.__dict__["_optimizer_step"] = self._third if third else self._first_and_second
+        step = self._third if third else self._first_and_second
+        self._undo = override_on_instance(sharded, "_optimizer_step", step)
 
     def detach(self) -> None:
         """Give the engine its steps back."""
-        if self._sharded is not None:
-            self._sharded.__dict__.pop("_optimizer_step", None)
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
         self._before, self._padding, self._vectors, self._groups, self._sharded = [], [], [], [], None
 
     def before_update(self, act: Callable[[], None]) -> Callable[[], None]:
