@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from peers import import_timm
-from test_layers import TEXT, checked, transformers
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from lightning_lr.layers import LayerMap, discover
+from tests.support.timm_oracle import import_timm
+from tests.test_layers import TEXT, checked, transformers
 
 
 def distances(model: nn.Module, silent: bool = True) -> dict[str, int]:
@@ -340,6 +340,23 @@ def test_a_net_without_blocks_is_ordered_by_its_forward_pass() -> None:
     found: LayerMap = checked(Convolutions())
     assert found.how == "forward pass"
     assert of(distances(Convolutions()), "conv1", "conv2", "norm", "short", "fc") == [2, 1, 1, 1, 0]
+
+
+class BackboneAndHead(nn.Module):
+    """The parts of a backbone without blocks are layers, whatever its head is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result, self.net = nn.Linear(2, 2), Convolutions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.result(self.net(x))
+        return out
+
+
+def test_a_backbone_without_blocks_below_a_head() -> None:
+    found = distances(BackboneAndHead())
+    assert of(found, "net.conv1", "net.conv2", "net.norm", "net.short", "net.fc", "result") == [3, 2, 2, 2, 1, 0]
 
 
 class Undecidable(LightningModule):

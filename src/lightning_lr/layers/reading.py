@@ -561,63 +561,70 @@ def _rnn_layers(module: nn.Module, path: str) -> Iterator[Leaf]:
 
 
 def definition_order(model: nn.Module, passes: Passes) -> tuple[Series, bool]:
-    """One layer per child module, norms with what they follow, and whether a forward pass shows the order.
+    """One layer per child module, norms with what they follow, and whether forward passes show the order.
 
     With a forward pass, children are as far from the top as the longest way from them to the output; else they are in
-    the order of definition, heads by name last.
+    the order of the text of ``forward`` or of definition, heads by name last. Where there are one or two children, such
+    as a backbone and what follows it, those that have parts are read in turn.
     """
-    path, module = "", model
     head: list[str] = []
-    while True:
-        inside = list(children(module))
-        own = [name for name, p in module._parameters.items() if p is not None]
-        visits = passes.of(module, path)
-        seen = visits is not None and all(visits.has(name) for name, _ in inside)
-        is_head = roles.heads([*((name, None) for name in own), *inside])
-        if not seen:
-            head += [p for name, child in inside if is_head(name) for p in names_in(child, joined(path, name))]
-        head += [joined(path, name) for name in own if is_head(name)]
-        own = [joined(path, name) for name in own if not is_head(name)]
-        bodies = [(name, child) for name, child in inside if seen or not is_head(name)]
-        if len(bodies) != 1 or own or is_leaf(bodies[0][1]):
-            break
-        path, module = joined(path, bodies[0][0]), bodies[0][1]
-    stem = Leaf(joined(path, "stem"), own, stem=True)
-    top = Leaf("head", head)
-    if seen and visits is not None and bodies:
-        return Series([stem, *_levels(bodies, path, visits), top]), True
-    series = Series([stem])
+    parts, seen = _plain(model, "", passes, head)
+    return Series([*parts, Leaf("head", head)]), seen
+
+
+def _plain(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tuple[list[Node], bool]:
+    inside = list(children(module))
+    own = [name for name, p in module._parameters.items() if p is not None]
+    visits = passes.of(module, path)
+    seen = visits is not None and visits.has(*(name for name, _ in inside))
+    by_name = roles.heads([*((name, None) for name in own), *inside])
+    others = [name for name, _ in inside if not by_name(name)]
+    tops = [
+        (name, child) for name, child in inside
+        if by_name(name) and not (seen and visits is not None and visits.reaches([name], others))
+    ]  # fmt: skip
+    bodies = [part for part in inside if part not in tops]
     order = passes.order(module)
-    if all(name in order for name, _ in bodies):
-        bodies.sort(key=lambda body: order[body[0]])
+    if seen and visits is not None:
+        bodies.sort(key=lambda part: visits.at([part[0]]))
+    elif all(name in order for name, _ in bodies):
+        bodies.sort(key=lambda part: order[part[0]])
+    nodes: dict[str, Node] = {}
+    certain = seen or len(bodies) < 2
     for name, child in bodies:
         here = joined(path, name)
-        last = series.parts[-1]
-        if is_normalization(child) and isinstance(last, Leaf) and last.parameters:
-            last.parameters += names_in(child, here)
-        else:
-            series.parts.append(Leaf(here, names_in(child, here)))
-    series.parts.append(top)
-    return series, False
-
-
-def _levels(parts: Sequence[Named], path: str, visits: Visits) -> list[Node]:
-    """Layers by the longest way to the output; a norm is in the layer that it follows."""
-    order = sorted(parts, key=lambda part: visits.at([part[0]]))
-    leaf: dict[str, Leaf] = {}
-    for name, child in order:
         before = [
-            other for other, c in order if other in leaf and not is_normalization(c) and visits.reaches([other], [name])
-        ]
+            other for other, c in bodies
+            if other in nodes and (not seen or visits is None or visits.reaches([other], [name]))
+        ]  # fmt: skip
         if is_normalization(child) and before:
-            leaf[before[-1]].parameters += names_in(child, joined(path, name))
+            list(leaves(nodes[before[-1]]))[-1].parameters += names_in(child, here)
+        elif is_leaf(child) or len(bodies) > 2:
+            nodes[name] = Leaf(here, names_in(child, here))
         else:
-            leaf[name] = Leaf(joined(path, name), names_in(child, joined(path, name)))
+            inner: list[str] = []
+            parts, sure = _plain(child, here, passes, inner)
+            certain = certain and sure
+            if name == bodies[-1][0]:
+                head += inner
+            else:
+                parts.append(Leaf(joined(here, "head"), inner))
+            nodes[name] = Series(parts)
+    head += [p for name, child in tops for p in names_in(child, joined(path, name))]
+    head += [joined(path, name) for name in own if by_name(name)]
+    stem = Leaf(joined(path, "stem"), [joined(path, name) for name in own if not by_name(name)], stem=True)
+    if seen and visits is not None:
+        return [stem, *_levels(nodes, visits)], certain
+    return [stem, *nodes.values()], certain
+
+
+def _levels(nodes: dict[str, Node], visits: Visits) -> list[Node]:
+    """Parts by the longest way to the output, in groups that stand side by side."""
     level: dict[str, int] = {}
-    for name in reversed(list(leaf)):
+    for name in reversed(list(nodes)):
         level[name] = 1 + max((level[other] for other in level if visits.reaches([name], [other])), default=-1)
     found: list[Node] = []
     for height in sorted(set(level.values()), reverse=True):
-        layers: list[Node] = [leaf[name] for name in leaf if level[name] == height]
-        found.append(layers[0] if len(layers) == 1 else Parallel(layers))
+        together = [node for name, node in nodes.items() if level[name] == height]
+        found.append(together[0] if len(together) == 1 else Parallel(together))
     return found
