@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_lr.activations.argument_state import ArgumentState
 from lightning_lr.activations.blocks import Candidate, candidates
 from lightning_lr.activations.chain import Chain, Part, peak_bytes, recomputed_seconds
-from lightning_lr.activations.measuring import Recorder, synchronizer, total_bytes, with_seconds
+from lightning_lr.activations.measuring import Recorder, synchronizer, total_bytes, with_seconds, with_siblings
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, Segment
@@ -123,6 +124,10 @@ class Checkpointing:
         self._largest_input = 0
         self._grown = False
         self._free = 0
+        self._writing: set[nn.Module] = set()
+        """Blocks that write into tensors of the objects that they are given (a cache of fixed size, say)."""
+        self._caches = _cache_switches(network)
+        self._called: set[Candidate] = set()
         self._watches = 1 if policy.memory_budget is None else 1 + TIMED_STEPS
         self._patch(self._candidates)
 
@@ -136,7 +141,10 @@ class Checkpointing:
     def step(self) -> Iterator[None]:
         """Encloses the forward of one training step, not its backward."""
         self._cursor, self._open, self._grown = 0, None, False
+        switched_off = [config for config in self._caches if config.use_cache is True]
         try:
+            for config in switched_off:
+                config.use_cache = False
             if not self._watches:
                 yield
             else:
@@ -148,6 +156,8 @@ class Checkpointing:
                 self._learn(self._recorder)
         finally:
             self._recorder, self._open = None, None
+            for config in switched_off:
+                config.use_cache = True
         if self._grown:  # a plan for the largest input so far: watch the next step
             self._measured, self._timed, self._watches = None, [], 1
             self._unpatch()
@@ -174,6 +184,8 @@ class Checkpointing:
             return block.original(*args, **kwargs)
         if self.plan is None or self._grown:
             return self._run(Segment(), block, args, kwargs)
+        if block.candidate.module not in self._positions:  # a branch that no watched step took
+            return self._run(Segment(), block, args, kwargs)
         position = self._next_position(block.candidate.module)
         if position == 0 and self._policy.memory_budget is not None and self._outgrows(args, kwargs):
             return self._run(Segment(), block, args, kwargs)
@@ -193,13 +205,24 @@ class Checkpointing:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         saved: Callable[[Holder, Tensor], None] | None = None,
+        state: ArgumentState | None = None,
     ) -> Any:
+        module, name = block.candidate.module, block.candidate.name
+        again = module if self._repeat_hooks else None  # its forward is the original while replaying
+        noted = state or ArgumentState((args, kwargs), copy_tensors=module in self._writing)
         self._inside = True
-        again = block.candidate.module if self._repeat_hooks else None  # its forward is the original while replaying
         try:
-            return segment.run(block.original, args, kwargs, block.candidate.name, block.norms, saved, again)
+            output = segment.run(block.original, args, kwargs, name, block.norms, saved, again, noted)
         finally:
             self._inside = False
+        if state is None and noted.wrote_in_place and module not in self._writing:
+            self._writing.add(module)
+            raise RuntimeError(
+                f"checkpointing: {name} wrote into a tensor of one of its arguments, which it did not do while it "
+                "was watched, so it cannot be computed again; leave it out by naming the other blocks in "
+                "CheckpointPolicy(modules=[...])"
+            )
+        return output
 
     def _alone(self, block: BlockForward, args: tuple[Any, ...], kwargs: dict[str, Any], recorder: Recorder) -> Any:
         """A watched block, as a segment of its own; one inside of another belongs to that one's segment."""
@@ -214,8 +237,11 @@ class Checkpointing:
             recorder.saw(tensor)
 
         before = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not tensor.is_inference()]
-        output = self._run(Segment(), block, args, kwargs, saved)
-        if any(tensor._version != version for tensor, version in before):
+        state = ArgumentState((args, kwargs))
+        output = self._run(Segment(), block, args, kwargs, saved, state)
+        if state.wrote_in_place:
+            self._writing.add(block.candidate.module)
+        if state.wrote_in_place or any(tensor._version != version for tensor, version in before):
             for holder, tensor in holders:
                 holder.value = tensor.detach()
         return output
@@ -234,6 +260,9 @@ class Checkpointing:
     # ------------------------------------------------------------------ plan
     def _learn(self, recorder: Recorder) -> None:
         seen = recorder.chains(choose=self._policy.modules is None)
+        self._called |= {call.candidate for call in recorder.calls}
+        if seen is not None:
+            seen = with_siblings(*seen, self._candidates, {call.candidate for call in recorder.calls})
         if seen is None:
             self._empty_steps += 1
             if self._empty_steps == 3:
@@ -246,7 +275,9 @@ class Checkpointing:
             return
         if self._measured is None:
             self._measured = seen
-            first = next(call for call in recorder.calls if call.candidate is seen[0][0])
+            called = {call.candidate for call in recorder.calls}
+            first_called = next(candidate for candidate in seen[0] if candidate in called)
+            first = next(call for call in recorder.calls if call.candidate is first_called)
             self._largest_input = max(self._largest_input, first.given_bytes)
             if isinstance(self._policy.memory_budget, int):
                 self._make_plan(self._policy.memory_budget)  # refuses what no plan reaches, before anything else
@@ -272,7 +303,7 @@ class Checkpointing:
         assert self.plan is not None
         chosen, _ = self._measured
         self._unpatch()
-        self._patch(list(dict.fromkeys(chosen)))
+        self._patch(list(dict.fromkeys([*chosen, *self._never_called(chosen)])))
         self._positions = {}
         for position, candidate in enumerate(chosen):
             self._positions.setdefault(candidate.module, []).append(position)
@@ -281,9 +312,34 @@ class Checkpointing:
         ]
         self._on_plan(self.plan)
 
+    def _never_called(self, chosen: list[Candidate]) -> list[Candidate]:
+        """Outermost blocks that no watched step called: each is computed again on its own when it is called."""
+        return [
+            candidate
+            for candidate in self._candidates
+            if candidate not in self._called
+            and candidate.level == 0
+            and not candidate.leaf
+            and not any(candidate.overlaps(other) for other in chosen)
+        ]
+
     def _free_bytes(self) -> int:
         if self._policy.memory_budget != "auto":
             return 0
         memory = torch.get_device_module(self._device)
         reserved = memory.memory_reserved(self._device) - memory.memory_allocated(self._device)
         return int(FREE_SHARE * (memory.mem_get_info(self._device)[0] + reserved))
+
+
+def _cache_switches(network: nn.Module) -> list[Any]:
+    """The configurations in a network that say whether its forward fills a cache of keys and values.
+
+    transformers' models do so in training as well, where nobody reads it; it would hold what checkpointing lets go.
+    An encoder-decoder has one configuration for each half.
+    """
+    found: dict[int, Any] = {}
+    for module in network.modules():
+        config = getattr(module, "config", None)
+        parts = [config, *vars(config).values()] if hasattr(config, "__dict__") else []
+        found |= {id(part): part for part in parts if isinstance(getattr(part, "use_cache", None), bool)}
+    return list(found.values())

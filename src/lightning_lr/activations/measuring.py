@@ -214,6 +214,47 @@ class Recorder:
         return sums[:-1], sums[-1]
 
 
+def with_siblings(
+    chosen: Sequence[Candidate], chain: Chain, candidates: Sequence[Candidate], called: set[Candidate]
+) -> tuple[list[Candidate], Chain]:
+    """The chain as if every block of it had been called: LayerDrop and the like leave some out of a step.
+
+    A block that was not called is a candidate of the same class and depth as the chain's, in the same container. It
+    costs what the nearest block before it in that container does, or the nearest after it.
+
+    Args:
+        chosen: the blocks of the chain, in the order of their calls.
+        chain: what they cost.
+        candidates: every candidate, in the order of their definition.
+        called: those that the step called.
+    """
+    blocks, costs = list(chosen), list(chain.blocks)
+    for candidate in candidates:
+        if candidate in called or candidate in blocks:
+            continue
+        alike = [other for other in candidates if _are_siblings(candidate, other) and other in blocks]
+        if not alike:
+            continue
+        place = candidates.index(candidate)
+        before = [other for other in alike if candidates.index(other) < place]
+        if before:
+            at = blocks.index(before[-1])
+            cost = replace(costs[at], linked=True, input_bytes=costs[at].output_bytes, outside_bytes=0)
+            at += 1
+        else:
+            at = blocks.index(alike[0])
+            cost = costs[at]
+            costs[at] = replace(cost, linked=True, input_bytes=cost.output_bytes, outside_bytes=0)
+        blocks.insert(at, candidate)
+        costs.insert(at, replace(cost, name=candidate.name))
+    return blocks, replace(chain, blocks=tuple(costs))
+
+
+def _are_siblings(one: Candidate, other: Candidate) -> bool:
+    same_container = one.name.rpartition(".")[0] == other.name.rpartition(".")[0]
+    return same_container and type(one.module) is type(other.module) and one.level == other.level
+
+
 def with_seconds(chain: Chain, timed: Sequence[Chain]) -> Chain:
     """The chain with the shortest time of each block over several steps; the first step also warms up."""
     fastest: dict[str, float] = {}

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import local
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_lr.activations.argument_state import ArgumentChanges, ArgumentState
 from lightning_lr.activations.replay_state import ReplayState, statistics_written_once
 from lightning_lr.nested import Mark, map_tensors, tensors_in
 
@@ -165,6 +166,15 @@ class _Call:
         self.arguments = arguments
         self.kept = kept
         self.replay_state = replay_state
+        self.changes: ArgumentChanges | None = None
+        """What the block changed in the objects that it was given."""
+
+    @contextmanager
+    def as_at_first(self) -> Iterator[None]:
+        """Inside, random state, autocast, batch norms and argument objects are as when the block ran first."""
+        undone = nullcontext() if self.changes is None else self.changes.undone()
+        with undone, self.replay_state.restored(), statistics_written_once(self.norms):
+            yield
 
 
 class Segment:
@@ -190,6 +200,7 @@ class Segment:
         norms: list[_BatchNorm] | None = None,
         saved: Callable[[Holder, Tensor], None] | None = None,
         again: Forward | None = None,
+        state: ArgumentState | None = None,
     ) -> Any:
         """The block's output.
 
@@ -200,6 +211,7 @@ class Segment:
             norms: batch norms in it whose statistics are not to be updated a second time.
             saved: is told of every tensor that the block saves, while it still exists.
             again: called in backward in place of ``forward``; gives the same.
+            state: of the objects among the arguments, noted just before.
         """
         index = len(self._calls)
         outside: list[Tensor] = []
@@ -217,7 +229,9 @@ class Segment:
         kept = KeptInputs(outside) if outside else None
         before = self._calls[-1].replay_state if self._calls else None
         replay_state = ReplayState(tensors_in((args, kwargs)), before)
-        self._calls.append(_Call(again or forward, name, norms or [], arguments, kept, replay_state))
+        call = _Call(again or forward, name, norms or [], arguments, kept, replay_state)
+        self._calls.append(call)
+        state = state or ArgumentState((args, kwargs))
 
         def pack(tensor: Tensor) -> Holder:
             holder = Holder(self, tensor)
@@ -228,6 +242,7 @@ class Segment:
 
         with saved_tensors_hooks(pack, Holder.get):
             output = forward(*args, **kwargs)
+        call.changes = state.changes()
         self._last_outputs = [Mark(tensor) for tensor in tensors_in(output)]
         self._known += [(mark, _FromCall((index, i))) for i, mark in enumerate(self._last_outputs)]
         return output
@@ -264,9 +279,8 @@ class Segment:
                 for call in self._calls:
                     name = call.name
                     args, kwargs = map_tensors(call.arguments, look_up, (_FromCall, _FromOutside))
-                    with call.replay_state.restored(), statistics_written_once(call.norms):  # noqa: SIM117
-                        with saved_tensors_hooks(fill, refuse):
-                            made.append(tensors_in(call.forward(*args, **kwargs)))
+                    with call.as_at_first(), saved_tensors_hooks(fill, refuse):
+                        made.append(tensors_in(call.forward(*args, **kwargs)))
         except _AllMade:
             return
         finally:

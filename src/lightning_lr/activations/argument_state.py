@@ -1,0 +1,167 @@
+"""What a block changes in the objects that it is given: a cache, a counter, a list inside of an object.
+
+A block that is computed again has to find these objects as it found them first. So their contents are noted before the
+block runs, and what it changed is put back for the time of the recomputation. Contents are noted one level at a time
+(which items a list holds, which values an object's attributes have), so nothing is copied but references; tensors that
+a block writes in place are copied, once a block was seen to do so.
+
+Plain lists, tuples and dicts among a block's own arguments need no note: a segment keeps copies of them anyway.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lr.nested import version_of
+
+NO_STATE = (
+    str, bytes, bytearray, int, float, complex, range, type(None), type, nn.Module, torch.device, torch.dtype,
+    torch.Size, torch.Generator, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+    weakref.ref,
+)  # fmt: skip
+"""What holds no state that a block may change, or is not a block's argument to change (a module)."""
+
+MOST_OBJECTS = 5_000
+"""Objects that are looked at; beyond them a structure is no cache but a whole program."""
+
+
+class ArgumentState:
+    """The contents of every object among some arguments, before a block runs.
+
+    Args:
+        arguments: of the block.
+        copy_tensors: whether tensors in the objects are copied, for a block that writes them in place.
+    """
+
+    def __init__(self, arguments: Any, copy_tensors: bool = False) -> None:
+        self._before: list[tuple[Any, dict[Any, Any]]] = []
+        self._tensors: dict[int, tuple[Tensor, int, Tensor | None]] = {}
+        for holder in _holders(arguments):
+            contents = _contents(holder)
+            self._before.append((holder, contents))
+            for value in contents.values():
+                if isinstance(value, Tensor) and id(value) not in self._tensors:
+                    copied = value.detach().clone() if copy_tensors else None
+                    self._tensors[id(value)] = (value, version_of(value), copied)
+
+    @property
+    def wrote_in_place(self) -> bool:
+        """Whether a tensor in one of the objects was written since."""
+        return any(version_of(tensor) != version for tensor, version, _ in self._tensors.values())
+
+    def changes(self) -> ArgumentChanges | None:
+        """What was changed since; ``None`` where nothing was."""
+        written = {
+            key: copied for key, (tensor, version, copied) in self._tensors.items() if version_of(tensor) != version
+        }
+        changed = []
+        for holder, before in self._before:
+            restored = {
+                key: written[id(value)] if id(value) in written and written[id(value)] is not None else value
+                for key, value in before.items()
+            }
+            if not _same(restored, _contents(holder)):
+                changed.append((holder, restored))
+        return ArgumentChanges(changed) if changed else None
+
+
+class ArgumentChanges:
+    """Objects that a block changed, and what each held before."""
+
+    def __init__(self, changed: list[tuple[Any, dict[Any, Any]]]) -> None:
+        self._changed = changed
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Inside, the objects are as the block found them; afterwards as they were."""
+        now = [(holder, _contents(holder)) for holder, _ in self._changed]
+        try:
+            for holder, before in self._changed:
+                _fill(holder, before)
+            yield
+        finally:
+            for holder, contents in now:
+                _fill(holder, contents)
+
+
+# ---------------------------------------------------------------------- inside
+def _holders(arguments: Any) -> list[Any]:
+    """Every object that can be changed, the plain lists, tuples and dicts of the arguments themselves left out."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting: deque[tuple[Any, bool]] = deque([(arguments, True)])
+    while waiting and len(seen) < MOST_OBJECTS:
+        thing, is_argument = waiting.popleft()
+        if isinstance(thing, (Tensor, *NO_STATE)) or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, tuple):
+            waiting.extend((part, is_argument) for part in thing)
+            continue
+        plain = is_argument and type(thing) in (list, dict)
+        if not plain:
+            found.append(thing)
+        waiting.extend((part, plain) for part in _contents(thing).values())
+    return found
+
+
+def _contents(holder: Any) -> dict[Any, Any]:
+    """What an object holds now: items of containers, and attributes, by a key that :func:`_fill` understands."""
+    held: dict[Any, Any] = {}
+    if isinstance(holder, list | deque):
+        held |= {("item", index): value for index, value in enumerate(holder)}
+    elif isinstance(holder, dict):
+        held |= {("item", key): value for key, value in holder.items()}
+    elif isinstance(holder, set):
+        held |= {("item", value): value for value in holder}
+    held |= {("attribute", name): value for name, value in getattr(holder, "__dict__", {}).items()}
+    for kind in type(holder).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__") and hasattr(holder, name):
+                held["slot", name] = getattr(holder, name)
+    return held
+
+
+def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        other[key] is value or _equal(other[key], value) for key, value in one.items()
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    simple = (int, float, str, bytes, bool, type(None))
+    return isinstance(one, simple) and isinstance(other, simple) and type(one) is type(other) and one == other
+
+
+def _fill(holder: Any, contents: dict[Any, Any]) -> None:
+    items = [(key, value) for (kind, key), value in contents.items() if kind == "item"]
+    if isinstance(holder, list | deque):
+        holder.clear()
+        holder.extend(value for _, value in items)
+    elif isinstance(holder, dict):
+        dict.clear(holder)
+        for key, value in items:
+            dict.__setitem__(holder, key, value)
+        if hasattr(holder, "move_to_end"):  # an OrderedDict keeps an order of its own
+            holder.clear()
+            holder.update(items)
+    elif isinstance(holder, set):
+        holder.clear()
+        holder.update(value for _, value in items)
+    attributes = {key: value for (kind, key), value in contents.items() if kind == "attribute"}
+    own = getattr(holder, "__dict__", None)
+    if own is not None:
+        own.clear()
+        own.update(attributes)
+    for (kind, key), value in contents.items():
+        if kind == "slot":
+            object.__setattr__(holder, key, value)

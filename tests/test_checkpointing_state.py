@@ -1,0 +1,275 @@
+"""Checkpointing of blocks that change what they are given (caches, counters), and of blocks that a step leaves out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from lightning_lr.activations import Checkpointing, CheckpointPolicy
+
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+def compared(
+    make: Callable[[], nn.Module], loss_of: Callable[[nn.Module], Tensor], policy: CheckpointPolicy | None = None
+) -> Checkpointing:
+    """Train plainly and checkpointed from the same weights and random numbers: every loss and gradient to the bit."""
+    runs: list[list[Any]] = []
+    checkpointing: Checkpointing | None = None
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        net = make().train()
+        if checkpointed:
+            checkpointing = Checkpointing(net, policy or CheckpointPolicy("every_block"), CPU)
+        seen: list[Any] = []
+        for step in range(STEPS):
+            torch.manual_seed(step)
+            net.zero_grad()
+            if checkpointing is None:
+                loss = loss_of(net)
+            else:
+                with checkpointing.step():
+                    loss = loss_of(net)
+            loss.backward()
+            seen += [loss.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
+        runs.append(seen)
+    plain, again = runs
+    assert len(plain) == len(again) > STEPS
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert checkpointing is not None
+    assert checkpointing.plan is not None
+    assert any(part.recompute for part in checkpointing.plan.parts)
+    return checkpointing
+
+
+# ---------------------------------------------------------------------- objects among the arguments
+class Store:
+    """A cache as transformers has them: an object with a list of objects with tensors."""
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+        self.calls = 0
+
+
+class Slotted:
+    __slots__ = ("calls", "layers")
+
+    def __init__(self) -> None:
+        self.layers: deque[Tensor] = deque()
+        self.calls = 0
+
+
+class DictStore(OrderedDict[str, Any]):
+    pass
+
+
+def grow(store: Any, hidden: Tensor) -> Tensor:
+    """What the block reads of a store, after it has put its own into it."""
+    if isinstance(store, dict):
+        store["calls"] = store.get("calls", 0) + 1
+        store[f"layer {len(store)}"] = hidden
+        held = [value for value in store.values() if isinstance(value, Tensor)]
+        return torch.cat([*held, *held[: store["calls"] % 2]]).mean(0, keepdim=True)
+    store.calls += 1
+    store.layers.append(hidden)
+    held = list(store.layers)
+    return torch.cat([*held, *held[: store.calls % 2]]).mean(0, keepdim=True)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, store: Any) -> Tensor:
+        return torch.tanh(self.layer(x)) * grow(store, x)
+
+
+class Net(nn.Module):
+    def __init__(self, make_store: Callable[[], Any]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.make_store = make_store
+
+    def forward(self, x: Tensor) -> Tensor:
+        store = self.make_store()
+        for block in self.blocks:
+            x = block(x, store)
+        return x.square().sum()
+
+
+@pytest.mark.parametrize("policy", ["every_block", 2, "sqrt"])
+@pytest.mark.parametrize("store", [Store, Slotted, DictStore, dict])
+def test_a_block_sees_the_objects_that_it_changed_as_it_found_them(store: Callable[[], Any], policy: Any) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    compared(lambda: Net(store), lambda net: net(x), CheckpointPolicy(policy))
+
+
+def test_the_objects_are_as_the_plain_run_leaves_them() -> None:
+    made: list[Store] = []
+
+    def store() -> Store:
+        made.append(Store())
+        return made[-1]
+
+    x = torch.randn(3, 4)
+    compared(lambda: Net(store), lambda net: net(x))
+    assert {(store.calls, len(store.layers)) for store in made} == {(4, 4)}
+
+
+class Window(nn.Module):
+    """A block that writes into a tensor of fixed size in the store, as Mamba's does."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer, self.index = nn.Linear(4, 4), index
+
+    def forward(self, x: Tensor, store: Store) -> Tensor:
+        state = store.layers[self.index]
+        with torch.no_grad():
+            state.mul_(0.5).add_(x.detach().mean())
+        return torch.tanh(self.layer(x)) * (1 + state.clone())
+
+
+class WindowNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Window(i) for i in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        store = Store()
+        store.layers = [torch.ones(1) for _ in self.blocks]
+        for block in self.blocks:
+            x = block(x, store)
+        return x.square().sum()
+
+
+def test_a_tensor_that_a_block_writes_in_place_is_what_it_was() -> None:
+    x = torch.randn(3, 4)
+    compared(WindowNet, lambda net: net(x))
+
+
+# ---------------------------------------------------------------------- transformers' models
+def language_model(name: str, **config: Any) -> Callable[[], nn.Module]:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 64, "num_hidden_layers": 3, "max_position_embeddings": 64, "pad_token_id": 0, "head_dim": 8,
+    }  # fmt: skip
+    made = getattr(transformers, f"{name}Config")(**(config or sizes))
+    suffix = "ForConditionalGeneration" if name in ("T5", "Whisper") else "ForCausalLM"
+    suffix = "WithLMHeadModel" if name == "XLM" else suffix
+    return lambda: getattr(transformers, name + suffix)(made)
+
+
+T5 = {
+    "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "vocab_size": 64, "num_layers": 2, "num_decoder_layers": 2,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
+MAMBA = {"vocab_size": 64, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 3}
+XLM = {"vocab_size": 64, "emb_dim": 16, "n_layers": 3, "n_heads": 2}
+
+
+@pytest.mark.parametrize("cache", ["as it comes", "asked for"])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("Llama", {}), ("Gemma2", {}), ("T5", T5), ("Mamba", MAMBA), ("XLM", XLM)],
+    ids=["Llama", "Gemma2", "T5", "Mamba", "XLM"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_models_with_a_cache_train_as_without_checkpointing(name: str, config: dict[str, Any], cache: str) -> None:
+    ids = torch.randint(3, 64, (2, 8), generator=torch.Generator().manual_seed(0))
+    batch: dict[str, Any] = {"input_ids": ids, "labels": ids}
+    if name != "Mamba":
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
+        batch["attention_mask"] = mask
+    if cache == "asked for":
+        batch["use_cache"] = True
+    compared(language_model(name, **config), lambda net: net(**batch).loss)
+
+
+def test_a_models_own_switch_of_its_cache_is_off_inside_training_steps_alone() -> None:
+    net = language_model("T5", **T5)()
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    configs = [net.config, net.encoder.config, net.decoder.config]
+    before = [config.use_cache for config in configs]
+    assert any(before)
+    with checkpointing.step():
+        assert not any(config.use_cache for config in configs)
+    assert [config.use_cache for config in configs] == before
+    with pytest.raises(ValueError, match="in the step"), checkpointing.step():
+        raise ValueError("in the step")
+    assert [config.use_cache for config in configs] == before
+
+
+# ---------------------------------------------------------------------- what a step leaves out
+class Dropping(nn.Module):
+    """Blocks of which some are left out, and two branches of which one is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in range(8))
+        self.other = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in range(2))
+        self.skipped: set[int] = set()
+        self.branch = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            if index not in self.skipped:
+                x = layer(x)
+        for layer in self.other if self.branch else ():
+            x = layer(x)
+        return x.sum()
+
+
+def saved_outside(checkpointing: Checkpointing, net: nn.Module, x: Tensor) -> int:
+    saved = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.nbytes
+        return tensor
+
+    with checkpointing.step(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = net(x)
+    loss.backward()
+    return saved
+
+
+@pytest.mark.parametrize("budget", [None, 20_000])
+@pytest.mark.parametrize("skipped", [{0}, {7}, {1, 4, 6, 7}, {0, 1, 2, 3, 4, 5, 6}])
+def test_blocks_that_the_watched_step_left_out_are_planned_all_the_same(skipped: set[int], budget: int | None) -> None:
+    policy = CheckpointPolicy("every_block") if budget is None else CheckpointPolicy(memory_budget=budget)
+    x = torch.randn(64, 8)
+    plans = []
+    for left_out in (set[int](), skipped):
+        torch.manual_seed(0)
+        net = Dropping()
+        checkpointing = Checkpointing(net, policy, CPU)
+        net.skipped = left_out
+        for _ in range(checkpointing.steps_to_watch):
+            saved_outside(checkpointing, net, x)
+        net.skipped = set()
+        assert checkpointing.plan is not None
+        names = [block.name for block in checkpointing.plan.chain.blocks]
+        plans.append((names, checkpointing.plan.peak_bytes, saved_outside(checkpointing, net, x)))
+    assert plans[0][0] == plans[1][0] == [f"layers.{index}" for index in range(8)]
+    assert plans[1][1] == pytest.approx(plans[0][1], rel=0.1)
+    assert plans[1][2] <= 1.1 * plans[0][2]
+
+
+def test_a_branch_that_no_watched_step_took_is_computed_again_too() -> None:
+    net, x = Dropping(), torch.randn(64, 8)
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    saved_outside(checkpointing, net, x)
+    without = saved_outside(checkpointing, net, x)
+    net.branch = True
+    assert saved_outside(checkpointing, net, x) <= without + 2 * x.nbytes, "each keeps its input, and nothing else"
