@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 # another Lightning than the one that is pinned goes into an environment of its own, see test-lightning-2.5
 LIGHTNING ?= $(shell sed -n 's/^lightning==//p' constraints.txt)
 PIP := PIP_CONSTRAINT=$(abspath $(VENV))/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
-# One thread per process: the cases are tiny. JOBS workers share the files out; a file stays together, since its cases
-# share one process group. 0 runs everything in one process.
+# One thread per process: the cases are tiny. JOBS workers share the files out, in the order of tests/conftest.py; a file
+# stays together, since its cases share one process group. 0 runs everything in one process.
 JOBS ?= 2
-TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
 .PHONY: docs demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
