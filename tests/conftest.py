@@ -1,10 +1,14 @@
-"""For all tests: what has been imported is not garbage, and files that start processes run first."""
+"""For all tests: no limit in seconds, what has been imported is not garbage, files that start processes run first."""
 
 from __future__ import annotations
 
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
