@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,13 @@ def end_with_parent(parent: int | None = None) -> None:
     ended = os.getppid() != parent if parent is not None else starter is not None and not starter.is_alive()
     if ended:
         os._exit(1)
+    if starter is not None and starter.pid != os.getppid():  # a server forked this one, and lives as long as it does
+        threading.Thread(target=_end_after, args=(starter,), daemon=True).start()
+
+
+def _end_after(starter: Any) -> None:
+    starter.join()
+    os._exit(1)
 
 
 def _watched(rank: int, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
