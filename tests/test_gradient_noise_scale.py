@@ -326,9 +326,6 @@ DISTRIBUTED: dict[str, Callable[[int], list[tuple[float, float]]]] = {
     "ramp": lambda world: exactly(
         zeros(world * 46, 10), 1, BatchSizeRamp(NEVER, max_micro_batch_size=4), **ddp(devices=world)
     ),
-    "None": lambda world: exactly(
-        zeros(world * 40, 4), 4, module=Exact(skips=lambda i: i % 4 == 1), **ddp(devices=world)
-    ),
 }
 
 
