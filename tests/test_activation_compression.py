@@ -329,12 +329,6 @@ def test_ranks_take_the_same_decisions_and_draw_different_noise(tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------- refusals
-class Manual(Toy):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
 class CompiledPart(Toy):
     def __init__(self) -> None:
         super().__init__()
@@ -350,7 +344,6 @@ class CompiledInPlace(Toy):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        (Manual, "manual optimization"),
         (CompiledPart, r"body is compiled \(torch.compile\)"),
         (CompiledInPlace, "head is compiled"),
         (lambda: torch.compile(Toy()), "the module is compiled"),

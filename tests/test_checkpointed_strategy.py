@@ -123,11 +123,6 @@ def test_device_is_the_trainers() -> None:
 
 
 def test_what_cannot_work_is_refused_before_training() -> None:
-    class Manual(Deep):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
     class Flat(Deep):
         def __init__(self) -> None:
             super().__init__()
@@ -144,7 +139,6 @@ def test_what_cannot_work_is_refused_before_training() -> None:
         assert len(module.losses) <= 1
         assert not any("forward" in vars(part) for part in module.modules())
 
-    refused("CheckpointedStrategy: Manual uses manual optimization", Manual())
     refused("modules names 'bloks', which the module does not have; did you mean blocks", modules=["bloks"])
     refused("Flat has no nn.Sequential or nn.ModuleList to take blocks from", Flat())
     refused(r"memory_budget=100 bytes is less than any plan reaches; the least possible for this batch is \d+ bytes",

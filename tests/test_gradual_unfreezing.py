@@ -316,10 +316,8 @@ def test_epochs_per_layer_is_a_whole_number_from_1(epochs: Any) -> None:
         GradualUnfreezing(epochs)
 
 
-def test_two_optimizers_are_refused() -> None:
-    with pytest.raises(MisconfigurationException, match="configure_optimizers returned 2 optimizers"):
-        gentle().check_optimizers([sgd(Deep()), sgd(Deep())], [])
-    with pytest.raises(RuntimeError, match="multiple optimizers"):  # in a fit, Lightning says so first
+def test_two_optimizers_under_automatic_optimization_are_refused_by_lightning() -> None:
+    with pytest.raises(RuntimeError, match="multiple optimizers"):
         fit([gentle()], module=Deep(lambda module: (sgd(module), sgd(module))))
 
 

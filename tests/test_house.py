@@ -27,6 +27,7 @@ SHARED = (
     "curves",
     "progress",
     "learning_rate",
+    "base_rates",
     "gaussian_process",
     "shards",
     "journal",

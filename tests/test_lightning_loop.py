@@ -456,12 +456,6 @@ def test_square_root_scaling_changes_adam_and_gives_it_back() -> None:
 
 
 # ---------------------------------------------------------------------- refusals
-class Manual(Toy):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
 class NoOptimizer(Toy):
     def configure_optimizers(self) -> None:
         return None
@@ -481,16 +475,15 @@ def _adam(module: LightningModule) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any], str]] = {
-    "manual optimization": (lambda: [LearningRateSchedule(Cosine())], {"module": Manual}, "uses manual optimization"),
     "two optimizers": (lambda: [LearningRateSchedule(Cosine())], {"module": TwoOptimizers}, "multiple optimizers"),
     "a user's scheduler that decays": (
         lambda: [LearningRateSchedule(Cosine())],
         {"module": lambda: Toy(USER_SCHEDULERS["chainable, per step"])},
-        "also returns a ExponentialLR.*remove the scheduler or this callback"),
+        "also returns a ExponentialLR.*Remove the scheduler, or choose with the argument module_scheduler: 'replace'"),
     "no optimizer": (
-        lambda: [LearningRateSchedule(Cosine())], {"module": lambda: Toy(lambda module: [])}, "returned 0 optimizers"),
+        lambda: [LearningRateSchedule(Cosine())], {"module": lambda: Toy(lambda module: [])}, "returned no optimizer"),
     "no learning rate": (
-        lambda: [LearningRateSchedule(Cosine())], {"module": NoOptimizer}, "the optimizer has no learning rate"),
+        lambda: [LearningRateSchedule(Cosine())], {"module": NoOptimizer}, "returned no optimizer"),
     "no end": (
         lambda: [LearningRateSchedule(Cosine())], {"loader": lambda: DataLoader(Stream(48), batch_size=8)},
         "LearningRateSchedule: max_epochs=3 counts epochs, and the train dataloader has no length"),

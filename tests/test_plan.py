@@ -13,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -84,7 +85,10 @@ class Model(LightningModule):
         if self.configure == "steps":
             return {"optimizer": optimizer, "lr_scheduler": StepLR(optimizer, step_size=1, gamma=0.5)}
         if self.configure == "needs a trainer":
-            return [optimizer], [OneCycleLR(optimizer, 1.0, int(self.trainer.estimated_stepping_batches))]
+            scheduler = OneCycleLR(optimizer, 1.0, int(self.trainer.estimated_stepping_batches))
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        if self.configure == "needs a fit":
+            raise RuntimeError("no data yet")
         if self.configure == "two optimizers":
             return [SGD(layer.parameters(), lr=0.1) for layer in self.layers]
         return optimizer
@@ -306,26 +310,51 @@ def test_without_a_limit_the_plan_has_lightnings_thousand_epochs(write: Callable
 
 
 # ---------------------------------------------------------------------- what cannot be planned
-def test_an_optimizer_that_needs_a_trainer_leaves_factors(
+def test_an_optimizer_that_cannot_be_made_leaves_factors(
     write: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(config([schedule("Cosine", warmup=0.2)], model={"configure": "needs a trainer"}))
+    path = write(config([schedule("Cosine", warmup=0.2)], model={"configure": "needs a fit"}))
     plan = planned(path)
     assert plan.relative
     curve = Cosine(warmup=0.2)
-    ends = [*plan.units[1:], plan.shape.total_units]
-    assert plan.lr == [[curve(a / ends[-1], (b - a) / ends[-1]) for a, b in zip(plan.units, ends, strict=True)]]
+    total = plan.shape.total_updates
+    assert plan.lr == [pytest.approx([curve(t / total, 1 / total) for t in range(total)], rel=1e-12)]
     assert main(["plan", "--config", path, "--out", "plan.png"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "factor on lr" in printed
-    assert "Model.configure_optimizers does not work without a Trainer" in printed
+    assert "Model.configure_optimizers does not work before training" in printed
+
+
+def test_a_scheduler_that_asks_the_trainer_for_the_length_is_drawn(write: Callable[[dict[str, Any]], str]) -> None:
+    def drawn(callbacks: list[Any]) -> list[float]:
+        plan = planned(write(config(callbacks, model={"configure": "needs a trainer"})))
+        assert not plan.relative
+        return plan.lr[0]
+
+    alone = drawn([])
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    scheduler, wanted = OneCycleLR(optimizer, 1.0, len(alone)), []
+    for _ in alone:
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(wanted) < len(alone):
+            scheduler.step()
+    assert alone == wanted
+    with pytest.raises(MisconfigurationException, match=r"OneCycleLR.*module_scheduler"):
+        drawn([schedule("Cosine")])
+    curve = [(1 + math.cos(math.pi * update / len(alone))) / 2 for update in range(len(alone))]
+    chosen = schedule("Cosine")
+    chosen["init_args"]["module_scheduler"] = "replace"
+    assert drawn([chosen]) == pytest.approx(curve, rel=1e-12), "from max_lr"
+    chosen["init_args"]["module_scheduler"] = "multiply"
+    assert drawn([chosen]) == pytest.approx([a * b for a, b in zip(alone, curve, strict=True)], rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (config([schedule("Cosine")], model={"configure": "steps"}), "also returns a StepLR"),
-        (config([schedule("Cosine")], model={"configure": "two optimizers"}), "2 optimizers"),
+        (config([schedule("Cosine")], model={"configure": "two optimizers"}), "2 optimizers; Lightning trains"),
         (config([SCALING]) | {"trainer": config([SCALING])["trainer"] | {"max_epochs": 1}}, "only 1 epochs"),
         (
             config([schedule("Cosine"), SCALING], {"stream": True}),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
@@ -62,13 +61,6 @@ def test_overfit_batches_ramps_over_the_few_samples() -> None:
     first = data(SAMPLES, dtype=torch.float64).tensors[0][:24, 0].tolist()
     assert [x for batch in module.seen for x in batch] == first * EPOCHS
     assert trainer.global_step == plan(arguments, dataset_size=24).total_updates
-
-
-def test_manual_optimization_is_refused() -> None:
-    module = Toy()
-    module.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match="uses manual optimization"):
-        fit([BatchSizeRamp(StepRamp([1]))], module=module)
 
 
 def test_resume_with_persistent_workers_equals_the_uninterrupted_run(tmp_path: Path) -> None:

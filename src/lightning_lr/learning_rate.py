@@ -5,9 +5,11 @@ automatic warm-up. None of them may write ``group["lr"]``; each gives this write
 
     effective lr(group) = scheduled lr(group) x product of named multipliers(group)
 
-*Scheduled* is whatever the user's optimizer and LR scheduler say. It is kept here as the very object that was found
-(never recomputed by a division), so that a scheduler which steps inside :meth:`HyperparameterWriter.scheduled_values`
-reads and writes bit for bit what it would without us. Other hyperparameters (betas, eps, momentum, weight decay) go
+*Scheduled* is whatever the user's optimizer, LR scheduler and own code say. It is kept here as the very object that was
+found (never recomputed by a division), so that a scheduler which steps inside
+:meth:`HyperparameterWriter.scheduled_values` reads and writes bit for bit what it would without us. Where the user
+wants a scheduler to have no effect, :meth:`HyperparameterWriter.replace_schedule` puts a fixed base value in its place;
+the scheduler goes on, and a checkpoint holds its values. Other hyperparameters (betas, eps, momentum, weight decay) go
 through the same writer as named *transforms* of the scheduled value. Pure torch; no Lightning.
 """
 
@@ -27,7 +29,7 @@ Transform = Callable[[Any], Any]
 """Maps a scheduled hyperparameter (for example ``betas``) to the one in effect."""
 
 GroupTransform = Callable[[int, Any], Any]
-"""The same, told which parameter group it is about (its index)."""
+"""The same, with the index of the parameter group before the value."""
 
 
 class HyperparameterWriter:
@@ -36,21 +38,31 @@ class HyperparameterWriter:
     Between calls ``group["lr"]`` holds the effective value, so that everything that reads the optimizer sees what
     will be used. Learning rates that are tensors (``capturable`` optimizers, CUDA graphs) are written in place.
 
-    A value that somebody else wrote into a group (a module that sets ``group["lr"]`` itself) is adopted as the new
-    scheduled value, with one warning per hyperparameter: what is computed *from* ``group["lr"]`` would already
-    contain our multipliers.
+    A value that somebody else wrote into a group (a module that sets ``group["lr"]`` itself) becomes the new scheduled
+    value, with one warning per hyperparameter. Values are recognised by identity, so that a written value counts as
+    written even where it equals the effective one. Call :meth:`settle` directly before every step of the optimizer:
+    from then on the multipliers apply to what was written last, exactly once.
 
     Args:
         optimizer: the optimizer whose groups are written. Its current values are taken as the scheduled ones.
+        base_lr: the rate of each group that the user tuned, see :mod:`lightning_lr.base_rates`; by default
+            ``group["initial_lr"]``, or ``group["lr"]`` where no scheduler has set it.
+        index: place of the optimizer among those of ``configure_optimizers``.
+        prefix: before the name of each group, where there are several optimizers.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(
+        self, optimizer: Optimizer, base_lr: Sequence[Any] | None = None, index: int = 0, prefix: str = ""
+    ) -> None:
+        self.optimizer, self.index, self.prefix = optimizer, index, prefix
+        self._base_lr = [_copied(lr) for lr in base_lr] if base_lr is not None else None
         self._multipliers: dict[str, float | tuple[float, ...]] = {}
         self._transforms: dict[str, dict[str, GroupTransform]] = {}
         self._scheduled: list[dict[str, Any]] = []
         self._written: list[dict[str, Any]] = []
+        self._replaced: list[dict[str, Any]] = []
         self._warned: set[str] = set()
+        self._inside = False
         self._separate_shared_tensors()
         self._capture()
 
@@ -116,7 +128,7 @@ class HyperparameterWriter:
     # ------------------------------------------------------------------ what can be read
     def group_names(self) -> list[str]:
         """The ``name`` of each group, or ``group_<index>`` where it has none."""
-        return [str(g.get("name", f"group_{i}")) for i, g in enumerate(self.optimizer.param_groups)]
+        return [f"{self.prefix}{g.get('name', f'group_{i}')}" for i, g in enumerate(self.optimizer.param_groups)]
 
     def scheduled(self, key: str = "lr") -> list[Any]:
         """The scheduled value of each group (``None`` where a group does not have ``key``)."""
@@ -130,10 +142,20 @@ class HyperparameterWriter:
         """The named multipliers of one group, by its index."""
         return {name: self._factor(name, group) for name in self._multipliers}
 
+    def base(self, key: str = "lr") -> list[Any]:
+        """What the multipliers apply to: the scheduled value of each group, or the one in its place."""
+        return [self._base(index, key) for index in range(len(self._scheduled))]
+
+    def tuned(self) -> list[Any]:
+        """The rate of each group that the user tuned, which neither schedules nor multipliers move."""
+        known = self._base_lr or []
+        groups = self.optimizer.param_groups
+        return [*known[: len(groups)], *(group.get("initial_lr", group.get("lr")) for group in groups[len(known) :])]
+
     def without(self, name: str) -> list[Any]:
         """The learning rate that each group would have without one of the multipliers."""
         found = []
-        for index, value in enumerate(self.scheduled()):
+        for index, value in enumerate(self.base()):
             product = 1.0
             for other in self._multipliers:
                 product *= 1.0 if other == name else self._factor(other, index)
@@ -146,17 +168,48 @@ class HyperparameterWriter:
         self._adopt_foreign_values()
         self._write_effective()
 
+    def settle(self) -> None:
+        """Write again where somebody wrote into a group since the last :meth:`write`; cheap where nobody did."""
+        if self._adopt_foreign_values():
+            self._write_effective()
+
+    def replace_schedule(self, bases: Sequence[dict[str, Any]]) -> None:
+        """Let fixed values stand in for what the user's schedulers write; takes effect at the next :meth:`write`.
+
+        Args:
+            bases: for each group the values by hyperparameter (``"lr"``, and what else a scheduler cycles). A value
+                that the user writes by hand afterwards takes the place of the base.
+        """
+        self._adopt_foreign_values()
+        self._replaced = [
+            {key: _copied(value) for key, value in base.items() if key in group}
+            for base, group in zip(bases, self.optimizer.param_groups, strict=True)
+        ]
+        for index, (group, scheduled, written) in enumerate(
+            zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True)
+        ):
+            for key in self._replaced[index]:
+                if key not in scheduled:
+                    scheduled[key] = _copied(group[key])
+                    written[key] = _mark(group[key])
+
     @contextmanager
     def scheduled_values(self) -> Iterator[None]:
         """Inside, the groups hold the scheduled values; what is changed there is the new scheduled value.
 
-        The place for a scheduler's ``step()``: it sees exactly what it would see without us.
+        The place for a scheduler's ``step()``: it sees exactly what it would see without us. A scheduler that steps
+        others enters once.
         """
+        if self._inside:
+            yield
+            return
         self._adopt_foreign_values()
         self._write_scheduled()
+        self._inside = True
         try:
             yield
         finally:
+            self._inside = False
             self._capture()
             self._write_effective()
 
@@ -171,6 +224,7 @@ class HyperparameterWriter:
         self._write_scheduled()
         self._multipliers.clear()
         self._transforms.clear()
+        self._replaced = []
         self._capture()
 
     def rewrite_state(self, optimizer_state: dict[str, Any]) -> None:
@@ -190,42 +244,62 @@ class HyperparameterWriter:
             return factor
         return factor[group] if group < len(factor) else 1.0  # a group that was added during the run
 
-    def _managed(self, group: dict[str, Any]) -> list[str]:
-        return [key for key in ("lr", *self._transforms) if key in group]
+    def _base(self, index: int, key: str) -> Any:
+        replaced = self._replaced[index] if index < len(self._replaced) else {}
+        return replaced[key] if key in replaced else self._scheduled[index].get(key)
+
+    def _managed(self, index: int, group: dict[str, Any]) -> list[str]:
+        replaced = self._replaced[index] if index < len(self._replaced) else {}
+        return [key for key in dict.fromkeys(("lr", *self._transforms, *replaced)) if key in group]
 
     def _capture(self) -> None:
         groups = self.optimizer.param_groups
-        self._scheduled = [{key: _copied(g[key]) for key in self._managed(g)} for g in groups]
+        self._scheduled = [{key: _copied(g[key]) for key in self._managed(i, g)} for i, g in enumerate(groups)]
         self._written = [
             {key: _mark(g[key]) for key in values} for g, values in zip(groups, self._scheduled, strict=True)
         ]
 
-    def _adopt_foreign_values(self) -> None:
-        groups = self.optimizer.param_groups
-        for group in groups[len(self._scheduled) :]:
-            self._scheduled.append({key: _copied(group[key]) for key in self._managed(group)})
-            self._written.append({key: _mark(group[key]) for key in self._managed(group)})
-        for index, (group, scheduled, written) in enumerate(zip(groups, self._scheduled, self._written, strict=True)):
+    def _adopt_foreign_values(self) -> bool:
+        """Take what somebody else wrote for the new scheduled value; returns whether there was any."""
+        if self._inside:  # a scheduler is at work, and what it writes is captured afterwards
+            return False
+        groups, found = self.optimizer.param_groups, False
+        for index, group in enumerate(groups[len(self._scheduled) :], len(self._scheduled)):
+            found = True
+            self._scheduled.append({key: _copied(group[key]) for key in self._managed(index, group)})
+            self._written.append({key: _mark(group[key]) for key in self._managed(index, group)})
+        for index, (group, written) in enumerate(zip(groups, self._written, strict=True)):
             for key, mark in written.items():
-                if _mark(group[key]) == mark:
+                if _is_marked(group[key], mark):
                     continue
-                scheduled[key] = _copied(group[key])
+                found, before = True, self._base(index, key)
+                self._scheduled[index][key] = _copied(group[key])
+                if index < len(self._replaced) and key in self._replaced[index]:
+                    self._replaced[index][key] = _copied(group[key])
                 written[key] = _mark(group[key])
-                if key not in self._warned:
-                    self._warned.add(key)
-                    warnings.warn(
-                        f"parameter group {index}: {key!r} was set to {group[key]!r} by something other than the "
-                        f"optimizer's LR scheduler. It is taken as the new scheduled value, and the multipliers "
-                        f"{sorted(self._multipliers)} apply on top of it; a value that was computed from "
-                        f"group[{key!r}] already contained them.",
-                        stacklevel=3,
-                    )
+                if isinstance(before, Tensor) or before != group[key]:
+                    self._warn_of_foreign_value(index, key, group[key])
+        return found
+
+    def _warn_of_foreign_value(self, index: int, key: str, value: Any) -> None:
+        if key in self._warned:
+            return
+        self._warned.add(key)
+        names = sorted(self._multipliers if key == "lr" else self._transforms.get(key, {}))
+        multiplied = f"{', '.join(names)} {'applies' if len(names) == 1 else 'apply'} to it" if names else "it is used"
+        warnings.warn(
+            f"parameter group {index}: {key!r} was set to {value!r} by something other than an LR scheduler. That is "
+            f"the scheduled value from now on, and {multiplied}, once, from the next optimizer step on. Compute it "
+            f"from your own numbers, not from group[{key!r}]: what that holds has been multiplied already.",
+            stacklevel=4,
+        )
 
     def _write_effective(self) -> None:
         for index, (group, scheduled, written) in enumerate(
             zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True)
         ):
-            for key, value in scheduled.items():
+            for key in scheduled:
+                value = self._base(index, key)
                 if key == "lr":
                     product = 1.0
                     for name in self._multipliers:
@@ -234,7 +308,7 @@ class HyperparameterWriter:
                     effective = value if product == 1.0 else value * product
                 else:
                     effective = value
-                    for transform in self._transforms[key].values():
+                    for transform in self._transforms.get(key, {}).values():
                         effective = transform(index, effective)
                 written[key] = _put(group, key, effective)
 
@@ -287,3 +361,9 @@ def _put(group: dict[str, Any], key: str, value: Any) -> Any:
 def _mark(value: Any) -> Any:
     """What tells whether a value is still the one that was written; for tensors without reading the device."""
     return (id(value), value._version) if isinstance(value, Tensor) else value
+
+
+def _is_marked(value: Any, mark: Any) -> bool:
+    if isinstance(value, Tensor):
+        return isinstance(mark, tuple) and mark == (id(value), value._version)
+    return value is mark

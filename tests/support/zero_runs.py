@@ -73,7 +73,7 @@ class Watch(Callback):
             if isinstance(trainer.strategy, ZeROStrategy):
                 self.norms.append(trainer.strategy.gradient_norm or 0.0)
 
-        self._undo = internals.after_optimizer_step(trainer, made)
+        self._undo = internals.after_optimizer_step(trainer, trainer.optimizers[0], made)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self.hooks += 1

@@ -103,6 +103,13 @@ class ActivationCompression(MethodCallback):
         return None if self._compressor is None else self._compressor.tally
 
     # ------------------------------------------------------------------ what the method says
+    def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.bits == "auto":
+            raise MisconfigurationException(
+                "ActivationCompression: got bits='auto', which measures by running training_step without an update, "
+                "and under manual optimization the updates are made in it; give bits=8, 4 or 2"
+            )
+
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         caller = type(self).__name__
         compiled = internals.is_compiled(module)

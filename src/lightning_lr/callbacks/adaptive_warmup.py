@@ -9,7 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,6 +19,12 @@ from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.module_scheduler import (
+    ModuleScheduler,
+    check_module_scheduler,
+    refuse_module_scheduler,
+)
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
@@ -33,6 +39,9 @@ from lightning_lr.warmup import (
     all_finite,
 )
 from lightning_lr.warmup.machine import Reduce
+
+FEW_UPDATES = 300
+"""Updates of a run below which the warm-up is not worth what it costs."""
 
 
 class AdaptiveWarmup(MethodCallback):
@@ -67,6 +76,13 @@ class AdaptiveWarmup(MethodCallback):
         lr_scale: chosen learning rate over that at the lowest smoothed loss, in (0, 1].
         on_divergence: ``"switch"``, ``"rollback"`` or ``"raise"``.
         restore_best: whether the decay begins at the state of the best test; AutoWU's goes on from the last update.
+        loss: name of the logged metric that is taken for the training loss, ``"train/g_loss"`` say (logged in every
+            ``training_step`` with ``on_step=True``); ``None``: what ``training_step`` returns.
+        optimizers: indices of the optimizers that climb, together, in the order of ``configure_optimizers``; ``None``
+            for all. The largest learning rate among them is the one that is raised, all others keep their ratio to it.
+        module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
+            before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
+            goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
 
     Raises:
@@ -108,14 +124,23 @@ class AdaptiveWarmup(MethodCallback):
         on_divergence: OnDivergence = "switch",
         restore_best: bool = False,
         count_samples: CountSamples | None = None,
+        module_scheduler: ModuleScheduler = "refuse",
+        loss: str | None = None,
+        optimizers: Indices = None,
     ) -> None:
-        super().__init__(count_samples)
+        super().__init__(count_samples, optimizers)
+        if not (loss is None or (isinstance(loss, str) and loss)):
+            raise ValueError(f"AdaptiveWarmup: got loss={loss!r}; give the name of a logged metric, or None")
+        self.loss = loss
+        check_module_scheduler("AdaptiveWarmup", module_scheduler)
+        self.module_scheduler = module_scheduler
         self.settings = WarmupSettings(
             min_lr, max_lr, max_warmup, confidence, patience, check_every, decay, lr_scale, on_divergence, restore_best
         )
         self.machine: WarmupMachine | None = None
         """The warm-up of the run that is going on, or of the last one."""
         self._loss = UpdateLoss()
+        self._started = False
         self._reference_lr: float | None = None  # the largest scheduled lr when the run began
         self._lr = self.settings.min_lr  # of the update that is being made
         self._rescaled = 1.0  # of the clock, when the machine's progress was last a share of the present budget
@@ -136,7 +161,8 @@ class AdaptiveWarmup(MethodCallback):
         warmup_compatibility.check_keeping(self.settings, trainer)
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        warmup_compatibility.check_schedulers(schedulers)
+        if self.module_scheduler == "refuse":
+            refuse_module_scheduler("AdaptiveWarmup", schedulers, warmups_pass=False)
         super().check_optimizers(optimizers, schedulers)
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
@@ -144,9 +170,15 @@ class AdaptiveWarmup(MethodCallback):
             self.settings.updates_between_tests(shape.fixed_batch_updates)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        warmup_compatibility.largest_lr(optimizer)
+        warmup_compatibility.largest_lr(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
+        if self._started:  # with another optimizer, which climbs too
+            if not self._continues:
+                assert self._reference_lr is not None
+                self._reference_lr = max(self._reference_lr, warmup_compatibility.largest_lr(writer.tuned()))
+            return
+        self._started = True
         several = shape.epoch.world_size > 1
         updates = max(shape.fixed_batch_updates, self.settings.fewest_updates)  # a fast_dev_run is not held against it
         self.machine = WarmupMachine(self.settings, updates, internals.maximum_over_ranks if several else None)
@@ -154,7 +186,7 @@ class AdaptiveWarmup(MethodCallback):
         state, self._state = self._state, None
         self._continues = state is not None
         if state is None:
-            self._reference_lr = warmup_compatibility.largest_lr(writer.optimizer)
+            self._reference_lr = warmup_compatibility.largest_lr(writer.tuned())
             self._snapshot = None
             return
         self.machine.load_state_dict(state["machine"])
@@ -205,6 +237,8 @@ class AdaptiveWarmup(MethodCallback):
         if stage == "fit":
             warmup_compatibility.check_ramp(self.settings, trainer)
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._started = False
         if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:
             self._state = None  # what an earlier fit decided is over
 
@@ -213,8 +247,10 @@ class AdaptiveWarmup(MethodCallback):
         assert self.machine is not None
         if not self._continues:
             warmup_compatibility.check_from_the_start(trainer)
+        if self._run is not None and self._run.clock.updates == 0:
+            self._warn_of_short_run(trainer, self._run.clock.shape)
         if self.settings.keeps and self.machine.phase == "warm-up" and self._snapshot is None:
-            self._snapshot = Snapshot.of(pl_module, trainer.optimizers[0])
+            self._snapshot = Snapshot.of(pl_module, *trainer.optimizers)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -222,7 +258,7 @@ class AdaptiveWarmup(MethodCallback):
         run, machine = self._run, self.machine
         if run is not None and machine is not None and machine.phase == "warm-up":
             self._add_loss(trainer, outputs, batch_idx)
-            if internals.update_ends(trainer):
+            if internals.update_ends(trainer) and (not run.manual or self._stepped(run)):
                 self._observe(run, machine)
                 self._decide(trainer, pl_module, run, machine)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -238,6 +274,15 @@ class AdaptiveWarmup(MethodCallback):
         self._state = state_dict["warmup"]
 
     # ------------------------------------------------------------------ inside
+    def _warn_of_short_run(self, trainer: Trainer, shape: RunShape) -> None:
+        if shape.has_length and shape.total_updates < FEW_UPDATES and not internals.is_fast_dev_run(trainer):
+            rank_zero_warn(
+                f"AdaptiveWarmup: the run has {shape.total_updates} updates, up to "
+                f"{self.settings.warmup_updates(shape.total_updates)} of them in the warm-up; below {FEW_UPDATES} the "
+                "climb and the rise that ends it cost more than the rate that they find is worth. Train longer, or use "
+                "LearningRateSchedule with a rate that you know"
+            )
+
     def _follow_length(self, clock: SampleClock) -> None:
         """Progress is a share of a budget that may change: other epochs after a resume, a ramp that begins."""
         assert self.machine is not None
@@ -246,17 +291,39 @@ class AdaptiveWarmup(MethodCallback):
         self._rescaled = clock.rescaled
 
     def _add_loss(self, trainer: Trainer, outputs: Any, batch_idx: int) -> None:
+        if self.loss is not None:
+            self._loss.add(self._logged(trainer))
+            return
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):  # training_step returned None
+            if self._run is not None and self._run.manual:
+                raise MisconfigurationException(
+                    "AdaptiveWarmup: training_step returned no loss, and under manual optimization there is no other "
+                    "way to see it; return the loss, or give the name of a logged one, such as loss='train/loss'"
+                )
             return
         weight = math.prod(m.loss_weight(trainer.current_epoch, batch_idx) for m in members_of(trainer))
         self._loss.add(loss, trainer.accumulate_grad_batches, weight)
+
+    def _logged(self, trainer: Trainer) -> Tensor:
+        logged = internals.logged_in_this_step(trainer)
+        if self.loss not in logged:
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: got loss={self.loss!r}, which this training_step did not log; it logged "
+                f"{sorted(logged)}. Log it in every step: self.log({self.loss!r}, value)"
+            )
+        loss: Tensor = logged[self.loss]
+        return loss
+
+    def _stepped(self, run: Run) -> bool:
+        """Whether one of the optimizers that climb has made an update in this micro-batch."""
+        return any(managed.effective_lr for managed in run.optimizers if self.acts_on(managed.index))
 
     def _observe(self, run: Run, machine: WarmupMachine) -> None:
         loss = self._loss.take()
         if loss is None:
             return
-        if run.effective_lr:
+        if self._stepped(run):
             machine.observe(self._lr, loss)
         else:  # an AMP scaler skipped the update
             machine.observe_skipped(loss)
@@ -276,8 +343,8 @@ class AdaptiveWarmup(MethodCallback):
             raise RuntimeError(decision.message)
         if decision.action == "rollback":
             assert self._snapshot is not None
-            with run.writer.scheduled_values():
-                self._snapshot.restore(module, trainer.optimizers[0])
+            with run.scheduled_values():
+                self._snapshot.restore(module, *trainer.optimizers)
         if decision.non_finite and not internals.weights_finite(trainer, lambda: all_finite(module)):
             self._note(run, machine, decision)
             raise RuntimeError(
@@ -285,8 +352,10 @@ class AdaptiveWarmup(MethodCallback):
                 "max_lr, or use on_divergence='rollback'"
             )
         if decision.keep and self._snapshot is not None:
-            self._snapshot = Snapshot.of(module, trainer.optimizers[0])
+            self._snapshot = Snapshot.of(module, *trainer.optimizers)
         if machine.phase == "decay":
+            if not internals.is_fast_dev_run(trainer):
+                rank_zero_info(decision.announcement(run.clock.updates))
             self._snapshot = None
             for member in members_of(trainer):
                 member.on_warmup_end(trainer)

@@ -15,13 +15,14 @@ from typing import Any, ClassVar, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, LinearLR
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import resume_checks
 from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
+from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_agreement, refuse_module_scheduler
+from lightning_lr.callbacks.optimizers import Indices, check_indices, chosen_indices
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run, in_words_of
 from lightning_lr.curves import Phase
@@ -44,6 +45,7 @@ class MethodCallback(Callback):
     Args:
         count_samples: samples in a batch, for loaders whose sampler does not tell and whose first tensor's first
             dimension is not it (graphs, packed sequences). Importable by path from YAML.
+        optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:
         TypeError: where a subclass is defined without a ``name``.
@@ -73,15 +75,19 @@ class MethodCallback(Callback):
     """What ``report`` draws of the method's :meth:`metrics`."""
     refines: ClassVar[bool] = False
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
+    module_scheduler: ModuleScheduler = "multiply"
+    """What becomes of the module's own LR scheduler; of methods that have the argument, what the user chose."""
 
-    def __init__(self, count_samples: CountSamples | None = None) -> None:
+    def __init__(self, count_samples: CountSamples | None = None, optimizers: Indices = None) -> None:
         if count_samples is not None and not callable(count_samples):
             raise TypeError(
                 f"{type(self).__name__}: got count_samples={count_samples!r}; give a function of a batch that returns "
                 "its number of samples, or None"
             )
+        check_indices(type(self).__name__, optimizers)
         warn_of_mirror(self)
         self.count_samples = count_samples
+        self.optimizers = optimizers
         self.clock_state: dict[str, Any] | None = None
         """Where the run was, from a checkpoint or from an earlier ``fit`` that goes on."""
         self.loaded: dict[str, Any] | None = None
@@ -89,6 +95,8 @@ class MethodCallback(Callback):
         self.journals_before: str | None = None
         """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._shape_facts: dict[str, int | None] | None = None
+        self.tuned_lr: list[list[float]] | None = None
+        """The learning rates that the user tuned, by optimizer and group, once a run knows them."""
         self._run: Run | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -117,13 +125,20 @@ class MethodCallback(Callback):
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
         """Refuse what the module's ``configure_optimizers`` returned; also called by ``plan``, which has no Trainer."""
-        if len(optimizers) != 1:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: configure_optimizers returned {len(optimizers)} optimizers; return exactly "
-                "one (its parameter groups may have different settings)"
-            )
-        if self.decays:
-            self._refuse_fighting_schedulers(schedulers)
+        chosen_indices(type(self).__name__, self.optimizers, len(optimizers))
+        if self.decays and self.module_scheduler == "refuse":
+            refuse_module_scheduler(type(self).__name__, schedulers)
+
+    def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse what cannot work under manual optimization, where the module makes its own backwards and steps."""
+
+    def acts_on(self, index: int) -> bool:
+        """Whether the method acts on an optimizer, by its place."""
+        return self.optimizers is None or index in self.optimizers
+
+    def chosen(self, optimizers: Sequence[Optimizer]) -> list[Optimizer]:
+        """Those of the optimizers on which the method acts."""
+        return [optimizer for index, optimizer in enumerate(optimizers) if self.acts_on(index)]
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         """Refuse a run of this shape; also called by ``plan``, which has no Trainer."""
@@ -136,11 +151,15 @@ class MethodCallback(Callback):
         return shape
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        """Training starts or goes on: set transforms of other hyperparameters."""
+        """Training starts or goes on: set transforms of other hyperparameters. Called for each chosen optimizer."""
 
     def factor(self, clock: SampleClock) -> float | list[float]:
         """The multiplier for the next update, before which ``clock`` stands; one for all groups, or one for each."""
         raise NotImplementedError(f"{type(self).__name__}: define factor(self, clock); return 1.0 to change no lr")
+
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float | list[float]:
+        """The multiplier of one optimizer; for methods that tell them apart."""
+        return self.factor(clock)
 
     def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]:
         """The multiplier for the update that is about to be made, its gradients complete, unscaled and clipped.
@@ -149,6 +168,10 @@ class MethodCallback(Callback):
         the update already.
         """
         raise NotImplementedError
+
+    def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> float | list[float]:
+        """The refined multiplier of one optimizer; for methods that tell them apart."""
+        return self.refine(trainer, clock)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
         """The parts of the run that the method tells apart, for ``plan`` and the journal."""
@@ -197,17 +220,18 @@ class MethodCallback(Callback):
         if stage != "fit":
             return
         caller = type(self).__name__
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{caller}: {type(pl_module).__name__} uses manual optimization (automatic_optimization=False), where "
-                "Lightning does not tell which step belongs to which optimizer; use automatic optimization"
-            )
         for other in members_of(trainer):
+            if type(other) is type(self) and other is not self:
+                raise MisconfigurationException(
+                    f"{caller}: two of them are attached; a run has one of each method, so keep one (its argument "
+                    "optimizers chooses among several)"
+                )
             if other is not self and self.decays and other.decays:
                 raise MisconfigurationException(
                     f"{caller}: {type(other).__name__} is attached too, and both lower the learning rate over the run; "
                     "keep one of the two"
                 )
+        check_agreement({type(m).__name__: m.module_scheduler for m in members_of(trainer) if _chooses(m)})
         twin = next((m for m in members_of(trainer) if m is not self and m.name == self.name), None)
         if twin is not None:
             raise MisconfigurationException(
@@ -223,13 +247,20 @@ class MethodCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         caller = type(self).__name__
-        self.check_optimizers(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
-        groups = trainer.optimizers[0].param_groups
-        if not groups or any("lr" not in group for group in groups):
+        if not internals.has_optimizer(trainer):
             raise MisconfigurationException(
-                f"{caller}: the optimizer has no learning rate (configure_optimizers returned none, or one whose "
-                "groups have no 'lr'); return a torch optimizer"
+                f"{caller}: configure_optimizers returned no optimizer, so there is no update to act on; return a "
+                "torch optimizer, or remove the callback"
             )
+        self.check_optimizers(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
+        for optimizer in trainer.optimizers:
+            if any("lr" not in group for group in optimizer.param_groups):
+                raise MisconfigurationException(
+                    f"{caller}: {type(optimizer).__name__} has parameter groups without 'lr', so there is no learning "
+                    "rate to act on; return a torch optimizer"
+                )
+        if not pl_module.automatic_optimization:
+            self.check_manual(trainer, pl_module)
         if self.needs_end and not internals.makes_no_update(trainer):
             why = internals.why_no_end(trainer)
             if why is not None:
@@ -251,7 +282,9 @@ class MethodCallback(Callback):
             with in_words_of(type(member).__name__):
                 if not internals.is_fast_dev_run(trainer):  # a fast_dev_run is shorter than any run that is meant
                     member.check_shape(run.clock.shape, run.writer.optimizer)
-                member.start(run.writer, run.clock.shape)
+                for managed in run.optimizers:
+                    if member.acts_on(managed.index):
+                        member.start(managed.writer, run.clock.shape)
         run.write_next_update()
         for member in members:
             run.note_start(member)
@@ -299,12 +332,18 @@ class MethodCallback(Callback):
         self._leave(trainer)
 
     # ------------------------------------------------------------------ state
+    @property
+    def state_key(self) -> str:
+        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` says what to do."""
+        return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning has dumped the optimizer before it asks the callbacks: put the scheduled values there
         states = checkpoint.get("optimizer_states")
         if self._run is not None and self._run.is_first(self):
-            if states and states[0]:  # FSDP2: only rank 0 has one
-                self._run.writer.rewrite_state(states[0])
+            for writer, state in zip(self._run.writers, states or [], strict=False):
+                if state:  # FSDP2: only rank 0 has one
+                    writer.rewrite_state(state)
             self._run.sign(checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -312,7 +351,12 @@ class MethodCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._keep_place()
-        return {"clock": self.clock_state, "settings": resume_checks.settings_of(self), "run": self._shape_facts}
+        return {
+            "clock": self.clock_state,
+            "settings": resume_checks.settings_of(self),
+            "run": self._shape_facts,
+            "tuned_lr": self.tuned_lr,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock_state = state_dict["clock"]
@@ -322,6 +366,7 @@ class MethodCallback(Callback):
     def _keep_place(self) -> None:
         if self._run is not None:
             self.clock_state = self._run.clock.state_dict()
+            self.tuned_lr = [[float(lr) for lr in writer.tuned()] for writer in self._run.writers]
             self._shape_facts = resume_checks.facts_of(self._run.clock.shape)
 
     def _leave(self, trainer: Trainer) -> None:
@@ -331,17 +376,9 @@ class MethodCallback(Callback):
             self._run.detach()
             self._run = None
 
-    def _refuse_fighting_schedulers(self, schedulers: Sequence[Any]) -> None:
-        for scheduler in schedulers:
-            if isinstance(scheduler, ConstantLR):
-                continue
-            if isinstance(scheduler, LinearLR) and scheduler.end_factor >= scheduler.start_factor:
-                continue
-            raise MisconfigurationException(
-                f"{type(self).__name__}: configure_optimizers also returns a {type(scheduler).__name__}, and both "
-                "would lower the learning rate over the run; remove the scheduler or this callback (a warm-up by "
-                "LinearLR or ConstantLR may stay)"
-            )
+
+def _chooses(member: MethodCallback) -> bool:
+    return "module_scheduler" in vars(member)
 
 
 def members_of(trainer: Trainer) -> list[MethodCallback]:

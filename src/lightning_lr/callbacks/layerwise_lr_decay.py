@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 
 from lightning_lr import layers as methods
 from lightning_lr import lightning_internals as internals
+from lightning_lr.base_rates import base_learning_rates
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.compatibility import Clash
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -40,9 +42,11 @@ class LayerwiseLRDecay(MethodCallback):
             biases, ``A_log`` and ``D`` of state-space layers, and what the model's ``no_weight_decay()`` lists; or
             regular expressions; an empty list for no exemption. The table shows what is exempt and why.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all. To
+            tell them apart ``configure_optimizers`` is called twice, and the others keep their groups as they are.
 
     Raises:
-        MisconfigurationException: where layers cannot be found, nothing can be trained, there are two optimizers, or a
+        MisconfigurationException: where layers cannot be found, nothing can be trained, or a
             scheduler was given a list with one value per group of the module's own.
 
     Source: Howard & Ruder 2018, arXiv 1801.06146; Clark et al. 2020, arXiv 2003.10555; decay=1 is "no bias decay" of
@@ -70,25 +74,30 @@ class LayerwiseLRDecay(MethodCallback):
         head_factor: float = 1.0,
         no_weight_decay: Literal["auto"] | Sequence[str] = "auto",
         count_samples: CountSamples | None = None,
+        optimizers: Indices = None,
     ) -> None:
-        super().__init__(count_samples)
+        super().__init__(count_samples, optimizers)
         methods.check_factors("LayerwiseLRDecay", decay, head_factor)
         methods.check_names("LayerwiseLRDecay", layers=layers, no_weight_decay=no_weight_decay)
         self.decay = float(decay)
         self.layers = layers
         self.head_factor = float(head_factor)
         self.no_weight_decay = no_weight_decay
-        self._splitter: methods.GroupSplitter | None = None
+        self._splitter: methods.SplittersByOptimizer | None = None
         self._made: dict[Optimizer, list[dict[str, Any]]] = {}
         """The groups as they were made: a sharding engine puts its own tensors in the place of the parameters."""
-        self._structure: list[list[Any]] = []
-        self._saved_structure: list[list[Any]] | None = None
+        self._structure: dict[int, list[list[Any]]] = {}
+        """Name and size of each group, by the place of the optimizer."""
+        self._saved_structure: dict[int, list[list[Any]]] = {}
         self._table = ""
-        self._factors: list[float] = []
+        self._factors: dict[int, list[float]] = {}
         self._undo: Callable[[], None] = lambda: None
 
     def factor(self, clock: SampleClock) -> list[float]:
-        return self._factors
+        return next(iter(self._factors.values()))
+
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> list[float]:
+        return self._factors[writer.index]
 
     def summary(self, shape: RunShape) -> dict[str, str]:
         return {"layer-wise lr": self._summary()}
@@ -110,47 +119,54 @@ class LayerwiseLRDecay(MethodCallback):
                 "LayerwiseLRDecay: the optimizer was not made by the module's configure_optimizers (or the method was "
                 "replaced after setup), so its groups could not be split; use layerwise_param_groups where it is made"
             )
-        groups = self._made[optimizers[0]]
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        if not any(parameter.requires_grad for parameter in parameters):
-            raise MisconfigurationException(
-                f"LayerwiseLRDecay: all {len(parameters)} parameters of the optimizer are frozen "
-                "(requires_grad=False), so nothing would be trained; unfreeze some layers"
-            )
-        self._table = methods.layer_table(groups, self._group_factor)
-        if any(group.get("weight_decay") for group in groups) and self._splitter.exempt_because:
-            self._table += f"\n{self._splitter.exempt_because}"
-        self._structure = _structure(groups)
+        tables = []
+        for index, optimizer in enumerate(optimizers):
+            if not self.acts_on(index):
+                continue
+            groups = self._made[optimizer]
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            if not any(parameter.requires_grad for parameter in parameters):
+                raise MisconfigurationException(
+                    f"LayerwiseLRDecay: all {len(parameters)} parameters of the optimizer are frozen "
+                    "(requires_grad=False), so nothing would be trained; unfreeze some layers"
+                )
+            own = [scheduler for scheduler in schedulers if getattr(scheduler, "optimizer", None) is optimizer]
+            table = methods.layer_table(groups, self._group_factor, base_learning_rates(optimizer, own))
+            if any(group.get("weight_decay") for group in groups) and self._splitter.exempt_because:
+                table += f"\n{self._splitter.exempt_because}"
+            tables.append(table if len(optimizers) == 1 else f"optimizer {index}\n{table}")
+            self._structure[index] = _structure(groups)
+        self._table = "\n".join(tables)
         self._check_resumed()
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         rank_zero_info(f"LayerwiseLRDecay: {self._summary()}")
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        self._factors = [self._group_factor(group) for group in writer.optimizer.param_groups]
+        self._factors[writer.index] = [self._group_factor(group) for group in writer.optimizer.param_groups]
 
     # ------------------------------------------------------------------ state
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        states = checkpoint.get("optimizer_states")
-        if states and isinstance(states[0], dict) and "param_groups" in states[0]:
-            self._saved_structure = _structure(states[0]["param_groups"])
-            self._check_resumed()
+        for index, state in enumerate(checkpoint.get("optimizer_states") or []):
+            if isinstance(state, dict) and "param_groups" in state:
+                self._saved_structure[index] = _structure(state["param_groups"])
+        self._check_resumed()
 
     # ------------------------------------------------------------------ inside
     def _configure(self, module: LightningModule, configure: Callable[[], Any]) -> Any:
         """The module's ``configure_optimizers`` with optimizers whose groups are split."""
-        by_layer = self.decay != 1.0 or self.head_factor != 1.0
+        unchosen = self._parameters_unchosen(configure)
+        splitters = methods.SplittersByOptimizer(
+            module, self.layers, self.decay != 1.0 or self.head_factor != 1.0, self.no_weight_decay, unchosen
+        )
         try:
-            splitter = methods.GroupSplitter(module, self.layers, by_layer, self.no_weight_decay)
-        except ValueError as error:
-            raise MisconfigurationException(f"LayerwiseLRDecay: {error}") from error
-        try:
-            with methods.groups_split_at_construction(splitter.split):
+            with methods.groups_split_at_construction(splitters.split):
                 returned = configure()
             optimizers, schedulers = internals.configured_optimizers(returned)
             for optimizer in optimizers:
-                methods.split_existing(optimizer, [scheduler for scheduler, _, _ in schedulers], splitter.split)
+                own = [scheduler for scheduler, _, _ in schedulers if scheduler.optimizer is optimizer]
+                methods.split_existing(optimizer, own, splitters.split)
         except methods.GroupsError as error:
             raise MisconfigurationException(f"LayerwiseLRDecay: {error}") from error
         except ValueError as error:
@@ -161,23 +177,33 @@ class LayerwiseLRDecay(MethodCallback):
                 "groups are split by layer before it is built; give it one value for all groups (the factors of the "
                 "layers apply on top), or use layerwise_param_groups in the module instead of this callback"
             ) from error
-        self._splitter = splitter
+        self._splitter = splitters
         self._made = {o: [{**g, "params": list(g["params"])} for g in o.param_groups] for o in optimizers}
         return returned
 
+    def _parameters_unchosen(self, configure: Callable[[], Any]) -> set[int]:
+        """Parameters of the optimizers that stay as they are, by a first call whose optimizers are thrown away."""
+        if self.optimizers is None:
+            return set()
+        optimizers, _ = internals.configured_optimizers(configure())
+        others = [optimizer for index, optimizer in enumerate(optimizers) if not self.acts_on(index)]
+        return {id(parameter) for other in others for group in other.param_groups for parameter in group["params"]}
+
     def _summary(self) -> str:
-        found = self._splitter.map if self._splitter else None
-        how = f", {len(found.layers)} layers by {found.how}" if found else ""
+        maps = self._splitter.maps if self._splitter else []
+        how = "".join(f", {len(found.layers)} layers by {found.how}" for found in maps)
         return f"x {self.decay:g} per layer{how}" + (f"\n{self._table}" if self._table else "")
 
     def _group_factor(self, group: dict[str, Any]) -> float:
-        found = self._splitter.map if self._splitter else None
+        found = self._splitter.map_of(group) if self._splitter else None
         layer = group.get(methods.LAYER)
         return found.factor(layer, self.decay, self.head_factor) if found and layer is not None else 1.0
 
     def _check_resumed(self) -> None:
-        saved, now = self._saved_structure, self._structure
-        if saved and now and saved != now:
+        for index, now in self._structure.items():
+            saved = self._saved_structure.get(index)
+            if saved is None or saved == now:
+                continue
             raise MisconfigurationException(
                 f"LayerwiseLRDecay: the checkpoint's optimizer has {len(saved)} parameter groups "
                 f"({_shown(saved)}), this run's has {len(now)} ({_shown(now)}); resume with the layers and "
@@ -193,8 +219,7 @@ class LayerwiseLRDecay(MethodCallback):
         self._undo = lambda: None
         self._splitter = None
         self._made = {}
-        self._structure = []
-        self._saved_structure = None
+        self._structure, self._saved_structure, self._factors = {}, {}, {}
 
 
 def _structure(groups: Sequence[dict[str, Any]]) -> list[list[Any]]:

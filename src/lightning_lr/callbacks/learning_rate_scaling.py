@@ -11,6 +11,7 @@ from torch.optim import Adam, NAdam, Optimizer, RAdam
 from lightning_lr import scaling
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.compatibility import Clash
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_count, is_real
 from lightning_lr.curves import Phase
@@ -38,6 +39,7 @@ class LearningRateScaling(MethodCallback):
         warmup_epochs: length of the climb, in epochs; 0 for none.
         batch_size: the global batch, in samples, where the loader does not tell it (a batch sampler of one's own).
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:
         MisconfigurationException: at setup, where the batch size is not known, where ``warmup_epochs`` is longer than
@@ -64,8 +66,9 @@ class LearningRateScaling(MethodCallback):
         warmup_epochs: float = 5.0,
         batch_size: int | None = None,
         count_samples: CountSamples | None = None,
+        optimizers: Indices = None,
     ) -> None:
-        super().__init__(count_samples)
+        super().__init__(count_samples, optimizers)
         for argument, value in (("reference_batch_size", reference_batch_size), ("batch_size", batch_size)):
             if not (is_count(value) or (value is None and argument == "batch_size")):
                 raise ValueError(f"LearningRateScaling: got {argument}={value!r}; a batch is a whole number from 1")

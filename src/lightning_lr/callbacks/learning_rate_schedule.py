@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.compatibility import Clash
+from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_module_scheduler
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_list
 from lightning_lr.curves import Constant, Curve, Phase
+from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 
 
@@ -21,12 +30,18 @@ class LearningRateSchedule(MethodCallback):
     and iterable data. All parameter groups keep their ratio.
 
     Args:
-        curve: what the learning rate follows, for example ``Cosine(warmup=0.05)``.
+        curve: what the learning rate follows, for example ``Cosine(warmup=0.05)``; or a list of one for each optimizer.
+        module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
+            before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
+            goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
+        optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
 
     Raises:
-        MisconfigurationException: at setup, beside another callback or a user's LR scheduler that decays, with manual
-            optimization or several optimizers, or where the end of the run is not known.
+        TypeError: where ``curve`` is no curve and no list of curves.
+        MisconfigurationException: at setup, beside another callback that decays, beside an LR scheduler of the module's
+            (see ``module_scheduler``), for a list of another length than there are optimizers, or where the end of the
+            run is not known.
 
     Example::
 
@@ -43,27 +58,67 @@ class LearningRateSchedule(MethodCallback):
         ),
     )
 
-    def __init__(self, curve: Curve, count_samples: CountSamples | None = None) -> None:
-        super().__init__(count_samples)
-        if not isinstance(curve, Curve):
-            raise TypeError(f"LearningRateSchedule: got curve={curve!r}; give a Curve, for example Cosine(warmup=0.05)")
+    def __init__(
+        self,
+        curve: Curve | list[Curve],
+        count_samples: CountSamples | None = None,
+        module_scheduler: ModuleScheduler = "refuse",
+        optimizers: Indices = None,
+    ) -> None:
+        super().__init__(count_samples, optimizers)
+        if not (isinstance(curve, Curve) or (is_list(curve) and curve and all(isinstance(c, Curve) for c in curve))):
+            raise TypeError(
+                f"LearningRateSchedule: got curve={curve!r}; give a Curve, for example Cosine(warmup=0.05), or a list "
+                "of one for each optimizer"
+            )
+        check_module_scheduler("LearningRateSchedule", module_scheduler)
         self.curve = curve
+        self.module_scheduler = module_scheduler
 
     @property
     def decays(self) -> bool:
-        return self.curve.decays
+        return any(curve.decays for curve in self.curves)
 
     @property
     def needs_end(self) -> bool:
-        return not (isinstance(self.curve, Constant) and self.curve.warmup == 0.0)
+        return any(map(_moves, self.curves))
+
+    @property
+    def curves(self) -> list[Curve]:
+        """One curve for all optimizers, or one for each that the callback acts on."""
+        return [self.curve] if isinstance(self.curve, Curve) else list(self.curve)
+
+    def curve_of(self, index: int) -> Curve:
+        """The curve of an optimizer, by its place."""
+        if len(self.curves) == 1:
+            return self.curves[0]
+        return self.curves[index if self.optimizers is None else list(self.optimizers).index(index)]
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        super().check_optimizers(optimizers, schedulers)
+        chosen = len(self.chosen(optimizers))
+        if len(self.curves) not in (1, chosen):
+            raise MisconfigurationException(
+                f"LearningRateSchedule: got {len(self.curves)} curves for {chosen} optimizers; give one curve for all, "
+                "or a list of one for each"
+            )
 
     def factor(self, clock: SampleClock) -> float:
-        if not self.needs_end:
-            return self.curve(0.0)
-        return self.curve(clock.progress, clock.width)
+        return _at(self.curves[0], clock)
+
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float:
+        return _at(self.curve_of(writer.index), clock)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
-        return self.curve.phases()
+        return self.curves[0].phases()
 
     def summary(self, shape: RunShape) -> dict[str, str]:
-        return {"schedule": str(self.curve)}
+        return {"schedule": ", ".join(map(str, self.curves))}
+
+
+def _moves(curve: Curve) -> bool:
+    return not (isinstance(curve, Constant) and curve.warmup == 0.0)
+
+
+def _at(curve: Curve, clock: SampleClock) -> float:
+    return curve(clock.progress, clock.width) if _moves(curve) else curve(0.0)

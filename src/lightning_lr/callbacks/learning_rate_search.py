@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import Optimizer
@@ -16,6 +17,11 @@ from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
 from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.module_scheduler import (
+    ModuleScheduler,
+    check_module_scheduler,
+    refuse_module_scheduler,
+)
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.callbacks.search_run import announce, search
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -53,6 +59,9 @@ class LearningRateSearch(MethodCallback):
         at: shares of the run at which to search, in [0, 1). After 0.0 the race starts from the weights as they are then
             and compares three rates around the present one; the budget is divided.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
+            before training; ``"replace"`` leaves it without effect, while it goes on and is in the checkpoint, so that
+            the run can go on without us; ``"multiply"`` applies both.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -86,8 +95,11 @@ class LearningRateSearch(MethodCallback):
         budget: float = 0.1,
         at: Sequence[float] = (0.0,),
         count_samples: CountSamples | None = None,
+        module_scheduler: ModuleScheduler = "refuse",
     ) -> None:
         super().__init__(count_samples)
+        check_module_scheduler("LearningRateSearch", module_scheduler)
+        self.module_scheduler = module_scheduler
         self.settings = SearchSettings(curve, min_lr, max_lr, budget, at)
         self.rate: float | None = self.settings.single
         """The rate that was found; ``None`` before."""
@@ -113,8 +125,21 @@ class LearningRateSearch(MethodCallback):
             search_compatibility.check_branches(trainer, module)
 
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        search_compatibility.check_schedulers(schedulers)
+        if len(optimizers) != 1:
+            raise MisconfigurationException(
+                f"LearningRateSearch: configure_optimizers returned {len(optimizers)} optimizers, and the race finds "
+                "one learning rate; return one, or use LearningRateSchedule with rates that you know"
+            )
+        if self.module_scheduler == "refuse":
+            refuse_module_scheduler("LearningRateSearch", schedulers, warmups_pass=False)
         super().check_optimizers(optimizers, schedulers)
+
+    def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
+        raise MisconfigurationException(
+            "LearningRateSearch: the race makes updates that the run does not notice, and under manual optimization "
+            f"{type(module).__name__} makes its own; use automatic optimization, or LearningRateSchedule with a rate "
+            "that you know"
+        )
 
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         search_compatibility.largest_lr(optimizer)
@@ -122,7 +147,7 @@ class LearningRateSearch(MethodCallback):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         state, self._state = self._state, None
         self.rate, self.result, self._done = self.settings.single, None, []
-        self._reference_lr = max(float(lr) for lr in writer.scheduled())
+        self._reference_lr = max(float(lr) for lr in writer.tuned())
         self._cautious = self.settings.within(min(self._reference_lr, start_of(writer.optimizer).cautious))
         if state is not None:
             self.rate, self._done, self._reference_lr = state["rate"], list(state["done"]), state["reference_lr"]

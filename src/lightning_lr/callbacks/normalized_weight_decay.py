@@ -16,9 +16,10 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_real
-from lightning_lr.curves import CosineRestarts
+from lightning_lr.curves import CosineRestarts, Curve
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
@@ -44,6 +45,7 @@ class NormalizedWeightDecay(MethodCallback):
     Args:
         norm: :math:`\lambda_\text{norm}`; the paper's repository suggests 0.025 to 0.05 for CIFAR-10.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:
         ValueError: for a negative ``norm``.
@@ -67,16 +69,17 @@ class NormalizedWeightDecay(MethodCallback):
         ),
     )
 
-    def __init__(self, norm: float = 0.025, count_samples: CountSamples | None = None) -> None:
-        super().__init__(count_samples)
+    def __init__(
+        self, norm: float = 0.025, count_samples: CountSamples | None = None, optimizers: Indices = None
+    ) -> None:
+        super().__init__(count_samples, optimizers)
         if not (is_real(norm) and norm >= 0):
             raise ValueError(f"NormalizedWeightDecay: got norm={norm!r}; give a finite number that is not negative")
         self.norm = float(norm)
-        self._restarts: CosineRestarts | None = None
         self._base_names: tuple[str, ...] = ()  # multipliers of the base lr, which does not scale the decay
-        self._decay = 0.0
-        self._base_lr: list[float] = []
-        self._saved_base_lr: list[float] | None = None
+        self._schedule: LearningRateSchedule | None = None
+        self._decay: dict[int, float] = {}
+        self._base_lr: dict[int, list[float]] = {}
 
     # ------------------------------------------------------------------ what the method says
     @property
@@ -91,52 +94,53 @@ class NormalizedWeightDecay(MethodCallback):
                     "NormalizedWeightDecay: configure_optimizers also returns a CosineAnnealingWarmRestarts, whose "
                     "cycles are not known in samples; use LearningRateSchedule(CosineRestarts(...)) instead"
                 )
-        for index, group in enumerate(optimizers[0].param_groups):
-            if not _is_decoupled(optimizers[0], group):
-                raise MisconfigurationException(
-                    f"NormalizedWeightDecay: {type(optimizers[0]).__name__} (parameter group {index}) does not "
-                    "subtract lr x weight_decay x weight beside its step; use torch.optim.AdamW, or AdamP of "
-                    "pytorch_optimizer"
-                )
-        if not any(group["weight_decay"] for group in optimizers[0].param_groups):
+        chosen = self.chosen(optimizers)
+        for optimizer in chosen:
+            for index, group in enumerate(optimizer.param_groups):
+                if not _is_decoupled(optimizer, group):
+                    raise MisconfigurationException(
+                        f"NormalizedWeightDecay: {type(optimizer).__name__} (parameter group {index}) does not "
+                        "subtract lr x weight_decay x weight beside its step; use torch.optim.AdamW, or AdamP of "
+                        "pytorch_optimizer"
+                        + (", or leave it out with the argument optimizers" if len(optimizers) > 1 else "")
+                    )
+        if not any(group["weight_decay"] for optimizer in chosen for group in optimizer.param_groups):
             raise MisconfigurationException(
                 "NormalizedWeightDecay: every parameter group has weight_decay=0, which stays 0; give the groups that "
                 "are to decay any other value"
             )
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        groups = writer.optimizer.param_groups
-        restored, self._saved_base_lr = self._saved_base_lr, None
-        resumed = self._run is not None and self._run.clock.updates > 0
-        if resumed and restored is not None and len(restored) == len(groups):
-            self._base_lr = restored  # a scheduler may have set initial_lr since (StochasticWeightAveraging does)
-        else:
-            self._base_lr = [
-                float(group.get("initial_lr", lr)) for group, lr in zip(groups, writer.scheduled(), strict=True)
-            ]
+        self._base_lr[writer.index] = [float(lr) for lr in writer.tuned()]
         writer.set_group_transform("weight_decay", self.name, partial(self._weight_decay, writer))
 
     def factor(self, clock: SampleClock) -> float:
-        self._decay = self.decay(clock)
+        self._decay = {0: self.decay(clock)}
         return 1.0
 
-    def decay(self, clock: SampleClock) -> float:
-        """The paper's lambda for the update that ``clock`` stands before."""
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float:
+        self._decay[writer.index] = self.decay(clock, writer.index)
+        return 1.0
+
+    def decay(self, clock: SampleClock, index: int = 0) -> float:
+        """The paper's lambda for the update that ``clock`` stands before, of one of the optimizers."""
         shape = clock.shape
         size = shape.batch_at(clock.epoch, clock.micro_batch).size
         if size is None:  # a unit of progress is a micro-batch
             _, size = shape.window(clock.epoch, 0)
-        share = 1.0 if self._restarts is None else self._restarts.cycle_length(clock.progress)
+        curve = self._curve_of(index)
+        share = curve.cycle_length(clock.progress) if isinstance(curve, CosineRestarts) else 1.0
         return normalized_weight_decay(self.norm, size, shape.total_units * share)
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
-        names = [str(group.get("name", f"group_{index}")) for index, group in enumerate(optimizer.param_groups)]
+        assert self._run is not None
+        names = self._run.writer_of(optimizer).group_names()
         decays = [float(group["weight_decay"]) for group in optimizer.param_groups]
         return {f"weight_decay/{name}": decay for name, decay in zip(names, decays, strict=True)}
 
     def summary(self, shape: RunShape) -> dict[str, str]:
         decay = self.decay(SampleClock(shape))
-        cycles = "" if self._restarts is None else ", again at each restart"
+        cycles = ", again at each restart" if isinstance(self._curve_of(0), CosineRestarts) else ""
         return {"weight decay": f"lambda {decay:.4g} per update at the start, from norm {self.norm:g}{cycles}"}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
@@ -144,7 +148,7 @@ class NormalizedWeightDecay(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        self._restarts = None
+        self._schedule = None
         self._base_names = tuple(other.name for other in members_of(trainer) if other.lr_role == "base")
         for other in members_of(trainer):
             if other.lr_role == "finder":
@@ -152,23 +156,20 @@ class NormalizedWeightDecay(MethodCallback):
                     f"NormalizedWeightDecay: {type(other).__name__} is attached too and chooses the base learning rate "
                     "during the run, by which the decay is to be divided; set the optimizer's weight_decay instead"
                 )
-            if isinstance(other, LearningRateSchedule) and isinstance(other.curve, CosineRestarts):
-                self._restarts = other.curve
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "base_lr": list(self._base_lr)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._saved_base_lr = state_dict.get("base_lr") or None  # not in checkpoints of 0.1.0
+            if isinstance(other, LearningRateSchedule):
+                self._schedule = other
 
     # ------------------------------------------------------------------ inside
+    def _curve_of(self, index: int) -> Curve | None:
+        return None if self._schedule is None or not self._schedule.acts_on(index) else self._schedule.curve_of(index)
+
     def _weight_decay(self, writer: HyperparameterWriter, group: int, scheduled: float) -> float:
-        if scheduled == 0 or group >= len(self._base_lr):  # a group that was added during the run keeps its own
+        known = self._base_lr[writer.index]
+        if scheduled == 0 or group >= len(known):  # a group that was added during the run keeps its own
             return scheduled
         factors = writer.factors(group)
-        base_lr = self._base_lr[group] * math.prod(factors.get(name, 1.0) for name in self._base_names)
-        return torch_weight_decay(self._decay, base_lr)
+        base_lr = known[group] * math.prod(factors.get(name, 1.0) for name in self._base_names)
+        return torch_weight_decay(self._decay[writer.index], base_lr)
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:

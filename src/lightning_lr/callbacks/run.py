@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.callbacks import continuation, resume_checks
+from lightning_lr.callbacks.optimizers import ManagedOptimizer, optimizers_of
 from lightning_lr.journal import Journal, JournalFolder
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.nested import samples_in
@@ -56,9 +58,9 @@ class Run:
         shape = self._shape_now(trainer)
         resume_checks.check_run(members, shape, inside_epoch=internals.starting_position(trainer)[1] > 0)
         self.clock = SampleClock(shape)
-        self.writer = HyperparameterWriter(trainer.optimizers[0])
-        self.effective_lr: list[Any] = []
-        """The lr of each group in the update that was just made; empty if an AMP scaler skipped it."""
+        self.manual = not module.automatic_optimization
+        steps = shape.total_updates if shape.has_length else None
+        self.optimizers = optimizers_of(trainer, steps, _tuned_before(members) if trainer.global_step > 0 else None)
         self._count_samples = next((m.count_samples for m in members if m.count_samples is not None), None)
         self._journals = JournalFolder(internals.journal_folder(trainer))
         self._stopwatch: Stopwatch | None = None
@@ -67,14 +69,15 @@ class Run:
         self._window_open = True
         self._warned_of_end = internals.is_fast_dev_run(trainer)
         self._undo = [
-            internals.after_optimizer_step(trainer, self._after_optimizer_step),
-            internals.bracket_scheduler_steps(module, self.writer.scheduled_values),
-            *internals.bracket_lr_writers(trainer, self.writer.scheduled_values),
+            internals.bracket_scheduler_steps(module, self.scheduled_values),
+            *internals.bracket_lr_writers(trainer, self.scheduled_values),
         ]
-        self._refining = [member for member in members if member.refines]
-        self._unrefined = False
-        if self._refining:
-            self._undo.append(internals.before_optimizer_step(trainer, module, partial(self._refine_update, trainer)))
+        replaced = any(member.module_scheduler == "replace" for member in members)
+        for managed in self.optimizers:
+            refining = any(member.refines and member.acts_on(managed.index) for member in members)
+            self._undo += managed.attach(trainer, partial(self._refine, trainer) if refining else None)
+            if replaced:
+                managed.replace_schedule()
 
     # ------------------------------------------------------------------ joining and leaving
     @classmethod
@@ -91,10 +94,38 @@ class Run:
         for undo in self._undo:
             undo()
         if self._undo:
-            self.writer.release()
+            for managed in self.optimizers:
+                managed.writer.release()
             if self._stopwatch is not None:
                 self._stopwatch.note(self.clock.updates)
         self._undo = []
+
+    @property
+    def writer(self) -> HyperparameterWriter:
+        """Of the first optimizer."""
+        return self.optimizers[0].writer
+
+    @property
+    def writers(self) -> list[HyperparameterWriter]:
+        """Of each optimizer, in the order of ``configure_optimizers``."""
+        return [managed.writer for managed in self.optimizers]
+
+    @property
+    def effective_lr(self) -> list[Any]:
+        """The lr of each group in the update that was just made, of all optimizers that made one."""
+        return [lr for managed in self.optimizers for lr in managed.effective_lr]
+
+    @contextmanager
+    def scheduled_values(self) -> Iterator[None]:
+        """Inside, the groups of all optimizers hold the scheduled values."""
+        with ExitStack() as stack:
+            for writer in self.writers:
+                stack.enter_context(writer.scheduled_values())
+            yield
+
+    def writer_of(self, optimizer: Optimizer) -> HyperparameterWriter:
+        """Of one of the run's optimizers."""
+        return next(managed.writer for managed in self.optimizers if managed.optimizer is optimizer)
 
     def is_first(self, member: MethodCallback) -> bool:
         """Whether ``member`` is the first of ours that Lightning calls."""
@@ -112,6 +143,8 @@ class Run:
     def stand(self, trainer: Trainer, position: tuple[int, int]) -> None:
         """The loop has moved to an epoch and a micro-batch of it; whatever it goes by is read anew."""
         self.clock.stand(internals.place(trainer, position))
+        if self.manual and self.clock.shape.ends:  # a batch need not end with an update
+            self._reached = self.clock.progress
         self.clock.shape = self._shape_now(trainer)
 
     def begin_epoch(self, trainer: Trainer) -> None:
@@ -128,6 +161,8 @@ class Run:
         """
         self._settle(trained=False)
         self._window_open, self._counted = True, False
+        for managed in self.optimizers:
+            managed.forget_update()
         self._pending = self._samples_over_devices(trainer, batch, batch_idx)
 
     def end_micro_batch(self) -> None:
@@ -160,18 +195,21 @@ class Run:
         if self._window_open:
             self._settle(trained=True)
             self._window_open = False
-            self._unrefined = True
-            self.effective_lr = []
             self._warn_of_updates_after_the_end()
             self.clock.close_window()
             self._reached = self.clock.progress if self.clock.shape.ends else None
+            for managed in self.optimizers:
+                managed.update_begins()
+                managed.writer.settle()  # an engine that steps the optimizer in parts tells of no later moment
 
     def write_next_update(self) -> None:
         """Write the product of every method's multiplier for the next update."""
-        for member in self.members:
-            with in_words_of(type(member).__name__):
-                self.writer.set_multiplier(member.name, member.factor(self.clock))
-        self.writer.write()
+        for writer in self.writers:
+            for member in self.members:
+                if member.acts_on(writer.index):
+                    with in_words_of(type(member).__name__):
+                        writer.set_multiplier(member.name, member.factor_of(writer, self.clock))
+            writer.write()
 
     def note_start(self, member: MethodCallback) -> None:
         """Write down what a method decided for the whole run."""
@@ -184,7 +222,9 @@ class Run:
                 counts=self.clock.counts,
                 samples_seen=self.clock.samples_seen,
                 scheduled_lr={
-                    n: float(lr) for n, lr in zip(self.writer.group_names(), self.writer.scheduled(), strict=True)
+                    name: float(lr)
+                    for writer in self.writers
+                    for name, lr in zip(writer.group_names(), writer.base(), strict=True)
                 },
                 panels=[dataclasses.asdict(panel) for panel in member.panels],
                 **self._outlook(member),
@@ -214,8 +254,17 @@ class Run:
     def log(self, trainer: Trainer) -> None:
         """Log what was used in the update that has just been made, under the names of the public documentation."""
         clock = self.clock
-        lrs = [float(lr) for lr in self.effective_lr]
-        metrics = {f"lr/{name}": lr for name, lr in zip(self.writer.group_names(), lrs, strict=False)}
+        metrics: dict[str, float] = {}
+        for managed in self.optimizers:
+            lrs = [float(lr) for lr in managed.effective_lr]
+            metrics |= {f"lr/{name}": lr for name, lr in zip(managed.writer.group_names(), lrs, strict=False)}
+            for member in self.members:
+                if member.acts_on(managed.index):
+                    metrics = member.metrics(clock, managed.optimizer, lrs) | metrics
+            quantiles = getattr(managed.optimizer, "trust_ratio_quantiles", None)  # LARS and LAMB have it
+            if quantiles is not None:
+                prefix = f"trust_ratio/{managed.writer.prefix}"
+                metrics |= {f"{prefix}{quantile:g}": ratio for quantile, ratio in quantiles().items()}
         metrics["progress/samples"] = float(clock.samples_seen)
         metrics["progress/updates"] = float(clock.updates)
         metrics["batch/size"] = float(clock.batch_size)
@@ -223,11 +272,6 @@ class Run:
         metrics["batch/accumulation"] = float(accumulation)
         if micro_batch_size is not None:
             metrics["batch/micro"] = float(micro_batch_size)
-        for member in self.members:
-            metrics |= member.metrics(clock, self.writer.optimizer, lrs)
-        quantiles = getattr(self.writer.optimizer, "trust_ratio_quantiles", None)  # LARS and LAMB have it
-        if quantiles is not None:
-            metrics |= {f"trust_ratio/{quantile:g}": ratio for quantile, ratio in quantiles().items()}
         internals.log_metrics(trainer, metrics)
         if self._stopwatch is not None:
             self._stopwatch.note(clock.updates)
@@ -287,16 +331,11 @@ class Run:
                 f"{clock.updates + 1}, and training goes on: what follows it (curves, warm-ups) stays at its end"
             )
 
-    def _refine_update(self, trainer: Trainer) -> None:
-        if self._unrefined:
-            self._unrefined = False
-            for member in self._refining:
-                self.writer.set_multiplier(member.name, member.refine(trainer, self.clock))
-            self.writer.write()
-
-    def _after_optimizer_step(self) -> None:
-        # not reached when an AMP scaler skips the step
-        self.effective_lr = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.writer.effective()]
+    def _refine(self, trainer: Trainer, managed: ManagedOptimizer) -> None:
+        writer = managed.writer
+        for member in self.members:
+            if member.refines and member.acts_on(writer.index):
+                writer.set_multiplier(member.name, member.refine_of(writer, trainer, self.clock))
 
     def _resume(self, trainer: Trainer) -> None:
         position = internals.starting_position(trainer)
@@ -373,6 +412,18 @@ def in_words_of(caller: str) -> Iterator[None]:
         yield
     except NoEndError as error:
         raise MisconfigurationException(f"{caller}: {error}") from error
+
+
+def _tuned_before(members: Sequence[MethodCallback]) -> list[list[float]] | None:
+    """The rates that were tuned, of the optimizers that a run goes on with: a scheduler may have moved them since."""
+    for member in members:
+        state = member.loaded or {}
+        known: list[list[float]] | None = state.get("tuned_lr") or member.tuned_lr
+        if known:
+            return known
+        if state.get("base_lr"):  # of 0.1.0
+            return [state["base_lr"]]
+    return None
 
 
 def _in_words(shape: RunShape) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
@@ -23,26 +20,13 @@ def check_branches(trainer: Trainer, module: LightningModule) -> None:
         raise MisconfigurationException(f"LearningRateSearch: the run cannot be forked, since {reason}")
 
 
-def check_schedulers(schedulers: Sequence[Any]) -> None:
-    """Refuse the user's LR schedulers.
-
-    Raises:
-        MisconfigurationException: names the first.
-    """
-    if schedulers:
-        raise MisconfigurationException(
-            f"LearningRateSearch: configure_optimizers also returns a {type(schedulers[0]).__name__}, which would "
-            "change the learning rate that the search finds; remove it (what follows the search is the argument curve)"
-        )
-
-
 def largest_lr(optimizer: Optimizer) -> float:
     """The largest learning rate of the groups, to which the others keep their ratio.
 
     Raises:
         MisconfigurationException: where all are 0.
     """
-    largest = max(float(group["lr"]) for group in optimizer.param_groups)
+    largest = max(float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups)
     if not largest > 0.0:
         raise MisconfigurationException(
             "LearningRateSearch: every parameter group has a learning rate of 0, so their ratio is not known; give the "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
@@ -28,20 +27,6 @@ def check_keeping(settings: WarmupSettings, trainer: Trainer) -> None:
         raise MisconfigurationException(
             f"AdaptiveWarmup: {asked} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
             "over devices; use on_divergence='switch' without restore_best, or DDP"
-        )
-
-
-def check_schedulers(schedulers: Sequence[Any]) -> None:
-    """Refuse the user's LR schedulers.
-
-    Raises:
-        MisconfigurationException: names the first.
-    """
-    if schedulers:
-        raise MisconfigurationException(
-            f"AdaptiveWarmup: configure_optimizers also returns a {type(schedulers[0]).__name__}, whose schedule "
-            "would fight with the warm-up over the learning rate; remove it (what follows the warm-up is the "
-            "argument decay)"
         )
 
 
@@ -71,13 +56,13 @@ def check_ramp(settings: WarmupSettings, trainer: Trainer) -> None:
         )
 
 
-def largest_lr(optimizer: Optimizer) -> float:
-    """The largest learning rate of the groups, to which the others keep their ratio.
+def largest_lr(rates: Iterable[Any]) -> float:
+    """The largest of the groups' learning rates, to which the others keep their ratio.
 
     Raises:
         MisconfigurationException: where all are 0.
     """
-    largest = max(float(group["lr"]) for group in optimizer.param_groups)
+    largest = max(map(float, rates))
     if not largest > 0.0:
         raise MisconfigurationException(
             "AdaptiveWarmup: every parameter group has a learning rate of 0, so their ratio is not known; give the "

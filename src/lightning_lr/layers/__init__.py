@@ -1,5 +1,6 @@
 """Layers of any model: which parameters are how deep, and parameter groups with a learning rate for each."""
 
+from lightning_lr.layers.by_optimizer import SplittersByOptimizer
 from lightning_lr.layers.construction import groups_split_at_construction, split_existing
 from lightning_lr.layers.discovery import Layers, discover
 from lightning_lr.layers.groups import (
@@ -25,6 +26,7 @@ __all__ = [
     "LayerMap",
     "Layers",
     "NoWeightDecay",
+    "SplittersByOptimizer",
     "UnfreezingOrder",
     "check_factors",
     "check_names",

@@ -64,18 +64,25 @@ class GroupSplitter:
         layers: ``"auto"`` or patterns, as in :func:`discover`.
         by_layer: whether layers make groups; else only exemption from weight decay does.
         no_weight_decay: which parameters are exempt, as in :func:`without_weight_decay`.
+        part: the part of the model in which layers are looked for; by default all of it.
 
     Raises:
         ValueError: as :func:`discover` and :func:`without_weight_decay`.
     """
 
     def __init__(
-        self, module: nn.Module, layers: Layers = "auto", by_layer: bool = True, no_weight_decay: NoWeightDecay = "auto"
+        self,
+        module: nn.Module,
+        layers: Layers = "auto",
+        by_layer: bool = True,
+        no_weight_decay: NoWeightDecay = "auto",
+        part: nn.Module | None = None,
     ) -> None:
-        self.map: LayerMap | None = discover(module, layers) if by_layer else None
+        part = module if part is None else part
+        self.map: LayerMap | None = discover(part, layers) if by_layer else None
         self._exempt = without_weight_decay(module, no_weight_decay)
-        self.exempt_because = exemptions(module, self._exempt)
-        names = parameters_by_name(module)
+        self.exempt_because = exemptions(part, self._exempt)
+        names = parameters_by_name(part)
         self._order = {layer.name: index for index, layer in enumerate(self.map.layers)} if self.map else {}
         self._known = {id(parameter) for parameter in names.values()}
         self._layer = {id(p): self.map.layer_of(name).name for name, p in names.items()} if self.map else {}

@@ -27,6 +27,7 @@ from lightning_lr.lightning_internals.logs import (
     journal_folder,
     log_metrics,
     log_settings,
+    logged_in_this_step,
     logs_now,
     silent_loggers,
 )
@@ -47,7 +48,9 @@ from lightning_lr.lightning_internals.optimizers import (
     Scheduled,
     around_configure_optimizers,
     configured_optimizers,
+    has_optimizer,
     optimizers_and_schedulers,
+    validates_callbacks,
 )
 from lightning_lr.lightning_internals.pytorch_lightning import (
     INSTEAD,
@@ -64,7 +67,12 @@ from lightning_lr.lightning_internals.ranks import (
     own_entry,
 )
 from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, loss_scale, remaining_loss_scale
-from lightning_lr.lightning_internals.schedulers import bracket_lr_writers, bracket_scheduler_steps
+from lightning_lr.lightning_internals.schedulers import (
+    bracket_lr_writers,
+    bracket_scheduler_steps,
+    bracket_steps,
+    schedulers_of,
+)
 from lightning_lr.lightning_internals.stopping import agree_on_sigterm
 from lightning_lr.lightning_internals.strategies import (
     engine_holds_gradients,
@@ -83,7 +91,6 @@ from lightning_lr.lightning_internals.training_step import (
 )
 from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches
 from lightning_lr.lightning_internals.updates import (
-    after_gradient_clipping,
     after_optimizer_step,
     before_optimizer_step,
     with_gradient_norm,
@@ -95,7 +102,6 @@ __all__ = [
     "Scheduled",
     "UnnoticedUpdates",
     "UpcomingBatches",
-    "after_gradient_clipping",
     "after_optimizer_step",
     "agree_on_sigterm",
     "around_configure_optimizers",
@@ -106,6 +112,7 @@ __all__ = [
     "borrowed",
     "bracket_lr_writers",
     "bracket_scheduler_steps",
+    "bracket_steps",
     "broadcast_from_rank_zero",
     "class_of_mirror",
     "configured_optimizers",
@@ -119,6 +126,7 @@ __all__ = [
     "given_loader_without_length",
     "gradient_scale",
     "has_loss_scaler",
+    "has_optimizer",
     "holds_whole_parameters",
     "is_compiled",
     "is_fast_dev_run",
@@ -129,6 +137,7 @@ __all__ = [
     "loader_shape",
     "log_metrics",
     "log_settings",
+    "logged_in_this_step",
     "logs_now",
     "loss_scale",
     "makes_no_update",
@@ -147,6 +156,7 @@ __all__ = [
     "roll_back_to",
     "samples_in_micro_batch",
     "scaler_of",
+    "schedulers_of",
     "set_epoch_length",
     "set_up_train_loader",
     "silent_loggers",
@@ -157,6 +167,7 @@ __all__ = [
     "training_step_arguments",
     "unnoticed",
     "update_ends",
+    "validates_callbacks",
     "weights_finite",
     "why_gradients_hidden",
     "why_no_branches",

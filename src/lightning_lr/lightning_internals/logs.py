@@ -82,6 +82,12 @@ def logs_now(trainer: Trainer) -> bool:
     return bool(trainer.loggers) and bool(trainer._logger_connector.should_update_logs)
 
 
+def logged_in_this_step(trainer: Trainer) -> dict[str, Any]:
+    """What the present ``training_step`` has logged, by name."""
+    results = trainer.fit_loop.epoch_loop._results
+    return dict(results.metrics(on_step=True)["callback"])
+
+
 def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Log at the step number that Lightning uses for this update, and let other callbacks monitor the values.
 

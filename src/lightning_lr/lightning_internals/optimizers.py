@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import _init_optimizers_and_lr_schedulers
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import (
+    _configure_optimizers,
+    _init_optimizers_and_lr_schedulers,
+    _MockOptimizer,
+)
 from torch.optim import Optimizer
 
 from lightning_lr.patching import override_on_instance
@@ -23,6 +28,16 @@ def around_configure_optimizers(
     return override_on_instance(module, "configure_optimizers", lambda: around(configure))
 
 
+def validates_callbacks() -> bool:
+    """Whether the property that asks is read by the Trainer's check that no two callbacks have the same state key."""
+    return sys._getframe(2).f_code.co_name == "_validate_callbacks_list"
+
+
+def has_optimizer(trainer: Trainer) -> bool:
+    """Whether ``configure_optimizers`` returned any: Lightning trains with a stand-in where it returned ``None``."""
+    return bool(trainer.optimizers) and not isinstance(trainer.optimizers[0], _MockOptimizer)
+
+
 def optimizers_and_schedulers(module: LightningModule) -> tuple[list[Optimizer], list[Any]]:
     """What ``configure_optimizers`` returns, checked and completed as for every strategy."""
     optimizers, schedulers = _init_optimizers_and_lr_schedulers(module)
@@ -34,23 +49,21 @@ Scheduled = tuple[Any, str, int]
 
 
 def configured_optimizers(returned: Any) -> tuple[list[Optimizer], list[Scheduled]]:
-    """What a module's ``configure_optimizers`` returned, in any form that Lightning accepts."""
+    """What a module's ``configure_optimizers`` returned, in any form that Lightning accepts.
+
+    Raises:
+        MisconfigurationException: Lightning's own, for any other form.
+    """
     if returned is None:
         return [], []
-    if isinstance(returned, Optimizer):
-        return [returned], []
-    if isinstance(returned, dict):
-        scheduler = returned.get("lr_scheduler")
-        return [returned["optimizer"]], [] if scheduler is None else [_scheduled(scheduler)]
-    if len(returned) == 2 and isinstance(returned[0], list):
-        optimizers, schedulers = returned
-        schedulers = schedulers if isinstance(schedulers, Sequence) else [schedulers]
-        return list(optimizers), [_scheduled(scheduler) for scheduler in schedulers]
-    parts = [configured_optimizers(part) for part in returned]
-    return [o for optimizers, _ in parts for o in optimizers], [s for _, schedulers in parts for s in schedulers]
+    optimizers, schedulers, _ = _configure_optimizers(returned)
+    scheduled = [_scheduled(scheduler) for scheduler in schedulers]
+    return list(optimizers), [one for one in scheduled if one is not None]
 
 
-def _scheduled(scheduler: Any) -> Scheduled:
+def _scheduled(scheduler: Any) -> Scheduled | None:
     if not isinstance(scheduler, dict):
         return scheduler, "epoch", 1
+    if scheduler.get("scheduler") is None:  # Lightning says so later
+        return None
     return scheduler["scheduler"], scheduler.get("interval", "epoch"), scheduler.get("frequency", 1)

@@ -1,21 +1,26 @@
-"""The places at which Lightning steps LR schedulers, and its callbacks that write learning rates."""
+"""The places at which LR schedulers step, and Lightning's callbacks that write learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_lr.patching import override_on_instance
 
+Bracket = Callable[[], AbstractContextManager[None]]
+SEARCHED = 4
+"""How deep a scheduler is looked for: the module, an object of the user's in it, a dict in that, a list in that."""
 
-def bracket_scheduler_steps(
-    module: LightningModule, bracket: Callable[[], AbstractContextManager[None]]
-) -> Callable[[], None]:
-    """Let every step of an LR scheduler happen inside ``bracket()``; returns a function that undoes this.
+
+def bracket_scheduler_steps(module: LightningModule, bracket: Bracket) -> Callable[[], None]:
+    """Let every LR scheduler step of Lightning's happen inside ``bracket()``; returns a function that undoes this.
 
     Lightning steps schedulers at three places that no callback hook encloses, but always through the module's
     ``lr_scheduler_step``. It is shadowed on this one instance, so that a user's override keeps working.
@@ -29,9 +34,81 @@ def bracket_scheduler_steps(
     return override_on_instance(module, "lr_scheduler_step", bracketed)
 
 
-def bracket_lr_writers(
-    trainer: Trainer, bracket: Callable[[], AbstractContextManager[None]]
-) -> list[Callable[[], None]]:
+def schedulers_of(trainer: Trainer, optimizer: Optimizer) -> list[LRScheduler]:
+    """The LR schedulers of an optimizer, those included that the user steps by hand.
+
+    Under manual optimization, or of their own accord: they are found where they are kept, by the Trainer, the module,
+    the callbacks or an object in these.
+    """
+    configured = [config.scheduler for config in trainer.lr_scheduler_configs]
+    holders = [*configured, trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    return [scheduler for scheduler in kept_schedulers(holders) if scheduler.optimizer is optimizer]
+
+
+def kept_schedulers(holders: Iterable[Any]) -> list[LRScheduler]:
+    """The LR schedulers that are attributes of ``holders``, or of what these hold."""
+    found: dict[int, LRScheduler] = {}
+    seen: set[int] = set()
+    for holder in holders:
+        for scheduler in _schedulers_in(holder, SEARCHED, seen):
+            found[id(scheduler)] = scheduler
+    return list(found.values())
+
+
+def _schedulers_in(holder: Any, depth: int, seen: set[int]) -> Iterator[LRScheduler]:
+    if id(holder) in seen or depth < 0:
+        return
+    seen.add(id(holder))
+    if isinstance(holder, LRScheduler):
+        yield holder
+    elif isinstance(holder, Mapping):
+        for value in list(holder.values()):
+            yield from _schedulers_in(value, depth - 1, seen)
+    elif isinstance(holder, list | tuple | set):
+        if len(holder) <= 100:  # a data set is no place for a scheduler
+            for value in list(holder):
+                yield from _schedulers_in(value, depth - 1, seen)
+    elif isinstance(holder, nn.Module):
+        for part in holder.modules():
+            values = [v for name, v in vars(part).items() if not name.startswith("_") or isinstance(v, LRScheduler)]
+            for value in values:
+                if not isinstance(value, nn.Module):
+                    yield from _schedulers_in(value, depth - 1, seen)
+    elif _is_of_the_user(holder):
+        for value in list(vars(holder).values()):
+            yield from _schedulers_in(value, depth - 1, seen)
+
+
+def _is_of_the_user(holder: Any) -> bool:
+    if isinstance(holder, Tensor | Trainer | Optimizer | type) or not hasattr(holder, "__dict__"):
+        return False
+    package = type(holder).__module__.partition(".")[0]
+    return package not in ("builtins", "torch", "lightning", "lightning_lr", "pytorch_lightning", "numpy", "logging")
+
+
+def bracket_steps(scheduler: LRScheduler, bracket: Bracket) -> Callable[[], None]:
+    """Let every step of a scheduler happen inside ``bracket()``, whoever calls it; returns a function that undoes this.
+
+    It gets a class of its own, since an attribute would be saved in its state.
+    """
+    own = type(scheduler)
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with bracket():
+            return own.step(self, *args, **kwargs)
+
+    names = {"step": step, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    bracketed = type(own.__name__, (own,), names)
+    scheduler.__class__ = bracketed
+
+    def undo() -> None:
+        if type(scheduler) is bracketed:
+            scheduler.__class__ = own
+
+    return undo
+
+
+def bracket_lr_writers(trainer: Trainer, bracket: Bracket) -> list[Callable[[], None]]:
     """Let Lightning's callbacks that write learning rates do so inside ``bracket()``; returns what undoes this.
 
     ``StochasticWeightAveraging`` makes its scheduler and ``BaseFinetuning`` adds and changes groups at the start of an
@@ -44,7 +121,7 @@ def bracket_lr_writers(
     ]
 
 
-def _inside(bracket: Callable[[], AbstractContextManager[None]], hook: Callable[..., None]) -> Callable[..., None]:
+def _inside(bracket: Bracket, hook: Callable[..., None]) -> Callable[..., None]:
     def bracketed(*args: Any, **kwargs: Any) -> None:
         with bracket():
             hook(*args, **kwargs)

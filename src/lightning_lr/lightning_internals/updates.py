@@ -1,45 +1,48 @@
-"""The moments of an update that no callback hook tells: gradients as they will be applied, and the update made."""
+"""The moments of an update for which there is no callback hook: directly before the step, and the update made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-
-from lightning_lr.patching import override_on_instance
-
-
-def after_gradient_clipping(module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
-    """Call ``act`` when the gradients are what the optimizer will apply; returns a function that undoes this.
-
-    Lightning clips after ``on_before_optimizer_step`` and calls no hook between that and the step itself, but always
-    calls the module's ``configure_gradient_clipping``, clipping or not, once an AMP scaler has unscaled. It is shadowed
-    on this one instance, so that a user's override keeps working.
-    """
-    clip = module.configure_gradient_clipping
-
-    def clipped(*args: Any, **kwargs: Any) -> None:
-        clip(*args, **kwargs)
-        act()
-
-    return override_on_instance(module, "configure_gradient_clipping", clipped)
+from lightning.pytorch import Trainer
+from torch.optim import Optimizer
 
 
-def before_optimizer_step(trainer: Trainer, module: LightningModule, act: Callable[[], None]) -> Callable[[], None]:
-    """Call ``act`` when the optimizer's groups hold what it will apply; returns a function that undoes this.
+def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` directly before ``optimizer`` makes an update; returns a function that undoes this.
 
-    A strategy whose engine clips in its own step says by ``before_update`` when that is done; elsewhere see
-    :func:`after_gradient_clipping`.
+    Gradients are complete then, unscaled and clipped, and no hook of the user's comes in between: where the closure
+    with training step, hooks and clipping runs inside ``optimizer.step``, ``act`` follows the closure. It makes no
+    difference who calls ``step``: Lightning's loop, an AMP scaler (not for an update that it skips), or the user under
+    manual optimization. (LBFGS evaluates its closure several times, and ``act`` follows each.)
+
+    A strategy whose engine clips in its own step says by ``before_update`` when that is done.
     """
     clipped = getattr(trainer.strategy, "before_update", None)
-    if clipped is None:
-        return after_gradient_clipping(module, act)
-    undo: Callable[[], None] = clipped(act)
-    return undo
+    if clipped is not None:
+        undo: Callable[[], None] = clipped(act)
+        return undo
+
+    def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            act()
+            return None
+
+        def closed() -> Any:
+            loss = closure()
+            act()
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closed, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closed}
+
+    return optimizer.register_step_pre_hook(before_step).remove
 
 
-def after_optimizer_step(trainer: Trainer, act: Callable[[], None]) -> Callable[[], None]:
+def after_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:
     """Call ``act`` after each update that was made, not where a scaler skipped it; returns a function that undoes this.
 
     A strategy whose engine steps the optimizer in parts says by ``after_update`` when the whole update is made.
@@ -48,7 +51,7 @@ def after_optimizer_step(trainer: Trainer, act: Callable[[], None]) -> Callable[
     if whole is not None:
         undo: Callable[[], None] = whole(act)
         return undo
-    return trainer.optimizers[0].register_step_post_hook(lambda optimizer, args, kwargs: act()).remove
+    return optimizer.register_step_post_hook(lambda optimizer, args, kwargs: act()).remove
 
 
 def with_gradient_norm(trainer: Trainer, act: Callable[[float | None], None]) -> Callable[[], None] | None:

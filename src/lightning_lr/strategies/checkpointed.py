@@ -56,12 +56,6 @@ class CheckpointsActivations(_Base):
         module = self.lightning_module
         assert module is not None
         fitting = trainer.state.fn == TrainerFn.FITTING
-        if fitting and not module.automatic_optimization:
-            raise MisconfigurationException(
-                f"{type(self).__name__}: {type(module).__name__} uses manual optimization "
-                "(automatic_optimization=False), where a training step is not one forward with the backward after it; "
-                "use automatic optimization"
-            )
         super().setup(trainer)
         if fitting and self.policy is not None:
             with self._refusing():
@@ -163,7 +157,7 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
         **kwargs: of Lightning's ``SingleDeviceStrategy``.
 
     Raises:
-        MisconfigurationException: for more than one device; at setup for manual optimization, for names in
+        MisconfigurationException: for more than one device; at setup for names in
             ``policy.modules`` that do not exist and where there are no blocks; in the first training step for a memory
             budget that no plan reaches.
 

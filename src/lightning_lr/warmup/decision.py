@@ -49,6 +49,23 @@ class Decision:
     message: str = ""
     picture: dict[str, Any] = field(default_factory=dict)
 
+    def announcement(self, updates: int) -> str:
+        """One line about the end of the warm-up: at which rate, where, and why.
+
+        Args:
+            updates: updates of the run that are done.
+        """
+        why = {
+            "switch": f"the loss had risen with probability {self.probability:.3g} in {self.positive} tests in a row",
+            "timeout": "its share of the run was over",
+            "divergence": "the loss diverged",
+        }.get(self.reason, self.reason)
+        back = ", from the state of the best test" if self.action == "rollback" else ""
+        return (
+            f"AdaptiveWarmup: the warm-up has ended after update {updates} ({self.progress:.0%} of the run) at a "
+            f"learning rate of {self.reached_lr:.3g}, because {why}; the decay begins at {self.lr:.3g}{back}"
+        )
+
     def facts(self) -> dict[str, Any]:
         """The numbers of the decision for a line of the journal, without the picture."""
         names = ("reason", "action", "progress", "reached_lr", "lr", "probability", "positive", "keep", "informative")

@@ -19,36 +19,38 @@ class Snapshot:
 
     Args:
         tensors: parameters and buffers, by name.
-        optimizer: the ``state`` of the optimizer's ``state_dict()``.
+        optimizers: of each optimizer the ``state`` of its ``state_dict()``.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], optimizer: dict[Any, Any]) -> None:
+    def __init__(self, tensors: dict[str, Tensor], optimizers: list[dict[Any, Any]]) -> None:
         self._tensors = tensors
-        self._optimizer = optimizer
+        self._optimizers = optimizers
 
     @classmethod
-    def of(cls, module: nn.Module, optimizer: Optimizer) -> Snapshot:
+    def of(cls, module: nn.Module, *optimizers: Optimizer) -> Snapshot:
         """Copy the present state; waits for the device."""
         tensors = {name: _copied(tensor) for name, tensor in _tensors_of(module)}
-        return cls(tensors, _copied(optimizer.state_dict()["state"]))
+        return cls(tensors, [_copied(optimizer.state_dict()["state"]) for optimizer in optimizers])
 
-    def restore(self, module: nn.Module, optimizer: Optimizer) -> None:
+    def restore(self, module: nn.Module, *optimizers: Optimizer) -> None:
         """Bring the state back; hyperparameters stay. Parameters that came later are left as they are."""
         with torch.no_grad():
             for name, tensor in _tensors_of(module):
                 if name in self._tensors:
                     tensor.copy_(self._tensors[name])
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": _copied(self._optimizer), "param_groups": groups})
+        for optimizer, state in zip(optimizers, self._optimizers, strict=True):
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": _copied(state), "param_groups": groups})
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for :meth:`from_state`."""
-        return {"tensors": self._tensors, "optimizer": self._optimizer}
+        return {"tensors": self._tensors, "optimizers": self._optimizers}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Snapshot:
         """The snapshot that :meth:`state_dict` was taken of."""
-        return cls(dict(state["tensors"]), dict(state["optimizer"]))
+        several = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # one in 0.1.0
+        return cls(dict(state["tensors"]), [dict(optimizer) for optimizer in several])
 
 
 def all_finite(module: nn.Module) -> bool:

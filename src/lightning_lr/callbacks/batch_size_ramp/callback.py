@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -28,6 +28,7 @@ from lightning_lr.callbacks.batch_size_ramp.growth import RampGrowth
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.batch_size_ramp.settings import Decided, RampSettings
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
+from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_module_scheduler
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -60,6 +61,9 @@ class BatchSizeRamp(MethodCallback):
         begin: ``"after_warmup"``: with ``AdaptiveWarmup(decay=Constant())``, at the first window after its switch of
             which nothing has been prefetched. A curve runs from there to the end of the run, milestones stay where they
             are, and passed ones take effect there.
+        module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
+            before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
+            goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
 
     Raises:
         MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own, or
@@ -92,8 +96,11 @@ class BatchSizeRamp(MethodCallback):
         max_micro_batch_size: int | Literal["auto"] | None = None,
         lr_rule: LRRule = "linear",
         begin: Begin = "start",
+        module_scheduler: ModuleScheduler = "refuse",
     ) -> None:
         super().__init__()
+        check_module_scheduler("BatchSizeRamp", module_scheduler)
+        self.module_scheduler = module_scheduler
         self.settings = RampSettings(schedule, max_batch_size, max_micro_batch_size, lr_rule, begin)
         self._warmup: AdaptiveWarmup | None = None
         self._loader: RampedLoader | None = None
@@ -121,12 +128,24 @@ class BatchSizeRamp(MethodCallback):
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self.settings.check(type(self).__name__, trainer)
 
+    def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
+        self.settings.check_manual(type(self).__name__)
+        rank_zero_info(
+            "BatchSizeRamp: under manual optimization the module makes its own updates, one or more of every batch, so "
+            "the batch grows by the micro-batch alone and no gradient is accumulated"
+        )
+
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
         if self._ramped.stream is not None and internals.engine_holds_gradients(trainer):
             raise MisconfigurationException(
                 "BatchSizeRamp: iterable data need the gradients of a window brought to the mean over its samples, and "
                 f"{type(trainer.strategy).__name__} keeps them in buffers of its engine; use a map-style data set, or "
                 "DDP"
+            )
+        if self._ramped.stream is not None and not module.automatic_optimization:
+            raise MisconfigurationException(
+                "BatchSizeRamp: iterable data keep the loader's micro-batch, so the batch could only grow by "
+                "accumulation, and under manual optimization the module makes its own updates; use a map-style data set"
             )
         if self._ramped.stream is not None:
             inside = self.clock_state is not None and self.clock_state["window_samples"] > 0

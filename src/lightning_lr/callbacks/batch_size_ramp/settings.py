@@ -67,6 +67,25 @@ class RampSettings:
         if self.begin not in get_args(Begin):
             raise ValueError(f"BatchSizeRamp: got begin={self.begin!r}; allowed are {get_args(Begin)}")
 
+    def check_manual(self, caller: str) -> None:
+        """Refuse what only works where Lightning makes the updates.
+
+        Raises:
+            MisconfigurationException: for a limit of the micro-batch, above which gradients would be accumulated, and
+                an ``AdaptiveRamp``.
+        """
+        if self.max_micro_batch_size is not None:
+            raise MisconfigurationException(
+                f"{caller}: got max_micro_batch_size={self.max_micro_batch_size!r}, above which gradients would be "
+                "accumulated, and under manual optimization the module makes its own updates; leave it at None and set "
+                "the largest batch as max_batch_size"
+            )
+        if isinstance(self.schedule, AdaptiveRamp):
+            raise MisconfigurationException(
+                f"{caller}: an AdaptiveRamp follows the gradient noise between the micro-batches of an update, which "
+                "manual optimization does not tell apart; use a StepRamp or a CurveRamp"
+            )
+
     def check(self, caller: str, trainer: Trainer) -> None:
         """Refuse a Trainer that decides about the batch too, and one under which an ``AdaptiveRamp`` cannot decide.
 

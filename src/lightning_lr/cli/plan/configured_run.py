@@ -29,6 +29,7 @@ from lightning_lr.cli.plan.cost import with_costs
 from lightning_lr.cli.plan.epoch import epoch_of, limited
 from lightning_lr.cli.plan.model import Plan
 from lightning_lr.cli.plan.options import PlanOptions
+from lightning_lr.cli.plan.planned_trainer import planned_trainer
 from lightning_lr.cli.plan.state_memory import Sharding
 from lightning_lr.cli.plan.walk import Schedulers, make_plan
 from lightning_lr.progress import EpochShape, RunShape
@@ -76,15 +77,15 @@ def plan_run(
     world_size = _world_size(settings, options, notes)
     epoch = _epoch(settings, model, data, options, world_size)
     shape = _run_shape(settings, callbacks, epoch, notes)
-    optimizers, schedulers = _optimizers(model, notes)
+    optimizers, schedulers = _optimizers(settings, model, data, shape, notes)
     for method in methods if optimizers else ():
         method.check_optimizers(optimizers, [scheduler for scheduler, _, _ in schedulers])
     activations = _activations(settings, methods, model, data, notes)
     plan = make_plan(
         shape,
         methods,
-        optimizers[0] if optimizers else None,
-        _simulated(schedulers, notes),
+        optimizers,
+        _simulated(schedulers, model.automatic_optimization, notes),
         notes,
     )
     plan = replace(plan, summary={**plan.summary, **activations})
@@ -214,28 +215,44 @@ def _run_shape(
 
 
 # ---------------------------------------------------------------------- optimizer and schedulers
-def _optimizers(model: LightningModule, notes: list[str]) -> tuple[list[Optimizer], list[internals.Scheduled]]:
-    """What the module's ``configure_optimizers`` gives without a Trainer; nothing, and a note, where it needs one."""
+def _optimizers(
+    settings: TrainerSettings,
+    model: LightningModule,
+    data: LightningDataModule | None,
+    shape: RunShape,
+    notes: list[str],
+) -> tuple[list[Optimizer], list[internals.Scheduled]]:
+    """What the module's ``configure_optimizers`` gives; nothing, and a note, where it needs more than a plan has."""
+    accumulation = settings["accumulate_grad_batches"]
     try:
-        return internals.configured_optimizers(model.configure_optimizers())
+        with planned_trainer(model, data, shape, accumulation if isinstance(accumulation, int) else 1):
+            optimizers, schedulers = internals.configured_optimizers(model.configure_optimizers())
     except MisconfigurationException:  # one of our callbacks refuses what the module does
         raise
-    except Exception as error:  # most often: the module asks for its Trainer
+    except Exception as error:  # whatever a user's method raises where nothing is trained
         notes.append(
             f"factors are shown instead of the learning rate: {type(model).__name__}.configure_optimizers does not "
-            f"work without a Trainer ({described(error)})"
+            f"work before training ({described(error)})"
         )
         return [], []
+    if len(optimizers) > 1 and model.automatic_optimization:
+        raise MisconfigurationException(
+            f"{type(model).__name__}.configure_optimizers returned {len(optimizers)} optimizers; Lightning trains "
+            "several under manual optimization only. Set self.automatic_optimization = False, or return one optimizer"
+        )
+    return optimizers, schedulers
 
 
-def _simulated(schedulers: Sequence[internals.Scheduled], notes: list[str]) -> Schedulers:
-    followed: dict[str, list[Any]] = {"step": [], "epoch": []}
+def _simulated(schedulers: Sequence[internals.Scheduled], automatic: bool, notes: list[str]) -> Schedulers:
+    followed: dict[str, list[tuple[Any, int]]] = {"step": [], "epoch": []}
+    others = []
     for scheduler, interval, frequency in schedulers:
-        if isinstance(scheduler, ReduceLROnPlateau) or frequency != 1 or interval not in followed:
+        if isinstance(scheduler, ReduceLROnPlateau) or interval not in followed or not automatic:
+            reason = f"interval={interval!r}" if automatic else "the module steps it itself"
             notes.append(
-                f"{type(scheduler).__name__} is shown at its start value: what it does depends on the run "
-                f"(interval={interval!r}, frequency={frequency})"
+                f"{type(scheduler).__name__} is shown at its start value: what it does depends on the run ({reason})"
             )
+            others.append(scheduler)
         else:
-            followed[interval].append(scheduler)
-    return Schedulers(after_update=followed["step"], after_epoch=followed["epoch"])
+            followed[interval].append((scheduler, frequency))
+    return Schedulers(after_update=followed["step"], after_epoch=followed["epoch"], not_followed=others)

@@ -12,12 +12,14 @@ import math
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.optim import SGD, Optimizer
 
+from lightning_lr.base_rates import base_values
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.cli.plan.model import Plan, PlanRow
 from lightning_lr.curves import SNAP, Phase
@@ -41,8 +43,10 @@ class Scheduler(Protocol):
 class Schedulers:
     """The user's own LR schedulers, by when Lightning steps them."""
 
-    after_update: Sequence[Scheduler] = ()
-    after_epoch: Sequence[Scheduler] = ()
+    after_update: Sequence[tuple[Scheduler, int]] = ()
+    """Each with its frequency: 2 for every other update."""
+    after_epoch: Sequence[tuple[Scheduler, int]] = ()
+    not_followed: Sequence[Scheduler] = ()
 
 
 def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, ...], float], ...]:
@@ -64,7 +68,7 @@ def joined_phases(phases: Sequence[Sequence[Phase]]) -> tuple[tuple[tuple[str, .
 def make_plan(
     shape: RunShape,
     methods: Sequence[MethodCallback],
-    optimizer: Optimizer | None = None,
+    optimizers: Sequence[Optimizer] = (),
     schedulers: Schedulers | None = None,
     notes: Sequence[str] = (),
 ) -> Plan:
@@ -73,16 +77,16 @@ def make_plan(
     Args:
         shape: the run.
         methods: our callbacks, in the Trainer's order.
-        optimizer: the run's optimizer. ``None`` plans factors on the learning rate instead.
+        optimizers: of the run; none plans factors on the learning rate instead.
         schedulers: the user's LR schedulers; they are stepped as Lightning would, under the multipliers.
         notes: what is known already that the reader should be told.
 
     Raises:
         MisconfigurationException, ValueError: where a method refuses a run of this shape.
     """
-    relative = optimizer is None
-    if optimizer is None:
-        optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    relative = not optimizers
+    optimizers = list(optimizers) or [SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)]
+    schedulers = schedulers or Schedulers()
     for method in methods:
         shape = method.reshape(shape)
     if shape.total_updates == 0:
@@ -91,19 +95,21 @@ def make_plan(
             f"{shape.epoch.micro_batches} micro-batches per epoch), so there is nothing to plan"
         )
     for method in methods:
-        method.check_shape(shape, optimizer)
+        for index, optimizer in enumerate(optimizers):
+            if method.acts_on(index):
+                method.check_shape(shape, optimizer)
     parts = joined_phases([method.phases(shape) for method in methods])
-    walker = _Walker(shape, methods, HyperparameterWriter(optimizer), schedulers or Schedulers(), parts, relative)
+    walker = _Walker(shape, methods, _writers(shape, methods, optimizers, schedulers), schedulers, parts, relative)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step")  # nothing is trained here
         walker.go()
     planned = [names for row in walker.rows for names in row.phases]
     skipped = [name for names, _ in parts for name in names if name not in planned]
-    notes = [*notes, *(note for method in methods for note in method.plan_notes(shape, optimizer))]
+    notes = [*notes, *(note for method in methods for note in method.plan_notes(shape, optimizers[0]))]
     notes += (f"the phase {name!r} is shorter than one update and does not happen" for name in skipped)
     return Plan(
         shape=shape,
-        groups=tuple(walker.writer.group_names()),
+        groups=tuple(name for writer in walker.writers for name in writer.group_names()),
         rows=tuple(walker.rows),
         method_phases={m.name: m.phases(shape) for m in methods if m.phases(shape)},
         summary={heading: fact for method in methods for heading, fact in method.summary(shape).items()},
@@ -114,6 +120,25 @@ def make_plan(
         relative=relative,
         batch_sizes=tuple(walker.batch_sizes),
     )
+
+
+def _writers(
+    shape: RunShape, methods: Sequence[MethodCallback], optimizers: Sequence[Optimizer], schedulers: Schedulers
+) -> list[HyperparameterWriter]:
+    """Of each optimizer, as a run makes them."""
+    writers = []
+    steps = shape.total_updates if shape.has_length else None
+    for index, optimizer in enumerate(optimizers):
+        followed = [scheduler for scheduler, _ in (*schedulers.after_update, *schedulers.after_epoch)]
+        everything = [*followed, *schedulers.not_followed]
+        own: list[Any] = [s for s in everything if getattr(s, "optimizer", optimizer) is optimizer]
+        base = base_values(optimizer, own, steps)
+        prefix = f"optimizer_{index}/" if len(optimizers) > 1 else ""
+        writer = HyperparameterWriter(optimizer, [value["lr"] for value in base], index, prefix)
+        if any(method.module_scheduler == "replace" for method in methods):
+            writer.replace_schedule(base)
+        writers.append(writer)
+    return writers
 
 
 class _Edge(NamedTuple):
@@ -131,7 +156,7 @@ class _Walker:
 
     shape: RunShape
     methods: Sequence[MethodCallback]
-    writer: HyperparameterWriter
+    writers: Sequence[HyperparameterWriter]
     schedulers: Schedulers
     parts: Sequence[tuple[tuple[str, ...], float]]
     """The parts of the run: names of their phases, and where they start."""
@@ -144,7 +169,9 @@ class _Walker:
 
     def go(self) -> None:
         for method in self.methods:
-            method.start(self.writer, self.shape)
+            for writer in self.writers:
+                if method.acts_on(writer.index):
+                    method.start(writer, self.shape)
         shape, total = self.shape, self.shape.total_updates
         stride = math.ceil(total / MAX_POINTS)
         begun: _Edge | None = None
@@ -162,7 +189,7 @@ class _Walker:
             if ends:
                 self._close_row(part[0], begun, _Edge(update + 1, units + size, self.lr[-1], batch))
                 begun = None
-            self._step_schedulers(epoch_ends=next_epoch > epoch)
+            self._step_schedulers(end, next_epoch if next_epoch > epoch else None)
 
     def _part(self, progress: float, epoch: int) -> tuple[int, int]:
         """What may not change within a row: the phases, and the accumulation."""
@@ -170,13 +197,15 @@ class _Walker:
         return bisect_right(starts, progress + SNAP) - 1, self.shape.accumulation_in(epoch)
 
     def _note(self, clock: SampleClock, batch: Batch) -> None:
-        for method in self.methods:
-            self.writer.set_multiplier(method.name, method.factor(clock))
-        self.writer.write()
+        for writer in self.writers:
+            for method in self.methods:
+                if method.acts_on(writer.index):
+                    writer.set_multiplier(method.name, method.factor_of(writer, clock))
+            writer.write()
         self.updates.append(clock.updates)
         self.units.append(clock.samples_seen)
         self.batch_sizes.append(batch.size)
-        self.lr.append(tuple(float(value) for value in self.writer.effective()))
+        self.lr.append(tuple(float(value) for writer in self.writers for value in writer.effective()))
 
     def _close_row(self, part: int, first: _Edge, last: _Edge) -> None:
         epoch_units = self.shape.epoch.total_units
@@ -196,15 +225,20 @@ class _Walker:
         )
 
     def _noise_scales(self, first: float, last: float, batch_size: int | None) -> tuple[float, float] | None:
-        optimizer, samples = self.writer.optimizer, self.shape.epoch.total_units
+        optimizer, samples = self.writers[0].optimizer, self.shape.epoch.total_units
         if self.relative or batch_size is None or samples is None or "betas" in optimizer.param_groups[0]:
             return None
         momentum = momentum_of(optimizer)
         return noise_scale(first, momentum, batch_size, samples), noise_scale(last, momentum, batch_size, samples)
 
-    def _step_schedulers(self, epoch_ends: bool) -> None:
-        due = [*self.schedulers.after_update, *(self.schedulers.after_epoch if epoch_ends else ())]
+    def _step_schedulers(self, micro_batches: int, epochs: int | None) -> None:
+        """As Lightning does after so many micro-batches of an epoch; ``epochs`` are done where one has just ended."""
+        due = [scheduler for scheduler, frequency in self.schedulers.after_update if micro_batches % frequency == 0]
+        if epochs is not None:
+            due += [scheduler for scheduler, frequency in self.schedulers.after_epoch if epochs % frequency == 0]
         if due:
-            with self.writer.scheduled_values():
+            with ExitStack() as stack:
+                for writer in self.writers:
+                    stack.enter_context(writer.scheduled_values())
                 for scheduler in due:
                     scheduler.step()
