@@ -47,7 +47,8 @@ class BYOL(LightningModule):
         self.log("train_loss", loss)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             for slow, fast in zip(self.average.parameters(), self.encoder.parameters(), strict=True):
                 slow.lerp_(fast, 1 - self.momentum)
