@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
@@ -39,6 +37,7 @@ from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.trainer_cli import LearningRateCLI
 from lightning_lr_command import answer
+from tests.support.processes import SERVER
 from tests.support.toy import data as samples
 from tests.support.toy import quiet
 
@@ -172,13 +171,10 @@ def test_python_blocks_run(document: Path, tmp_path: Path, monkeypatch: pytest.M
         return
     pytest.importorskip("deepspeed")
     # in a process of its own: an engine leaves its process group to the end of the process
-    code = f"from pathlib import Path; from tests import test_docs as t; t.run_python_blocks(Path({str(document)!r}))"
-    paths = [str(REPOSITORY), *sys.path]
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = SERVER.Process(target=run_python_blocks, args=(document,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "its error is in what was written to stderr"
 
 
 def needs_deepspeed(block: Block) -> bool:
