@@ -56,6 +56,7 @@ from lightning_lr import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    LearningRateSearch,
     NormalizedWeightDecay,
     StepRamp,
 )
@@ -357,6 +358,11 @@ def _warmup_at(run: Outcome, update: int, decays: bool) -> float:
     return 0.02 * ((1 + math.cos(math.pi * (progress - switch) / (1 - switch))) / 2 if decays else 1.0) / run.lr
 
 
+def _searched(run: Outcome, update: int, name: str) -> float:
+    """The race has one rate to choose from, and leaves nothing but the choice."""
+    return 0.02 * _cosine(run, update, name) / run.lr
+
+
 def _layerwise(run: Outcome, update: int, name: str) -> float:
     return 0.5 if name.startswith("backbone") else 1.0
 
@@ -498,6 +504,10 @@ def _adamp(parameters: list[nn.Parameter], lr: float) -> Optimizer:
     return AdamP(parameters, lr=lr, weight_decay=0.1)
 
 
+def _search_arguments() -> LearningRateSearch:
+    return LearningRateSearch(Cosine(warmup=0.25, floor=0.1), 0.02, 0.02 * (1 + 1e-14), budget=1.0)
+
+
 def _warmup_arguments(**more: Any) -> AdaptiveWarmup:
     return AdaptiveWarmup(0.02, 0.08, confidence=1 - 1e-12, patience=1, lr_scale=1e-9, **more)
 
@@ -511,6 +521,7 @@ OURS = [
     Part("GhostBatchNorm", "ours", lambda _: [GhostBatchNorm(4)], check=_ghosts),
     Part("GradientNoiseScale", "ours", lambda _: [GradientNoiseScale()], accumulates="needs", check=_noise_is_measured),
     Part("AdaptiveWarmup", "ours", lambda _: [_warmup_arguments()], _warmup),
+    Part("LearningRateSearch", "ours", lambda _: [_search_arguments()], _searched),
     Part("LayerwiseLRDecay", "ours", lambda _: [LayerwiseLRDecay(0.5, layers=["backbone", "head"])], _layerwise),
     Part("GradualUnfreezing", "ours", lambda _: [GradualUnfreezing(layers=["backbone", "head"])], check=_thaws),
     Part(
@@ -639,6 +650,13 @@ OTHERWISE = [
 REFUSED = {
     ("LearningRateSchedule", "BatchSizeRamp"): "both lower the learning rate over the run",
     ("LearningRateSchedule", "AdaptiveWarmup"): "both lower the learning rate over the run",
+    ("LearningRateSchedule", "LearningRateSearch"): "both lower the learning rate over the run|would bend the curve",
+    ("LearningRateScaling", "LearningRateSearch"): "would scale what the search finds",
+    ("BatchSizeRamp", "LearningRateSearch"): "both lower the learning rate over the run",
+    ("AdaptiveWarmup", "LearningRateSearch"): "both lower the learning rate over the run|finds the learning rate, too",
+    ("LearningRateSearch", "NormalizedWeightDecay"): "divides by the base learning rate|chooses the base learning rate",
+    ("LearningRateSearch", "StochasticWeightAveraging"): "both decide about the learning rate at the end",
+    ("LearningRateSearch", "LearningRateFinder"): "both find the learning rate",
     ("LearningRateScaling", "AdaptiveWarmup"): "would scale what the warm-up finds",
     ("BatchSizeRamp", "AdaptiveWarmup"): "set begin='after_warmup'|set decay=Constant",
     ("AdaptiveWarmup", "NormalizedWeightDecay"): "chooses the base learning rate during the run",
@@ -667,6 +685,7 @@ REFUSED = {
             "BatchSizeFinder": "a batch that one process finds",
         }.items()
     },
+    **{("LearningRateSearch", f"ZeROStrategy(stage={stage})"): "cannot be put back to the bit" for stage in (1, 2, 3)},
     **{
         ("GradualUnfreezing", f"ZeROStrategy(stage={stage})"): "keeps gradients and parameters in flat buffers"
         for stage in (1, 2, 3)

@@ -22,6 +22,7 @@ from lightning_lr.callbacks.module_scheduler import (
     check_module_scheduler,
     refuse_module_scheduler,
 )
+from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.callbacks.search_run import announce, search
 from lightning_lr.curves import Cosine, Curve, Phase
@@ -85,6 +86,11 @@ class LearningRateSearch(MethodCallback):
         Clash(LearningRateSchedule, "it would bend the curve that follows the search"),
         Clash(AdaptiveWarmup, "it finds the learning rate, too"),
         Clash(LearningRateScaling, "it would scale what the search finds for this very batch"),
+        Clash(
+            NormalizedWeightDecay,
+            "it divides by the base learning rate, in the place of which the search puts another",
+            "find the rate by find_learning_rate first, give it to the optimizer, and use LearningRateSchedule",
+        ),
     )
 
     def __init__(
