@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.branches import ForkedState, RandomState
@@ -88,11 +86,8 @@ class _SearchAndStop(LearningRateSearch):
     """Stops the fit when it has found a rate."""
 
     def __init__(self, min_lr: float | None, max_lr: float | None, budget: float) -> None:
-        super().__init__(Constant(), min_lr, max_lr, budget)
+        super().__init__(Constant(), min_lr, max_lr, budget, module_scheduler="replace")
         self.found: SearchResult | None = None
-
-    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        super().check_optimizers(optimizers, [])  # a scheduler takes no step in a race
 
     def _search_if_due(self, trainer: Trainer, module: LightningModule) -> None:
         super()._search_if_due(trainer, module)
