@@ -359,6 +359,52 @@ def test_a_backbone_without_blocks_below_a_head() -> None:
     assert of(found, "net.conv1", "net.conv2", "net.norm", "net.short", "net.fc", "result") == [3, 2, 2, 2, 1, 0]
 
 
+class Tasks(nn.Module):
+    """A trunk and two outputs, one of them with a hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.classes, self.boxes = block(), nn.Linear(4, 2), block()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk(x)
+        return self.classes(x), self.boxes(x)
+
+
+def test_several_outputs_are_heads() -> None:
+    assert of(distances(Tasks()), "trunk.0", "trunk.2", "classes", "boxes") == [2, 1, 0, 0]
+
+
+def test_generator_and_discriminator_of_plain_layers_stand_side_by_side() -> None:
+    found = distances(Parts(generator=block(), discriminator=block()))
+    assert of(found, "generator.0", "generator.2", "discriminator.0", "discriminator.2") == [1, 0, 1, 0]
+
+
+class ShuffledUNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Conv2d(4, 1, 1)
+        self.ups = nn.ModuleList(block() for _ in range(2))
+        self.downs = nn.ModuleList(block() for _ in range(2))
+        self.mid = block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+        x = self.mid(x)
+        for up in self.ups:
+            x = up(torch.cat([x, skips.pop()], 1))
+        out: Tensor = self.out(x)
+        return out
+
+
+def test_a_unet_in_the_order_of_its_forward_pass() -> None:
+    parts = ["downs.0", "downs.1", "mid", "ups.0", "ups.1", "out"]
+    assert of(distances(ShuffledUNet()), *parts) == [5, 4, 3, 2, 1, 0]
+
+
 class Undecidable(LightningModule):
     """A forward pass that depends on values: its text still shows the order."""
 

@@ -233,15 +233,21 @@ class TreeReader:
             block = not bears and not is_head(name) and not is_leaf(child)
             block = block and (name in counted or type(child) in kinds or roles.MIDDLE.fullmatch(name) is not None)
             items.append(Item(name, [(name, child)], bears or block, is_block=block, is_list=is_list))
+        if visits is not None and self._small and all(visits.has(*_members(item)) for item in items):
+            last = [i for i in items if not any(visits.reaches(_members(i), _members(o)) for o in items if o is not i)]
+            for item in last if len(last) > 1 and len(last) < len(items) else ():
+                item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
+        order = self.passes.order(module)
+        if visits is None and order:
+            visits = Visits(order, {name: set() for name in order})
+        if visits is not None:
+            items = _as_called(items, visits)
         # the first of a kind that is not counted through is the stem (the `inc` of a U-Net)
         for index, item in enumerate(items):
             first = not any(other.bears for other in items[:index])
             if item.is_block and item.name not in counted and (first or not any(i.bears for i in items[index + 1 :])):
                 item.bears = item.is_block = False
-        order = self.passes.order(module)
-        if visits is None and order:
-            visits = Visits(order, {name: set() for name in order})
-        return items if visits is None else _as_called(items, visits)
+        return items
 
     def _zipped(self, lists: Sequence[Named], inside: Sequence[Named], visits: Visits | None) -> Iterator[list[Named]]:
         """Lists in one module that are visited in turn: each holds one part of every layer."""
@@ -305,6 +311,9 @@ class TreeReader:
     def _groups_by_name(
         self, items: Sequence[Item], bearing: list[Item], models: list[Item], twins: dict[str, str]
     ) -> list[list[Item]]:
+        halves = any(word in roles.words(item.name) for item in bearing for word in ("encoder", "decoder"))
+        if len(bearing) > 1 and not models and not halves and roles.are_towers(item.name for item in bearing):
+            return [bearing]
         if len(models) < 2:
             if len(bearing) == 2 and models and roles.BACKBONE.fullmatch(models[0].name):
                 bearing.sort(key=lambda item: item is not models[0])
