@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import GradientNoiseEstimator, WindowContents
 from lightning_lr.batch_size.gradient_noise import squared_norm
 from lightning_lr.callbacks.base import MethodCallback, members_of
-from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -45,11 +44,9 @@ class GradientNoiseScale(MethodCallback):
         every: updates from one measurement to the next.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells; where it is
             given, it decides.
-        optimizers: the one optimizer, as ``[0]``, whose gradient is measured where the module has several.
 
     Raises:
-        MisconfigurationException: at setup, where the module has several optimizers and none is named, and under manual
-            optimization on one device, where a backward need not be a micro-batch of an update.
+        MisconfigurationException: at setup under manual optimization, where a backward need not be a micro-batch.
         MisconfigurationException: at setup, where gradients are averaged over the devices before they come to the
             parameters (FSDP), or an engine does not tell what it does with them (Lightning's ``DeepSpeedStrategy``).
 
@@ -62,14 +59,8 @@ class GradientNoiseScale(MethodCallback):
 
     name = "gradient_noise_scale"
 
-    def __init__(
-        self,
-        smoothing: float = 0.95,
-        every: int = 1,
-        count_samples: CountSamples | None = None,
-        optimizers: Indices = None,
-    ) -> None:
-        super().__init__(count_samples, optimizers)
+    def __init__(self, smoothing: float = 0.95, every: int = 1, count_samples: CountSamples | None = None) -> None:
+        super().__init__(count_samples)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"GradientNoiseScale: got every={every!r}; give a whole number of updates from 1")
         self.smoothing, self.every = smoothing, every
@@ -89,22 +80,12 @@ class GradientNoiseScale(MethodCallback):
         self._warned = False
 
     # ------------------------------------------------------------------ what the method says
-    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
-        super().check_optimizers(optimizers, schedulers)
-        chosen = self.chosen(optimizers)
-        if len(chosen) != 1:
-            raise MisconfigurationException(
-                f"GradientNoiseScale: configure_optimizers returned {len(optimizers)} optimizers, and the noise scale "
-                f"is that of one of them (got optimizers={self.optimizers!r}); name it, such as optimizers=[0]"
-            )
-
     def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.world_size == 1:
-            raise MisconfigurationException(
-                "GradientNoiseScale: under manual optimization on one device there is nothing to compare: the "
-                "backwards of an update may be parts of its loss (a GAN's real and fake batch), not micro-batches of "
-                "it; train on several devices, or use automatic optimization with accumulate_grad_batches"
-            )
+        raise MisconfigurationException(
+            "GradientNoiseScale: under manual optimization nothing tells which backwards are micro-batches of an "
+            "update: they may be parts of its loss (a GAN's real and fake batch, two losses of one network); use "
+            "automatic optimization, with several devices or accumulate_grad_batches"
+        )
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         unseen = internals.why_no_micro_batch_gradients(trainer, module)
