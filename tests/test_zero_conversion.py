@@ -28,7 +28,7 @@ pytestmark = needs_deepspeed
 
 SAVED, END = 2, 6
 """Epochs, of 5 updates each: 10 before the checkpoint, 20 from it."""
-FIRST = ("adamw", "momentum", "lamb")
+FIRST = ("adamw",)
 """The other optimizers are slow cases: they share what these show."""
 OTHER_SEED = 11
 
@@ -132,7 +132,9 @@ def _storages(file: Path) -> None:
     states = list(plain["optimizer_states"][0]["state"].values())
     tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
     assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
-    torch.testing.assert_close(plain["optimizer_states"], again["optimizer_states"], rtol=0, atol=0)
+    (one,), (other,) = plain["optimizer_states"], again["optimizer_states"]
+    torch.testing.assert_close(one["state"], other["state"], rtol=0, atol=0)
+    assert one["param_groups"] == other["param_groups"]
     assert plain["state_dict"].keys() == again["state_dict"].keys()
 
 
