@@ -325,6 +325,17 @@ def test_an_optimizer_that_cannot_be_made_leaves_factors(
     assert "Model.configure_optimizers does not work before training" in printed
 
 
+def test_a_strategy_that_does_not_exist_is_refused_with_the_nearest(
+    write: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = config([schedule("Cosine")])
+    content["trainer"]["strategy"] = "zero2"
+    assert main(["plan", "--config", write(content)]) == 2
+    assert "there is no strategy 'zero2'" in capsys.readouterr().err
+    content["trainer"]["strategy"] = "zero_2"
+    assert main(["plan", "--config", write(content)]) == 0
+
+
 def test_a_scheduler_that_asks_the_trainer_for_the_length_is_drawn(write: Callable[[dict[str, Any]], str]) -> None:
     def drawn(callbacks: list[Any]) -> list[float]:
         plan = planned(write(config(callbacks, model={"configure": "needs a trainer"})))

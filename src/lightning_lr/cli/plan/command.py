@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import StrategyRegistry
 
-from lightning_lr.cli.errors import refusing
+from lightning_lr.cli.errors import ConfigurationError, refusing
 from lightning_lr.cli.plan.activation_memory import configured_policy
 from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
 from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
 from lightning_lr.cli.printable import cell
+from lightning_lr.cli.suggestions import did_you_mean
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 
@@ -68,6 +70,7 @@ class PlanCLI(LearningRateCLI):
 
     def before_instantiate_classes(self) -> None:
         self.strategy = self.config["fit"]["trainer"].get("strategy")
+        _check_strategy(self.strategy)
         for name in ("logger", "strategy", "profiler", "plugins"):  # may touch devices, files or the network
             self.config["fit"]["trainer"][name] = None
 
@@ -78,3 +81,17 @@ class PlanCLI(LearningRateCLI):
         self.settings.checkpointing = configured_policy(self.strategy)
         self.settings.sharding = configured_sharding(self.strategy)
         return cast(Trainer, self.settings)
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse a name that ``fit`` would refuse; no strategy is made for a plan, so nobody else would look at it.
+
+    Raises:
+        ConfigurationError: with the nearest name.
+    """
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        nearest = did_you_mean(strategy, known)
+        raise ConfigurationError(
+            f"there is no strategy {strategy!r} at trainer.strategy{nearest or '; known are ' + ', '.join(known)}"
+        )
