@@ -156,7 +156,7 @@ def test_names_need_no_module_path_and_a_curve_no_class_path(run: Run) -> None:
 def test_classes_in_the_working_directory_are_found(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "my_models.py").write_text("from test_cli import Line\n\nclass Mine(Line):\n    pass\n")
+    (tmp_path / "my_models.py").write_text("from tests.test_cli import Line\n\nclass Mine(Line):\n    pass\n")
     content = config()
     content["model"]["class_path"] = "my_models.Mine"
     sys.path[:] = [entry for entry in sys.path if entry not in ("", str(tmp_path))]  # as of a console script
@@ -196,8 +196,8 @@ BAD_NAMES = {
     "argument of a callback": ("curve:", "curv:", "'curve'", "LearningRateSchedule has no argument"),
     "trainer option": ("max_epochs", "max_epoch", "'trainer.max_epochs'", "no option 'trainer.max_epoch'"),
     "option": ("data:", "dta:", "'data'", "no option 'dta'"),
-    "class with a module": ("test_cli.Line", "test_cli.Lime", "'test_cli.Line'", "model"),
-    "module": ("test_cli.Line", "c_module.Lime", "'c_modul'", "No module named 'c_module'"),
+    "class with a module": ("tests.test_cli.Line", "tests.test_cli.Lime", "'tests.test_cli.Line'", "model"),
+    "module": ("tests.test_cli.Line", "c_module.Lime", "'c_modul'", "No module named 'c_module'"),
 }
 
 

@@ -290,7 +290,7 @@ def test_plan_shows_the_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str
     callbacks = [{"class_path": "LayerwiseLRDecay", "init_args": {"decay": 0.5}}]
     config = {
         "trainer": {"callbacks": callbacks, "max_epochs": 2, "accelerator": "cpu", "devices": 1},
-        "model": {"class_path": "test_layerwise_lr_decay.Planned"},
+        "model": {"class_path": f"{__name__}.Planned"},
     }
     file.write_text(yaml.safe_dump(config))
     out = tmp_path / "plan.png"
@@ -316,7 +316,7 @@ def test_plan_refuses_what_fit_would(tmp_path: Path, capsys: pytest.CaptureFixtu
     callbacks = [{"class_path": "LayerwiseLRDecay", "init_args": {"layers": ["net", "nothing"]}}]
     config = {
         "trainer": {"callbacks": callbacks, "max_epochs": 2, "accelerator": "cpu", "devices": 1},
-        "model": {"class_path": "test_layerwise_lr_decay.Planned"},
+        "model": {"class_path": f"{__name__}.Planned"},
     }
     file.write_text(yaml.safe_dump(config))
     assert main(["plan", "--config", str(file)]) == 2

@@ -37,7 +37,9 @@ class NeedsTrainer(Deep):
         return super().training_step(batch, batch_idx) * self.trainer.world_size
 
 
-def write(folder: Path, strategy: Any, model: str = "test_checkpointed_strategy.Deep", batch_size: int = 40) -> str:
+def write(
+    folder: Path, strategy: Any, model: str = "tests.test_checkpointed_strategy.Deep", batch_size: int = 40
+) -> str:
     content = {
         "trainer": {
             "accelerator": "cpu", "devices": 1, "max_epochs": 1, "strategy": strategy, "enable_progress_bar": False,
