@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric
 
 from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch, find_learning_rate
 from lightning_lr.cli import main
+from lightning_lr.search import Trial, read
 from tests.support.toy import Toy, data, fit, quiet, two_groups, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
@@ -444,3 +445,12 @@ def test_a_report_draws_the_race_and_its_choice(tmp_path: Any) -> None:
     (searched,) = [line for line in lines if line["event"] == "searched"]
     assert searched["rate"] == search.rate
     assert searched["price"] <= 1.1 * 48
+
+
+def test_a_near_tie_above_the_best_rate_does_not_hide_the_slope_below_it() -> None:
+    scores = {0.01: 0.431, 0.0316: 0.2497, 0.1: 0.2651}
+    noise = (0.05, -0.08, 0.06, -0.03)
+    trials = [
+        Trial(rate, (0.59,) * 22, tuple(score + (1 + rate) * each for each in noise)) for rate, score in scores.items()
+    ]
+    assert 0.025 < read(trials).rate < 0.06
