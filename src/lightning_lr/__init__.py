@@ -19,6 +19,7 @@ from lightning_lr.callbacks import (
     NormalizedWeightDecay,
     find_learning_rate,
 )
+from lightning_lr.cli.from_python import plan, report
 from lightning_lr.curves import (
     Constant,
     Cosine,
@@ -66,5 +67,7 @@ __all__ = [
     "find_learning_rate",
     "layerwise_param_groups",
     "optim",
+    "plan",
+    "report",
     "scaled_batch_size",
 ]

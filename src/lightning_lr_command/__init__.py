@@ -16,6 +16,7 @@ COMMANDS = {
     "test": "evaluate a model on the test data",
     "predict": "run a model on the prediction data",
     "plan": "show learning rate, batch and phases of a run before it is trained",
+    "doctor": "show versions, missing extras, and whether a configuration would start",
     "report": "show what a run did and why, also while it trains, or compare several",
 }
 

@@ -48,20 +48,23 @@ def main(args: Sequence[str] | None = None) -> int:
     from lightning_lr.cli.errors import ConfigurationError, debugging
 
     try:
-        _run(command, words)
+        return _run(command, words)
     except ConfigurationError as error:
         if debugging():
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(command: str, words: list[str]) -> None:
+def _run(command: str, words: list[str]) -> int:
     if command == "report":
         from lightning_lr.cli.report.command import report
 
         report(words[1:])
+    elif command == "doctor":
+        from lightning_lr.cli.doctor import doctor
+
+        return doctor(words[1:])
     elif command == "plan":
         from lightning_lr.cli.plan.command import plan
 
@@ -70,3 +73,4 @@ def _run(command: str, words: list[str]) -> None:
         from lightning_lr.cli.trainer_cli import run_trainer
 
         run_trainer(words)
+    return 0

@@ -103,14 +103,25 @@ class Frame:
 
 
 def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) -> list[str]:
-    """Draw the panels for which the data has something, and write the picture.
-
-    Returns:
-        What could not be drawn, a sentence each: the panel says so in its place, and the rest is there all the same.
+    """Draw the panels and write the picture; returns a sentence for each panel that could not be drawn.
 
     Raises:
         OSError: where ``out`` cannot be written.
         ValueError: where the ending of ``out`` is no format of matplotlib's.
+    """
+    figure, damaged = draw_figure(frame, panels, data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(out)
+    return damaged
+
+
+def draw_figure(frame: Frame, panels: Sequence[Panel[T]], data: T) -> tuple[Figure, list[str]]:
+    """Draw the panels for which the data has something.
+
+    Returns:
+        The figure, and what could not be drawn, a sentence each: the panel says so in its place, and the rest is there
+        all the same.
     """
     panels = sorted((panel for panel in panels if _has(panel, data)), key=lambda panel: panel.own_axis)
     frame = replace(frame, lines=_fitting(frame.lines))
@@ -149,9 +160,7 @@ def save_figure(frame: Frame, panels: Sequence[Panel[T]], data: T, out: Path) ->
         figure.set_layout_engine("none")
         for row, phases in enumerate(frame.strips.values()):
             _name_blocks(axes[0], row + 0.5, phases, frame.end)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-    return damaged
+    return figure, damaged
 
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning_lr.cli.errors import ConfigurationError, refusing
 from lightning_lr.cli.plan.activation_memory import configured_policy
 from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
+from lightning_lr.cli.plan.model import Plan
 from lightning_lr.cli.plan.options import parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
 from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
@@ -34,10 +35,8 @@ def plan(words: Sequence[str]) -> None:
     Raises:
         ConfigurationError: for a configuration that ``fit`` would refuse too, or whose size cannot be known.
     """
-    options, rest = parse_options(words)
-    configured = PlanCLI(rest)
-    with refusing("plan: ", REFUSALS):
-        planned = plan_run(configured.settings, configured.model, configured.datamodule, options)
+    options, _ = parse_options(words)
+    _, planned = planned_run(words)
     name = options.config or "the run"
     terminal().print(plan_table(planned, plan_title(planned, name)))
     if options.out is not None:
@@ -52,6 +51,21 @@ def plan(words: Sequence[str]) -> None:
                 options.out,
             )
         terminal().print(cell(f"picture: {options.out}"))
+
+
+def planned_run(words: Sequence[str]) -> tuple[PlanCLI, Plan]:
+    """What is configured, and the plan of it.
+
+    Args:
+        words: the options of ``plan``.
+
+    Raises:
+        ConfigurationError: as for :func:`plan`.
+    """
+    options, rest = parse_options(words)
+    configured = PlanCLI(rest)
+    with refusing("plan: ", REFUSALS):
+        return configured, plan_run(configured.settings, configured.model, configured.datamodule, options)
 
 
 # ---------------------------------------------------------------------- the configuration, without a Trainer

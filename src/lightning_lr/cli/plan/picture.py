@@ -8,9 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure, short_number, spans_decades
+from lightning_lr.cli.figure import (
+    COLORS,
+    MAX_LINES,
+    Frame,
+    Panel,
+    draw_figure,
+    save_figure,
+    short_number,
+    spans_decades,
+)
 from lightning_lr.cli.labels import EndLabel, label_ends, label_point
 from lightning_lr.cli.plan.model import Plan
 
@@ -90,8 +100,17 @@ def save_plan_picture(plan: Plan, title: str, lines: list[str], out: Path) -> No
         lines: what stands below the title.
         out: the file; its ending gives the format.
     """
+    save_figure(_frame(plan, title, lines), PANELS, plan, out)
+
+
+def plan_figure(plan: Plan, title: str, lines: list[str]) -> Figure:
+    """The same picture as a figure of matplotlib."""
+    return draw_figure(_frame(plan, title, lines), PANELS, plan)[0]
+
+
+def _frame(plan: Plan, title: str, lines: list[str]) -> Frame:
     per_epoch = plan.shape.epoch.total_units
-    frame = Frame(
+    return Frame(
         title=title,
         lines=lines,
         xlabel="samples seen" if plan.unit == "samples" else "micro-batches seen (all devices)",
@@ -99,4 +118,3 @@ def save_plan_picture(plan: Plan, title: str, lines: list[str], out: Path) -> No
         strips={name.replace("_", " "): phases for name, phases in plan.method_phases.items()},
         per_epoch=per_epoch,
     )
-    save_figure(frame, PANELS, plan, out)

@@ -13,10 +13,20 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from lightning_lr.cli.envelope import draw_envelope
-from lightning_lr.cli.figure import COLORS, MAX_LINES, Frame, Panel, save_figure, short_number, spans_decades
+from lightning_lr.cli.figure import (
+    COLORS,
+    MAX_LINES,
+    Frame,
+    Panel,
+    draw_figure,
+    save_figure,
+    short_number,
+    spans_decades,
+)
 from lightning_lr.cli.labels import EndLabel, label_ends
 from lightning_lr.cli.report.metric_panels import declared_panels
 from lightning_lr.cli.report.record import BATCH, NOISE_SCALES, SAMPLES, RunRecord
@@ -163,9 +173,18 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
         title: stands on top.
         out: the file; its ending gives the format.
     """
+    return save_figure(_frame(record, title), [*PANELS, *declared_panels(record)], record, out)
+
+
+def report_figure(record: RunRecord, title: str) -> Figure:
+    """The same picture as a figure of matplotlib."""
+    return draw_figure(_frame(record, title), [*PANELS, *declared_panels(record)], record)[0]
+
+
+def _frame(record: RunRecord, title: str) -> Frame:
     planned = record.planned_samples if record.counts_samples else record.planned_updates
     scale = (planned or record.end) / record.end
-    frame = Frame(
+    return Frame(
         title=title,
         lines=[*(f"{h}: {fact}" for h, fact in run_lines(record).items() if h != RESULT), *warnings_of(record)],
         xlabel="samples seen" if record.counts_samples else "updates",
@@ -176,7 +195,6 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
         },
         now=None if progress_of(record).finished else record.now,
     )
-    return save_figure(frame, [*PANELS, *declared_panels(record)], record, out)
 
 
 # ---------------------------------------------------------------------- the model's metrics

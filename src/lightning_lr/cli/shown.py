@@ -1,0 +1,107 @@
+"""What ``plan`` and ``report`` show, as an object: for a terminal, a notebook, a picture or a page on disk."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}}
+pre{{font:13px/1.35 ui-monospace,monospace;overflow-x:auto}}img{{max-width:100%;height:auto}}
+@media (prefers-color-scheme:dark){{body{{background:#1b1d22;color:#ddd}}img{{background:#fff}}}}</style></head>
+<body>{body}</body></html>
+"""
+
+
+class Shown:
+    """A plan or a report.
+
+    Args:
+        title: one line that says what it shows.
+        text: what the terminal prints.
+        draw: makes the figure; ``None`` where there is nothing to draw.
+        data: the object behind it.
+    """
+
+    def __init__(self, title: str, text: RenderableType, draw: Callable[[], Figure] | None, data: Any) -> None:
+        self.title = title
+        self.data = data
+        self._text = text
+        self._draw = draw
+
+    @cached_property
+    def table(self) -> str:
+        """What the terminal prints, as plain text."""
+        return self._exported("text")
+
+    @cached_property
+    def figure(self) -> Figure | None:
+        """The picture as a figure of matplotlib; ``None`` where there is nothing to draw yet."""
+        return None if self._draw is None else self._draw()
+
+    def save(self, path: str | Path) -> Path:
+        """Write a page (``.html``, with the picture inside, no network needed), a text (``.txt``) or the picture.
+
+        Args:
+            path: the file; its ending gives the format: ``.html``, ``.txt`` or any that matplotlib writes.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: for a picture of something that has nothing to draw yet, or an ending that nobody knows.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".html":
+            path.write_text(PAGE.format(title=html.escape(self.title), body=self._repr_html_()), encoding="utf-8")
+        elif path.suffix == ".txt":
+            path.write_text(self.table, encoding="utf-8")
+        elif self.figure is None:
+            raise ValueError(f"{self.title}: there is nothing to draw yet; save a .html or .txt")
+        else:
+            self.figure.savefig(path)
+        return path
+
+    def __str__(self) -> str:
+        return self.table
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.title}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the picture, and the table below it."""
+        picture = ""
+        if self.figure is not None:
+            buffer = io.BytesIO()
+            self.figure.savefig(buffer, format="png")
+            encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+            picture = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{encoded}">'
+        return f"{picture}<pre>{self._exported('html')}</pre>"
+
+    def _exported(self, kind: str) -> str:
+        console = Console(record=True, width=140, file=io.StringIO(), highlight=False)
+        console.print(self._text)
+        if kind == "text":
+            return console.export_text()
+        return console.export_html(inline_styles=True, code_format="{code}")
+
+
+class ShownPlan(Shown):
+    """A run before it is trained; ``data`` is the :class:`~lightning_lr.cli.plan.model.Plan`."""
+
+
+class Report(Shown):
+    """A run during or after training, or several compared; ``data`` is the record, or the comparison."""

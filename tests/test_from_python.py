@@ -1,0 +1,120 @@
+"""``lightning_lr.plan`` before ``fit``, and ``lightning_lr.report`` after it: the same as the commands show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_lr as lr
+from lightning_lr.cli.errors import ConfigurationError
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x = batch[0]
+        for block in self.blocks:
+            x = block(x)
+        loss = x.square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.ones(24, 3)), batch_size=4)
+
+
+def trainer(root: Path, *callbacks: Any, **more: Any) -> Trainer:
+    return Trainer(
+        max_epochs=2, accelerator="cpu", logger=CSVLogger(root), log_every_n_steps=1, callbacks=list(callbacks),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **more,
+    )  # fmt: skip
+
+
+def test_a_plan_is_what_the_run_then_does(tmp_path: Path) -> None:
+    made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine(warmup=0.25)), lr.LayerwiseLRDecay(0.5))
+    module, data = Module(), Data()
+    before = [p.clone() for p in module.parameters()]
+    random = torch.get_rng_state()
+    planned = lr.plan(made, module, data)
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert "forward" not in vars(module)
+    assert "configure_optimizers" not in vars(module)
+    assert planned.data.shape.total_updates == 12
+    made.fit(module, data)
+    reported = lr.report(made)
+    for group, values in zip(planned.data.groups, planned.data.lr, strict=True):
+        assert reported.data.metrics[f"lr/{group}"].values == pytest.approx(values, rel=1e-6)
+
+
+def test_a_loader_stands_where_a_data_module_would(tmp_path: Path) -> None:
+    planned = lr.plan(
+        trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()), accumulate_grad_batches=2), Module(), loader()
+    )
+    assert (planned.data.shape.total_updates, planned.data.rows[0].batch.size) == (6, 8)
+
+
+def test_both_show_themselves_in_a_terminal_a_notebook_and_on_disk(tmp_path: Path) -> None:
+    made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()))
+    module = Module()
+    planned = lr.plan(made, module, loader())
+    made.fit(module, loader())
+    for shown, word in ((planned, "Plan of Module"), (lr.report(tmp_path), "train_loss")):
+        assert word in str(shown)
+        assert word in shown.table
+        assert "<img" in shown._repr_html_()
+        page = shown.save(tmp_path / f"{word.split()[0]}.html").read_text(encoding="utf-8")
+        assert word in page
+        assert page.startswith("<!doctype html>")
+        assert "http" not in page.replace("http://www.w3.org", ""), "a page that needs no network"
+        assert shown.save(tmp_path / "picture.png").stat().st_size > 10_000
+        assert word in shown.save(tmp_path / "text.txt").read_text(encoding="utf-8")
+        assert len(shown.figure.axes) >= 2  # type: ignore[union-attr]
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        made = trainer(tmp_path / name, lr.LearningRateSchedule(lr.Cosine(warmup=0.1 if name == "a" else 0.2)))
+        made.fit(Module(), loader())
+    compared = lr.report(tmp_path / "a", tmp_path / "b")
+    assert "train_loss of 2 runs" in compared.title
+    assert "warmup=0.2" in compared.table
+
+
+def test_a_run_without_metrics_has_no_picture_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "lightning_lr").mkdir()
+    (tmp_path / "lightning_lr" / "schedule.jsonl").write_text('{"update": 0, "event": "start"}\n')
+    shown = lr.report(tmp_path)
+    assert shown.figure is None
+    with pytest.raises(ValueError, match="nothing to draw yet"):
+        shown.save(tmp_path / "x.png")
+
+
+def test_what_fit_would_refuse_is_refused_by_the_plan(tmp_path: Path) -> None:
+    made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()), lr.AdaptiveWarmup())
+    with pytest.raises(MisconfigurationException, match="LearningRateSchedule"):
+        lr.plan(made, Module(), loader())
+
+
+def test_a_directory_without_a_run_is_an_error_with_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is empty"):
+        lr.report(tmp_path)
