@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -226,7 +226,7 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def run(loop: Loop, folder: Path, **arguments: Any) -> Places:
+def run(loop: Loop, folder: Path, where: Callable[[], dict[str, Any]] = dict) -> Places:
     """Train through the loop and whatever happens to it; the places of the last of its runs."""
 
     def trainer_with(*callbacks: Callback) -> Trainer:
@@ -234,7 +234,7 @@ def run(loop: Loop, folder: Path, **arguments: Any) -> Places:
             **quiet(
                 callbacks=list(callbacks), max_epochs=loop.max_epochs, max_steps=loop.max_steps,
                 limit_train_batches=loop.limit, accumulate_grad_batches=loop.accumulation,
-                reload_dataloaders_every_n_epochs=1, enable_checkpointing=loop.resume is not None, **arguments,
+                reload_dataloaders_every_n_epochs=1, enable_checkpointing=loop.resume is not None, **where(),
             )
         )  # fmt: skip
 

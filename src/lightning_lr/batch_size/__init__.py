@@ -23,6 +23,7 @@ from lightning_lr.batch_size.sampler import EpochSampler, RampBatchSampler
 from lightning_lr.batch_size.schedules import AdaptiveRamp, CurveRamp, RampSchedule, StepRamp
 from lightning_lr.batch_size.windows import (
     EpochWindows,
+    ValidationInterval,
     Window,
     WindowAccumulation,
     micro_batch_sizes,
@@ -46,6 +47,7 @@ __all__ = [
     "RampPlan",
     "RampSchedule",
     "StepRamp",
+    "ValidationInterval",
     "Window",
     "WindowAccumulation",
     "WindowContents",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from lightning_lr.batch_size.plan import RampPlan
 from lightning_lr.batch_size.windows import EpochWindows, micro_batch_sizes
 from lightning_lr.curves import Phase
-from lightning_lr.progress import Batch, Budget, Place, RunShape, Span
+from lightning_lr.progress import Batch, Place, RunShape, Span
 
 
 @dataclass(frozen=True)
@@ -23,32 +24,22 @@ class RampedShape(RunShape):
     @classmethod
     def of(cls, run: RunShape, plan: RampPlan) -> RampedShape:
         """The run ``run`` under ``plan``."""
-        samples = plan.samples_per_device
-        size = run.epoch.micro_batch_size or samples
-        epoch = replace(run.epoch, device_samples=samples, micro_batches=-(-samples // size))
+        samples, size = plan.samples_per_device, run.epoch.micro_batch_size or plan.samples_per_device
+        batches = samples // size if plan.drop_last else -(-samples // size)
+        epoch = replace(run.epoch, device_samples=samples, micro_batches=batches)
         return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, run.max_seconds, plan=plan)
 
-    def spans(self, place: Place, seconds: float = 0.0) -> list[Span]:
-        """In samples, so that a batch that grows bends no curve; a number of updates ends where the plan solves it."""
-        if self.max_updates is None:
-            return super().spans(place, seconds)
-        found = Budget(max_seconds=self.max_seconds).spans(place, None, seconds)
-        return [self._span_of_plan(place), *found]
-
     def epoch_span(self, place: Place) -> Span | None:
-        whole = self.epoch.total_units
-        if not whole or not self.micro_batches_in(place.epoch):
+        """In samples, so that a batch that grows bends no curve."""
+        if not self.micro_batches_in(place.epoch):
             return None
         before = self.units_before(place.epoch, place.micro_batch)
         _, units = self.window(place.epoch, place.micro_batch)
-        return Span(before, before + units, whole)
+        return Span(before, before + units, self.samples_in(place.epoch))
 
-    def _span_of_plan(self, place: Place) -> Span:
-        total, epoch = self.total_units, self.epoch_span(place)
-        if place.updates >= self.total_updates or epoch is None:
-            return Span(total, total, total)
-        before = place.epoch * epoch.whole
-        return Span(before + epoch.start, before + epoch.end, total)
+    def samples_in(self, epoch: int) -> int:
+        """Samples over all devices that an epoch trains on."""
+        return sum(self.windows(epoch).micro_sizes) * self.epoch.world_size
 
     @property
     def unit(self) -> int:
@@ -56,13 +47,15 @@ class RampedShape(RunShape):
         return 1
 
     def phases(self) -> tuple[Phase, ...]:
-        """The run by the size of its batches, in shares of the epochs."""
-        rows = [
-            (f"batch {phase.batch_size * self.unit}", phase.start_epoch / self.plan.epochs)
-            for phase in self.plan.phases
-        ]
-        ends = [start for _, start in rows[1:]] + [1.0]
-        return tuple(Phase(name, start, end) for (name, start), end in zip(rows, ends, strict=True))
+        """The run by the size of its batches, in shares of what ends it."""
+        plan, phases = self.plan, self.plan.phases
+        if self.max_updates is not None and plan.total_updates >= self.max_updates:
+            updates = accumulate((phase.updates for phase in phases), initial=0)
+            starts = [before / self.max_updates for before, _ in zip(updates, phases, strict=False)]
+        else:
+            starts = [phase.start_epoch / plan.epochs for phase in phases]
+        parts = zip(phases, starts, [*starts[1:], 1.0], strict=True)
+        return tuple(Phase(f"batch {phase.batch_size * self.unit}", start, end) for phase, start, end in parts)
 
     def windows(self, epoch: int) -> EpochWindows:
         """The windows of an epoch."""

@@ -40,7 +40,7 @@ class RampSchedule(ABC):
 
         Args:
             epoch: epochs done before the update, with a fraction.
-            progress: share of the run, in samples, done before the update.
+            progress: share of the run done before the update.
             width: share of the run that the update covers; it counts in the climb of a warm-up only.
 
         Returns:
@@ -50,6 +50,11 @@ class RampSchedule(ABC):
     @abstractmethod
     def batch_decay(self, epoch: float, progress: float) -> float:
         """Return the part of :meth:`decay` that the batch takes: it is to be the starting batch over this."""
+
+    @property
+    def falls(self) -> bool:
+        """Whether the noise scale ever falls; a ramp whose does not changes neither batch nor learning rate."""
+        return True
 
     def changes(self) -> tuple[float, ...] | None:
         """Return the epochs at which the factors change, constant in between; ``None`` if they change all the time."""
@@ -153,6 +158,10 @@ class CurveRamp(RampSchedule):
                 "begin with the starting batch; give a curve that starts at 1 or names its climb as the first of its "
                 "phases()"
             )
+
+    @cached_property
+    def falls(self) -> bool:
+        return any(self.batch_decay(0.0, step / 1000) < 1.0 - SNAP for step in range(1001))
 
     @cached_property
     def climb(self) -> float:

@@ -147,14 +147,11 @@ class StreamedShape(RampedShape):
         assert size is not None
         return Batch(size * self.micro_batch_size, self.micro_batch_size, accumulation)
 
-    def _span_of_plan(self, place: Place) -> Span:
-        if not self.endless:
-            return super()._span_of_plan(place)
-        windows, total = self.windows(0), self.plan.total_samples
-        if place.updates >= self.total_updates:
-            return Span(total, total, total)
-        window = windows[place.updates]  # the n-th of the plan is the n-th update, wherever the data end
-        return Span(window.start, window.start + window.size, total)
+    def samples_in(self, epoch: int) -> int:
+        return self.epoch.total_units or 0
+
+    def epoch_span(self, place: Place) -> Span | None:
+        return None if self.endless else super().epoch_span(place)
 
     @property
     def batch_size(self) -> int:

@@ -89,6 +89,55 @@ class WindowAccumulation(int):
         return int(micro_batches not in self.boundaries)
 
 
+class ValidationInterval(int):
+    """A ``val_check_interval`` in batches of the loader's own size, while the micro-batches are others.
+
+    Lightning asks ``micro_batches % interval == 0`` whether to validate, and whether the interval is more than an
+    epoch. Under a ramp both would be answered by grown batches, and validation would end without a word. This validates
+    as often by samples as without the ramp.
+
+    Args:
+        batches: the interval that the user gave.
+        in_epoch: batches of an epoch without the ramp.
+        ends: numbers of micro-batches after which to validate, as Lightning counts them.
+    """
+
+    in_epoch: int
+    ends: frozenset[int]
+
+    def __new__(cls, batches: int, in_epoch: int, ends: Iterable[int] = ()) -> ValidationInterval:
+        self = super().__new__(cls, batches)
+        self.in_epoch, self.ends = in_epoch, frozenset(ends)
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int, frozenset[int]]:  # type: ignore[override]
+        return int(self), self.in_epoch, self.ends
+
+    def __rmod__(self, micro_batches: int) -> int:
+        """0 exactly where a validation is due."""
+        return int(micro_batches not in self.ends)
+
+    def __gt__(self, micro_batches: float) -> bool:
+        return int(self) > self.in_epoch
+
+    def in_windows(self, micro_sizes: Sequence[int], batch_size: int, earlier: int, counted: int) -> ValidationInterval:
+        """The interval in an epoch: after the first micro-batch with which each further multiple of it is read.
+
+        Args:
+            micro_sizes: samples of the epoch's micro-batches on one device.
+            batch_size: samples of a batch without the ramp.
+            earlier: batches without the ramp before this epoch, which the interval counts too.
+            counted: micro-batches that Lightning has counted before this epoch.
+        """
+        whole, ends, passed = sum(micro_sizes), [], earlier // int(self)
+        for index, read in enumerate(accumulate(micro_sizes)):
+            batches = earlier + (read // batch_size if read < whole else -(-whole // batch_size))
+            if batches // int(self) > passed:
+                passed = batches // int(self)
+                ends.append(counted + index + 1)
+        return ValidationInterval(int(self), self.in_epoch, ends)
+
+
 class EpochWindows(tuple[Window, ...]):
     """The windows of one epoch, in order, and where its micro-batches stand in them.
 

@@ -163,11 +163,6 @@ class ActivationCompression(MethodCallback):
         return {"bits": "the bits that were measured for each tensor are in the checkpoint"} if measured else {}
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:  # not an earlier fit's
-            self._state, self._probed_at = None, -1
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._goes_on = trainer.global_step > 0
@@ -208,6 +203,10 @@ class ActivationCompression(MethodCallback):
         self._state, self._probed_at = state_dict["compression"], state_dict["probed_at"]
         if self._compressor is not None and self._state is not None:  # an engine restores after on_fit_start
             self._compressor.load_state_dict(self._state)
+
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._state, self._probed_at = None, -1
 
     # ------------------------------------------------------------------ inside
     def _compressing(self) -> AbstractContextManager[Any]:

@@ -239,8 +239,6 @@ class AdaptiveWarmup(MethodCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._started = False
-        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:
-            self._state = None  # what an earlier fit decided is over
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -272,6 +270,10 @@ class AdaptiveWarmup(MethodCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._state = state_dict["warmup"]
+
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._state = None
 
     # ------------------------------------------------------------------ inside
     def _warn_of_short_run(self, trainer: Trainer, shape: RunShape) -> None:

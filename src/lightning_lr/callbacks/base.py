@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,6 +32,9 @@ from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
 
 LRRole = Literal["schedule", "base", "finder"]
+
+_TRAINED: WeakKeyDictionary[Trainer, WeakSet[MethodCallback]] = WeakKeyDictionary()
+"""Whom a Trainer has trained with: in its next fit these go on, where any other object begins."""
 
 
 class MethodCallback(Callback):
@@ -94,7 +98,8 @@ class MethodCallback(Callback):
         """The state in a checkpoint, from its being loaded until training goes on."""
         self.journals_before: str | None = None
         """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
-        self._shape_facts: dict[str, int | None] | None = None
+        self._shape_facts: dict[str, int | str | None] | None = None
+        self._absent: list[str] = []  # callbacks of the run that saved a checkpoint which this one does not have
         self.tuned_lr: list[list[float]] | None = None
         """The learning rates that the user tuned, by optimizer and group, once a run knows them."""
         self._run: Run | None = None
@@ -239,6 +244,11 @@ class MethodCallback(Callback):
                 "multipliers and journals are kept apart; give your class another name, or keep one of the two"
             )
         refuse_incompatible(self, trainer)
+        if isinstance(trainer, Trainer):  # a plan has none
+            earlier = _TRAINED.setdefault(trainer, WeakSet())
+            if self not in earlier or trainer.global_step == 0:
+                self.start_fresh()
+            earlier.add(self)
         counters = {m.count_samples for m in members_of(trainer) if m.count_samples is not None}
         if len(counters) > 1:
             raise MisconfigurationException(
@@ -272,8 +282,10 @@ class MethodCallback(Callback):
         if members[0] is not self:
             return
         internals.begin_epoch_after_resume(trainer)
+        inside_epoch = internals.starting_position(trainer)[1] > 0
+        resume_checks.check_absent(self._absent, inside_epoch)
         for member in members:
-            resume_checks.check_settings(member, inside_epoch=internals.starting_position(trainer)[1] > 0)
+            resume_checks.check_settings(member, inside_epoch)
         for member in members:
             member.prepare(trainer, pl_module)
         run = Run.attach(trainer, pl_module, members)
@@ -326,7 +338,9 @@ class MethodCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._run is not None and self._run.is_first(self):
             explain_failed_write(trainer, exception)
+        absent, self._absent = self._absent, []
         self._leave(trainer)
+        resume_checks.explain_other_groups(absent, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._leave(trainer)
@@ -347,7 +361,9 @@ class MethodCallback(Callback):
             self._run.sign(checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.start_fresh()  # its state is loaded after this, if the checkpoint has one
         self.journals_before = journals_of(checkpoint)
+        self._absent = resume_checks.absent_callbacks(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         self._keep_place()
@@ -362,6 +378,10 @@ class MethodCallback(Callback):
         self.clock_state = state_dict["clock"]
         self.loaded = state_dict
 
+    def start_fresh(self) -> None:
+        """Drop what the object holds of another run: this one goes on from a checkpoint, or begins."""
+        self.clock_state = self.loaded = self._shape_facts = None
+
     # ------------------------------------------------------------------ inside
     def _keep_place(self) -> None:
         if self._run is not None:
@@ -371,6 +391,7 @@ class MethodCallback(Callback):
 
     def _leave(self, trainer: Trainer) -> None:
         self.loaded = self.journals_before = None
+        self._absent = []
         if self._run is not None:
             self._keep_place()
             self._run.detach()

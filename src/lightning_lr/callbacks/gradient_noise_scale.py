@@ -167,6 +167,10 @@ class GradientNoiseScale(MethodCallback):
         super().load_state_dict(state_dict)
         self.estimator.load_state_dict(state_dict["estimator"])
 
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self.estimator = GradientNoiseEstimator(self.smoothing)
+
     # ------------------------------------------------------------------ inside
     def _hook_parameters(self, module: LightningModule) -> None:
         """See the gradient of every parameter; layers may have been frozen until now."""

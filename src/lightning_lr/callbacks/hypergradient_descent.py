@@ -197,6 +197,10 @@ class HypergradientDescent(MethodCallback):
         state = state_dict["hypergradient"]
         self._state = {0: state} if state is not None and "learner" in state else state  # of 0.1.0: of one optimizer
 
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._state = None
+
     # ------------------------------------------------------------------ inside
     def _follower(self, optimizer: Optimizer) -> Follower:
         return next(follower for follower in self._followers.values() if follower.optimizer is optimizer)

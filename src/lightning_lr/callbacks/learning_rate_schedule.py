@@ -1,4 +1,4 @@
-"""`LearningRateSchedule`: a curve over the samples of the run, as a multiplier of the learning rate."""
+"""`LearningRateSchedule`: a curve over the budget of the run, as a multiplier of the learning rate."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from lightning_lr.progress import RunShape, SampleClock
 
 
 class LearningRateSchedule(MethodCallback):
-    r"""Multiply the learning rate by a curve of the run's progress, counted in samples.
+    r"""Multiply the learning rate by a curve of the run's progress, the share of its budget that is spent.
 
-    .. math:: \text{lr}(t) = \text{scheduled lr}(t) \cdot c\left(\frac{n_t}{N}, \frac{b_t}{N}\right)
+    .. math:: \text{lr}(t) = \text{scheduled lr}(t) \cdot c(p_t, w_t)
 
-    where :math:`n_t` samples were consumed before update t, :math:`b_t` are in it, and the run has N. The same curve
-    therefore ends exactly at the end of the run with ``max_epochs``, ``max_steps``, accumulation, several devices
-    and iterable data. All parameter groups keep their ratio.
+    with :math:`p_t` spent before update t and :math:`w_t` by it: updates of ``max_steps``, epochs (and the present
+    one's micro-batches) of ``max_epochs``, seconds of ``max_time``; the largest share counts. The same curve therefore
+    ends exactly at the end of the run, also with accumulation, several devices, several or reloaded loaders and
+    iterable data. All parameter groups keep their ratio.
 
     Args:
         curve: what the learning rate follows, for example ``Cosine(warmup=0.05)``; or a list of one for each optimizer.

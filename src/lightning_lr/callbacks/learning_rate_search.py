@@ -196,8 +196,6 @@ class LearningRateSearch(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and isinstance(trainer, Trainer) and trainer.global_step == 0:
-            self._state = None  # what an earlier fit found is over
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -229,6 +227,10 @@ class LearningRateSearch(MethodCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._state = state_dict["search"]
+
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._state = None
 
     # ------------------------------------------------------------------ inside
     def _search_if_due(self, trainer: Trainer, module: LightningModule) -> None:

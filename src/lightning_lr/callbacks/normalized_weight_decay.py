@@ -159,6 +159,10 @@ class NormalizedWeightDecay(MethodCallback):
             if isinstance(other, LearningRateSchedule):
                 self._schedule = other
 
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._saved_base_lr = None
+
     # ------------------------------------------------------------------ inside
     def _curve_of(self, index: int) -> Curve | None:
         return None if self._schedule is None or not self._schedule.acts_on(index) else self._schedule.curve_of(index)

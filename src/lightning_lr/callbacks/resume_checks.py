@@ -9,12 +9,14 @@ checkpoint that has no such record (of 0.1.0) is not compared.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_lr.progress import RunShape
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 State = Mapping[str, Any]
 ABSENT = "not given"
+BATCHES = "batches of an epoch"
 NOT_COMPARED = ("self", "count_samples")
 
 
@@ -53,7 +56,7 @@ def hyperparameters_of(callbacks: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def facts_of(shape: RunShape) -> dict[str, int | None]:
+def facts_of(shape: RunShape) -> dict[str, int | str | None]:
     """What of a run's shape is compared."""
     epoch = shape.epoch
     return {
@@ -62,6 +65,8 @@ def facts_of(shape: RunShape) -> dict[str, int | None]:
         # where it is a ramp's or changes with the epoch, no number stands for the run
         **({"accumulation": shape.accumulation} if type(shape.accumulation) is int else {}),
         "samples of an epoch per device": epoch.device_samples,
+        BATCHES: epoch.micro_batches,
+        "order": epoch.order,
         "max_epochs": shape.max_epochs,
         "max_steps": shape.max_updates,
     }
@@ -98,33 +103,85 @@ def check_run(callbacks: Sequence[MethodCallback], shape: RunShape, inside_epoch
     """Compare the run that is about to go on with the one that the checkpoint was made in; says it once for all.
 
     Raises:
-        MisconfigurationException: inside an epoch of a ``BatchSizeRamp``, for other devices, batches or data.
+        MisconfigurationException: inside an epoch, for other devices, batches or data.
     """
     saved = next((c.loaded["run"] for c in callbacks if c.loaded is not None and c.loaded.get("run")), None)
     differences = _differences(saved, facts_of(shape))
     length = [d for d in differences if d.argument in ("max_epochs", "max_steps")]
     data = [d for d in differences if d not in length]
+    if len(data) > 1:  # follows from the others
+        data = [d for d in data if d.argument != BATCHES]
     ramp = next((callback for callback in callbacks if callback.changes_batch), None)
-    if data and inside_epoch and ramp is not None:
+    moved = [d for d in data if ramp is not None or d.argument != "accumulation"]  # any number may be left
+    if moved and inside_epoch:
         raise MisconfigurationException(
-            f"{type(ramp).__name__}: training goes on inside an epoch with {_in_words(data)}: the place in the epoch "
-            "is counted in the checkpoint's batches, and samples would be repeated or left out; resume with the "
-            "checkpoint's devices, batch and data, or from a checkpoint at the end of an epoch"
+            f"{type(ramp or callbacks[0]).__name__}: training goes on inside an epoch with {_in_words(moved)}: the "
+            "place in the epoch is counted in the checkpoint's batches, and samples would be repeated or left out; "
+            "resume with the checkpoint's devices, batch and data, or from a checkpoint at the end of an epoch"
         )
     if quiet:
         return
-    if data and inside_epoch:
-        rank_zero_warn(
-            f"lightning_lr: training goes on inside an epoch with {_in_words(data)}: samples of this epoch may be "
-            "repeated or left out; what is counted goes on from the samples seen"
-        )
-    elif data:
+    if data:
         rank_zero_info(f"lightning_lr: training goes on with {_in_words(data)}")
     if length:
         rank_zero_info(
             f"lightning_lr: training goes on with {_in_words(length)}: from here on all that is a share of the run "
             "(curves, ramps, warm-ups) is a share of the new length"
         )
+
+
+def check_unrecorded(caller: str, shape: RunShape, epochs: int, batches: int) -> None:
+    """Compare what the loop itself remembers, inside an epoch of a run that none of these callbacks was part of.
+
+    Args:
+        caller: who goes on.
+        shape: the run.
+        epochs: that are done.
+        batches: micro-batches that the loop has counted in them.
+
+    Raises:
+        MisconfigurationException: where the epochs had another number of batches.
+    """
+    expected = None if shape.epoch.micro_batches is None else epochs * shape.epoch.micro_batches
+    if expected is not None and expected != batches:
+        raise MisconfigurationException(
+            f"{caller}: training goes on inside an epoch, the checkpoint counts {batches} batches in the {epochs} "
+            f"epochs before, and those of this run have {expected}: samples would be repeated or left out; resume with "
+            "the checkpoint's devices, batch and data, or from a checkpoint at the end of an epoch"
+        )
+
+
+def absent_callbacks(trainer: Trainer, checkpoint: State) -> list[str]:
+    """The callbacks that a checkpoint has a state of and the Trainer does not have, by their class."""
+    present = {callback.state_key for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    return [re.split(r"\W", key)[0] for key in checkpoint.get("callbacks") or {} if key not in present]
+
+
+def check_absent(absent: Sequence[str], inside_epoch: bool) -> None:
+    """Refuse to go on inside an epoch whose batches were made by a callback that is gone.
+
+    Raises:
+        MisconfigurationException: for a ``BatchSizeRamp`` that was taken away.
+    """
+    if inside_epoch and "BatchSizeRamp" in absent:
+        raise MisconfigurationException(
+            "lightning_lr: the checkpoint was made inside an epoch of a BatchSizeRamp, which this Trainer does not "
+            "have: the place in the epoch is counted in its batches, and samples would be repeated or left out; attach "
+            "it, or resume from a checkpoint at the end of an epoch"
+        )
+
+
+def explain_other_groups(absent: Sequence[str], error: BaseException) -> None:
+    """Say why an optimizer could not be restored, where a callback that had split its groups is gone.
+
+    Raises:
+        MisconfigurationException: in the place of torch's error, which has it as its cause.
+    """
+    if "LayerwiseLRDecay" in absent and isinstance(error, ValueError) and "parameter group" in str(error):
+        raise MisconfigurationException(
+            f"lightning_lr: the checkpoint's optimizer had its parameter groups split by LayerwiseLRDecay, which this "
+            f"Trainer does not have ({error}); attach it (decay=1.0 changes no learning rate), or load the weights only"
+        ) from error
 
 
 def log_changed_settings(callback: Any, saved: State) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,11 +52,11 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[MethodCallback]) -> None:
         self.members = members
-        self._measured = Measured.of(trainer)
+        self._loaders = Loaders.of(trainer)
         self._plain: RunShape | None = None
         self._reached: float | None = None  # share of the budget after the last update
         shape = self._shape_now(trainer)
-        resume_checks.check_run(members, shape, inside_epoch=internals.starting_position(trainer)[1] > 0)
+        self._compare_with_checkpoint(trainer, shape)
         self.clock = SampleClock(shape)
         self.manual = not module.automatic_optimization
         steps = shape.total_updates if shape.has_length else None
@@ -149,7 +149,7 @@ class Run:
 
     def begin_epoch(self, trainer: Trainer) -> None:
         """An epoch starts: its loader may be another one, and what was left of a window is not trained on."""
-        self._measured = self._measured.again(trainer)
+        self._loaders = self._loaders.now(trainer)
         self._settle(trained=False)
         self.clock.drop_open_window()
         self.stand(trainer, (trainer.current_epoch, 0))
@@ -171,7 +171,17 @@ class Run:
 
     def samples_in(self, batch: Any) -> int | None:
         """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
-        return self._count_samples(batch) if self._count_samples else samples_in(batch)
+        if self._count_samples:
+            return self._count_samples(batch)
+        if len(self._loaders.loaders) == 1:
+            return samples_in(batch)
+        # a batch of each loader; None of one that has ended
+        parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+        if not isinstance(parts, list | tuple) or len(parts) != len(self._loaders.loaders):
+            return None
+        counts = [samples_in(part) for part in parts if part is not None]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def samples_on_device(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
         """Samples of this device in a micro-batch, as it is and not as the run plans it; ``None`` where nothing tells.
@@ -295,7 +305,7 @@ class Run:
     # ------------------------------------------------------------------ inside
     def _shape_now(self, trainer: Trainer) -> RunShape:
         """The run by what Lightning goes by now; the same object until something has changed."""
-        now = run_shape(trainer, self._measured.epoch_now(trainer))
+        now = run_shape(trainer, self._loaders.epoch_now(trainer))
         if now != self._plain:
             self._plain, shape = now, now
             for member in self.members:
@@ -303,12 +313,20 @@ class Run:
             self._shape = shape
         return self._shape
 
+    def _compare_with_checkpoint(self, trainer: Trainer, shape: RunShape) -> None:
+        epoch, micro_batch = internals.starting_position(trainer)
+        resume_checks.check_run(self.members, shape, inside_epoch=micro_batch > 0)
+        recorded = any(member.loaded is not None for member in self.members)
+        if micro_batch > 0 and not recorded and not internals.reloads_loaders(trainer):
+            caller = type(self.members[0]).__name__
+            resume_checks.check_unrecorded(caller, shape, epoch, internals.batches_of_earlier_epochs(trainer))
+
     def _samples_over_devices(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
         shape = self.clock.shape
         if shape.epoch.sizes_known:
             return shape.units(trainer.current_epoch, batch_idx)
         samples = self.samples_in(batch)
-        if samples is None:
+        if samples is None and len(self._loaders.loaders) == 1:
             samples = shape.epoch.micro_batch_size
         if trainer.world_size > 1:  # ranks may differ here
             counts = torch.tensor(-1 if samples is None else samples, device=trainer.strategy.root_device)
@@ -351,27 +369,51 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The training loaders that an epoch was measured on, for as long as these are read."""
+class Loaders:
+    """The training loaders that are read now, and the epoch that was measured on them, the same on every rank.
+
+    Args:
+        loaders: the very objects; Lightning may reload them between epochs.
+        length: batches of an epoch on this rank, when they were measured.
+        epoch: what an epoch yields over all ranks.
+    """
 
     loaders: tuple[Any, ...]
+    length: int | None
     epoch: EpochShape
 
     @classmethod
-    def of(cls, trainer: Trainer) -> Measured:
-        """All ranks call it."""
-        return cls(internals.train_loaders(trainer), internals.epoch_shape(trainer))
+    def of(cls, trainer: Trainer) -> Loaders:
+        """Measure them and compare the ranks, all of which call it.
 
-    def again(self, trainer: Trainer) -> Measured:
+        Raises:
+            MisconfigurationException: on every rank, where their epochs end after different numbers of batches.
+        """
+        own = internals.epoch_shape(trainer)
+        if trainer.world_size == 1:
+            return cls(internals.train_loaders(trainer), own.micro_batches, own)
+        measured = internals.gather_to_all(own)
+        lengths = [epoch.micro_batches for epoch in measured]
+        whole = EpochShape.of_all(measured)
+        updates = 0 if whole.micro_batches is None else run_shape(trainer, whole).updates_in(0)
+        if len(set(lengths)) > 1 and not 0 < trainer.max_steps <= updates:
+            raise MisconfigurationException(
+                f"lightning_lr: the ranks' train dataloaders have different numbers of batches ({lengths}, by rank), "
+                "and at the end of an epoch some would wait for ever; give every rank as many (a DistributedSampler, "
+                "drop_last, or limit_train_batches), or end the run before by max_steps"
+            )
+        return cls(internals.train_loaders(trainer), own.micro_batches, whole)
+
+    def now(self, trainer: Trainer) -> Loaders:
         """The same, unless Lightning has reloaded them. All ranks call it."""
         now = internals.train_loaders(trainer)
         same = len(now) == len(self.loaders) and all(a is b for a, b in zip(now, self.loaders, strict=True))
-        return self if same else Measured.of(trainer)
+        return self if same else Loaders.of(trainer)
 
     def epoch_now(self, trainer: Trainer) -> EpochShape:
         """What an epoch yields, by the number of batches that Lightning goes by now."""
         batches = internals.epoch_length(trainer)
-        return self.epoch if batches == self.epoch.micro_batches else replace(self.epoch, micro_batches=batches)
+        return self.epoch if batches == self.length else replace(self.epoch, micro_batches=batches)
 
 
 def run_shape(trainer: Trainer, epoch: EpochShape | None = None) -> RunShape:

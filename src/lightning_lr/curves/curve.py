@@ -49,7 +49,7 @@ class Curve(ABC):
         """Return the factor for one update.
 
         Args:
-            progress: share of the run, in samples, done before the update. Values outside [0, 1] are clamped.
+            progress: share of the run done before the update. Values outside [0, 1] are clamped.
             width: share of the run that the update itself covers. It counts in the climb of a warm-up only, so that the
                 first update does not run at zero.
 

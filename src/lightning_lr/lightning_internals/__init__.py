@@ -16,6 +16,7 @@ from lightning_lr.lightning_internals.loaders import (
     limited_batches,
     loader_shape,
     on_train_loader,
+    reloads_loaders,
     replace_batch_sampler,
     restart_iterator,
     samples_in_micro_batch,
@@ -32,6 +33,8 @@ from lightning_lr.lightning_internals.logs import (
     silent_loggers,
 )
 from lightning_lr.lightning_internals.loop import (
+    batches_counted,
+    batches_of_earlier_epochs,
     begin_epoch_after_resume,
     epochs_of_updates,
     makes_no_update,
@@ -42,6 +45,7 @@ from lightning_lr.lightning_internals.loop import (
     starting_position,
     time_limit,
     update_ends,
+    validates_over_epochs,
     why_no_end,
 )
 from lightning_lr.lightning_internals.optimizers import (
@@ -61,6 +65,7 @@ from lightning_lr.lightning_internals.pytorch_lightning import (
 )
 from lightning_lr.lightning_internals.ranks import (
     broadcast_from_rank_zero,
+    gather_to_all,
     gather_to_rank_zero,
     maximum_over_ranks,
     mean_over_ranks,
@@ -107,6 +112,8 @@ __all__ = [
     "around_configure_optimizers",
     "around_training_step",
     "batch_on_device",
+    "batches_counted",
+    "batches_of_earlier_epochs",
     "before_optimizer_step",
     "begin_epoch_after_resume",
     "borrowed",
@@ -122,6 +129,7 @@ __all__ = [
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
+    "gather_to_all",
     "gather_to_rank_zero",
     "given_loader_without_length",
     "gradient_scale",
@@ -150,6 +158,7 @@ __all__ = [
     "optimizers_and_schedulers",
     "own_entry",
     "place",
+    "reloads_loaders",
     "remaining_loss_scale",
     "replace_batch_sampler",
     "restart_iterator",
@@ -168,6 +177,7 @@ __all__ = [
     "unnoticed",
     "update_ends",
     "validates_callbacks",
+    "validates_over_epochs",
     "weights_finite",
     "why_gradients_hidden",
     "why_no_branches",

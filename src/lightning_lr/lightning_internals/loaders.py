@@ -7,9 +7,16 @@ from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
-from lightning_lr.batch_size.sampler import RampBatchSampler
+from lightning_lr.batch_size.sampler import EpochSampler, RampBatchSampler
 from lightning_lr.patching import override_on_instance
 from lightning_lr.progress import EpochShape
 
@@ -22,7 +29,8 @@ def epoch_shape(trainer: Trainer) -> EpochShape:
         return shapes[0]
     sizes = [shape.micro_batch_size for shape in shapes if shape.micro_batch_size is not None]
     # a batch of each is read at every step; what one of them yields when it has ended depends on the mode
-    return EpochShape(batches, sum(sizes) if len(sizes) == len(shapes) else None, None, trainer.world_size)
+    whole = sum(sizes) if len(sizes) == len(shapes) else None
+    return EpochShape(batches, whole, None, trainer.world_size, order=f"{len(loaders)} loaders")
 
 
 def epoch_length(trainer: Trainer) -> int | None:
@@ -44,15 +52,24 @@ def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> Epo
     Only torch's own ``BatchSampler`` tells the size of each batch; a subclass or another class may do anything. An
     iterable data set is batched inside the workers, so only the nominal size is known there.
     """
+    kind = type(loader).__name__
     if not isinstance(loader, DataLoader):
-        return EpochShape(micro_batches, None, None, world_size)
+        return EpochShape(micro_batches, None, None, world_size, order=kind)
     if isinstance(loader.dataset, IterableDataset):
-        return EpochShape(micro_batches, loader.batch_size, None, world_size)
+        return EpochShape(micro_batches, loader.batch_size, None, world_size, order="iterable")
     sampler = loader.batch_sampler
     if type(sampler) not in (BatchSampler, RampBatchSampler):
-        return EpochShape(micro_batches, None, None, world_size)
+        return EpochShape(micro_batches, None, None, world_size, order=type(sampler).__name__)
     assert isinstance(sampler, BatchSampler)
-    return EpochShape(micro_batches, sampler.batch_size, len(sampler.sampler), world_size)  # type: ignore[arg-type]
+    samples, order = len(sampler.sampler), _order_of(sampler.sampler)  # type: ignore[arg-type]
+    return EpochShape(micro_batches, sampler.batch_size, samples, world_size, drop_last=sampler.drop_last, order=order)
+
+
+def _order_of(sampler: Any) -> str:
+    """In a word; the same for samplers that take each other's place on one device, on several, and under a ramp."""
+    if isinstance(sampler, RandomSampler | EpochSampler | DistributedSampler):
+        return "shuffled" if getattr(sampler, "shuffle", True) else "sequential"
+    return "sequential" if isinstance(sampler, SequentialSampler) else type(sampler).__name__
 
 
 def samples_in_micro_batch(trainer: Trainer, index: int) -> int | None:
@@ -81,6 +98,11 @@ def on_train_loader(trainer: Trainer, change: Callable[[Any], Any]) -> Callable[
         return change(loader) if trainer.training else loader
 
     return override_on_instance(strategy, "process_dataloader", processed)
+
+
+def reloads_loaders(trainer: Trainer) -> bool:
+    """Whether epochs may be read from different loaders."""
+    return bool(getattr(trainer, "reload_dataloaders_every_n_epochs", 0))
 
 
 def length_of(loader: Any) -> int | None:

@@ -105,6 +105,25 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     loop.reset_restart_stage()
     loop.epoch_loop.reset_restart_stage()
     loop.epoch_loop._restarting = False
+    for counts in (loop.epoch_progress.current, loop.epoch_progress.total):
+        # under max_steps a checkpoint of on_train_epoch_end leaves its epoch half counted; it would be trained again
+        counts.completed = vars(counts)["processed"]
+
+
+def batches_counted(trainer: Trainer) -> int:
+    """Micro-batches of all epochs that the loop has counted: where a validation is due may be counted from there."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+
+def validates_over_epochs(trainer: Trainer) -> bool:
+    """Whether a whole ``val_check_interval`` counts on from epoch to epoch."""
+    return trainer.check_val_every_n_epoch is None
+
+
+def batches_of_earlier_epochs(trainer: Trainer) -> int:
+    """Before the first micro-batch of a fit: the micro-batches that the loop has counted in the epochs before."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    return batches.total.completed - batches.current.completed
 
 
 def _epochs_done(trainer: Trainer) -> int:

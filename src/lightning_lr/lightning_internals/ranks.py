@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -45,6 +45,15 @@ def gather_to_rank_zero(own: T) -> list[T | None]:
     everybody: list[T | None] = [None] * ranks
     torch.distributed.gather_object(own, everybody if rank == 0 else None)
     everybody[rank] = own
+    return everybody
+
+
+def gather_to_all(own: T) -> list[T]:
+    """What every rank has, in their order, on every rank."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    everybody: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everybody, own)
     return everybody
 
 

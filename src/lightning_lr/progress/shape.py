@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from lightning_lr.progress.budget import Budget, NoEndError, Place, Span
+
+
+class Share(NamedTuple):
+    """What one device reads in an epoch: samples of a full micro-batch, and of all (``None`` where not known)."""
+
+    micro_batch_size: int
+    samples: int | None
+
+    def of(self, index: int) -> int:
+        """Samples of the micro-batch at ``index``; the last is what is left."""
+        if self.samples is None:
+            return self.micro_batch_size
+        return max(0, min(self.micro_batch_size, self.samples - index * self.micro_batch_size))
+
+    def before(self, index: int) -> int:
+        """Samples of all micro-batches before ``index``."""
+        samples = index * self.micro_batch_size
+        return samples if self.samples is None else min(samples, self.samples)
 
 
 @dataclass(frozen=True)
@@ -21,16 +39,41 @@ class EpochShape:
         device_samples: samples per device in an epoch; ``None`` where there is no sampler that tells. The last
             micro-batch is what is left of them.
         world_size: devices that train together.
+        shares: what each device reads, where they do not all read the same.
+        drop_last: whether a last micro-batch that is not full is left out.
+        order: in a word, how the samples follow each other.
     """
 
     micro_batches: int | None
     micro_batch_size: int | None
     device_samples: int | None = None
     world_size: int = 1
+    shares: tuple[Share, ...] | None = None
+    drop_last: bool = False
+    order: str | None = None
+
+    @classmethod
+    def of_all(cls, measured: Sequence[EpochShape]) -> EpochShape:
+        """One fact of what every device has measured of its own loader.
+
+        The epoch is as long as the shortest; sizes are known where all devices tell them.
+        """
+        lengths = [epoch.micro_batches for epoch in measured]
+        known = [length for length in lengths if length is not None]
+        batches = min(known) if len(known) == len(lengths) else None
+        first, world_size = measured[0], len(measured)
+        if any(epoch.micro_batch_size is None for epoch in measured):
+            return cls(batches, None, None, world_size, order=first.order)
+        untold = any(epoch.device_samples is None for epoch in measured)
+        shares = tuple(
+            Share(epoch.micro_batch_size or 0, None if untold else epoch.device_samples) for epoch in measured
+        )
+        largest, own = max(shares), None if len(set(shares)) == 1 else shares
+        return cls(batches, largest.micro_batch_size, largest.samples, world_size, own, first.drop_last, first.order)
 
     @property
     def counts_samples(self) -> bool:
-        """Whether a unit of progress is a sample (else it is a micro-batch)."""
+        """Whether a unit is a sample (else it is a micro-batch)."""
         return self.micro_batch_size is not None
 
     @property
@@ -40,26 +83,24 @@ class EpochShape:
 
     def units(self, index: int) -> int:
         """Units (samples over all devices) of the micro-batch at ``index`` of an epoch."""
-        if self.micro_batch_size is None:
-            return self.world_size
-        size = self.micro_batch_size
-        if self.device_samples is not None:
-            size = max(0, min(size, self.device_samples - index * size))
-        return size * self.world_size
+        if self.shares is not None:
+            return sum(share.of(index) for share in self.shares)
+        return self.world_size * (1 if self._share is None else self._share.of(index))
 
     def units_before(self, index: int) -> int:
         """Units of all micro-batches of an epoch before ``index``."""
-        if self.micro_batch_size is None:
-            return index * self.world_size
-        samples = index * self.micro_batch_size
-        if self.device_samples is not None:
-            samples = min(samples, self.device_samples)
-        return samples * self.world_size
+        if self.shares is not None:
+            return sum(share.before(index) for share in self.shares)
+        return self.world_size * (index if self._share is None else self._share.before(index))
 
     @property
     def total_units(self) -> int | None:
         """Units in one epoch, or ``None`` where the loader has no length."""
         return None if self.micro_batches is None else self.units_before(self.micro_batches)
+
+    @property
+    def _share(self) -> Share | None:
+        return None if self.micro_batch_size is None else Share(self.micro_batch_size, self.device_samples)
 
 
 class Batch(NamedTuple):

@@ -76,7 +76,7 @@ class WarmupMachine:
         progress at the switch.
 
         Args:
-            progress: share of the run, in samples, done before the update.
+            progress: share of the run done before the update.
             width: share of the run that the update covers.
         """
         if self.peak_lr is None or self.switched_at is None:

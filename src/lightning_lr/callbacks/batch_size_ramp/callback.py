@@ -24,11 +24,13 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.batch_size_ramp.after_warmup import Begin, warmup_before
 from lightning_lr.callbacks.batch_size_ramp.auto_micro_batch import largest_micro_batch
+from lightning_lr.callbacks.batch_size_ramp.counting import WindowCount
 from lightning_lr.callbacks.batch_size_ramp.growth import RampGrowth
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.batch_size_ramp.settings import Decided, RampSettings
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
 from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_module_scheduler
+from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
 
@@ -64,6 +66,8 @@ class BatchSizeRamp(MethodCallback):
         module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
             before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
             goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
+        count_samples: of a micro-batch, what its loss is a mean over, where that is not its samples (the tokens that
+            are not padding): a window's gradient is then the exact mean over all of them, on all devices.
 
     Raises:
         MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own, or
@@ -97,8 +101,9 @@ class BatchSizeRamp(MethodCallback):
         lr_rule: LRRule = "linear",
         begin: Begin = "start",
         module_scheduler: ModuleScheduler = "refuse",
+        count_samples: CountSamples | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(count_samples)
         check_module_scheduler("BatchSizeRamp", module_scheduler)
         self.module_scheduler = module_scheduler
         self.settings = RampSettings(schedule, max_batch_size, max_micro_batch_size, lr_rule, begin)
@@ -108,6 +113,7 @@ class BatchSizeRamp(MethodCallback):
         self._growth = RampGrowth(self, waits=begin == "after_warmup")
         self._weight = 1.0
         self._correction = 1.0
+        self._counted = WindowCount()
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
 
@@ -119,7 +125,7 @@ class BatchSizeRamp(MethodCallback):
     # ------------------------------------------------------------------ what the method says
     @property
     def decays(self) -> bool:
-        return True
+        return self.schedule.falls
 
     @property
     def needs_end(self) -> bool:
@@ -136,19 +142,23 @@ class BatchSizeRamp(MethodCallback):
         )
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._ramped.stream is not None and internals.engine_holds_gradients(trainer):
+        self._refuse_to_begin_inside_an_epoch(trainer)
+        corrected = self._ramped.stream is not None or self.count_samples is not None
+        if corrected and internals.engine_holds_gradients(trainer):
             raise MisconfigurationException(
-                "BatchSizeRamp: iterable data need the gradients of a window brought to the mean over its samples, and "
-                f"{type(trainer.strategy).__name__} keeps them in buffers of its engine; use a map-style data set, or "
-                "DDP"
+                "BatchSizeRamp: iterable data and count_samples need the gradients of a window brought to the mean "
+                f"over what is counted, and {type(trainer.strategy).__name__} keeps them in buffers of its engine; use "
+                "a map-style data set without count_samples, or DDP"
             )
         if self._ramped.stream is not None and not module.automatic_optimization:
             raise MisconfigurationException(
                 "BatchSizeRamp: iterable data keep the loader's micro-batch, so the batch could only grow by "
                 "accumulation, and under manual optimization the module makes its own updates; use a map-style data set"
             )
+        self._counted = WindowCount()
         if self._ramped.stream is not None:
-            inside = self.clock_state is not None and self.clock_state["window_samples"] > 0
+            resumed = internals.starting_position(trainer)[1] > 0
+            inside = resumed and self.clock_state is not None and self.clock_state["window_samples"] > 0
             self._ramped.stream.resume(trainer, inside)
         elif self.settings.max_micro_batch_size == "auto" and self._fitting is None:
             plan = self._ramped.plan
@@ -175,8 +185,9 @@ class BatchSizeRamp(MethodCallback):
     def factor(self, clock: SampleClock) -> float:
         shape = clock.shape
         assert isinstance(shape, RampedShape)
-        if clock.updates >= shape.total_updates:
-            return shape.plan.phases[-1].lr_factor  # the run is over
+        over = shape.max_epochs is not None and clock.epoch >= shape.max_epochs
+        if over or (shape.max_updates is not None and clock.updates >= shape.max_updates):
+            return shape.plan.phases[-1].lr_factor
         return shape.lr_factor(clock.epoch, clock.micro_batch)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
@@ -194,7 +205,7 @@ class BatchSizeRamp(MethodCallback):
         return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
-        if self._ramped.stream is not None:
+        if self._ramped.stream is not None or self.count_samples is not None:
             return self._weight  # of the present one; no other is known
         return self._ramped.windows(epoch).weight_of(micro_batch)
 
@@ -228,9 +239,6 @@ class BatchSizeRamp(MethodCallback):
             self._warmup = warmup_before(self.settings.begin, trainer)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and isinstance(trainer, Trainer):  # a plan has callbacks and no Trainer
-            if trainer.global_step == 0:  # what an earlier fit decided is not this one's
-                self._seed = self._fitting = None
-                self._growth.forget()
             self._loader = RampedLoader(trainer, partial(self._taken_over, trainer), self._seed)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -259,7 +267,12 @@ class BatchSizeRamp(MethodCallback):
         else:
             windows = self._ramped.windows(trainer.current_epoch)
             trainer.accumulate_grad_batches = windows.accumulation_at(batch_idx)
-            self._weight = windows.weight_of(batch_idx)
+            if self.count_samples is None:
+                self._weight = windows.weight_of(batch_idx)
+            else:
+                if batch_idx in windows.boundaries:
+                    self._counted = WindowCount()
+                self._weight = self._counted.weigh(self.count_samples(batch))
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(
@@ -274,13 +287,18 @@ class BatchSizeRamp(MethodCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._counted.add()
         if self._weight != 1.0:  # in place: what this hook returns is not used
             loss.mul_(self._weight)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if self._ramped.stream is not None and self._run is not None:
+        if self._run is None:
+            return
+        if self._ramped.stream is not None:
             self._correction = self._ramped.stream.correct(pl_module, self._run.clock.batch_size)
+        elif self.count_samples is not None:
+            self._correction = self._counted.correct(trainer, pl_module)
 
     def on_warmup_end(self, trainer: Trainer) -> None:
         if self.settings.begin == "after_warmup":
@@ -307,14 +325,30 @@ class BatchSizeRamp(MethodCallback):
         self._growth.restore(state_dict["growths"], state_dict.get("begin_samples", 0))
         self._fitting = state_dict.get("micro_batch_size")
 
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._seed = self._fitting = None
+        self._growth.forget()
+        if self._loader is not None:
+            self._loader.seed = None
+
     # ------------------------------------------------------------------ inside
     def _taken_over(self, trainer: Trainer, shape: RunShape) -> RampedShape:
         """The run under the ramp, before the loader is placed in it: in another run the place would mean nothing."""
+        self._refuse_to_begin_inside_an_epoch(trainer)
         inside_epoch = internals.starting_position(trainer)[1] > 0
         resume_checks.check_settings(self, inside_epoch, quiet=True)
         run = self.reshape(shape)
         resume_checks.check_run([self], run, inside_epoch, quiet=True)
         return run
+
+    def _refuse_to_begin_inside_an_epoch(self, trainer: Trainer) -> None:
+        if self.loaded is None and internals.starting_position(trainer)[1] > 0:
+            raise MisconfigurationException(
+                "BatchSizeRamp: the checkpoint was made inside an epoch and without BatchSizeRamp, whose order of the "
+                "samples and batches are others, so that samples would be repeated or left out; resume from a "
+                "checkpoint at the end of an epoch"
+            )
 
     @property
     def _ramped(self) -> RampedLoader:

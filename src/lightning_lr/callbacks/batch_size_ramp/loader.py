@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan
+from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan, ValidationInterval
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import StreamedShape
 from lightning_lr.callbacks.batch_size_ramp.streaming import StreamedWindows
@@ -39,6 +39,8 @@ class RampedLoader:
         self._sampler: RampBatchSampler | None = None
         self._placed_at: tuple[int, int] | None = None
         self._given: DataLoader[Any] | None = None
+        self._given_batch_size = 1
+        self._counted_before = 0  # micro-batches that Lightning has counted before this epoch
         self._random_state: tuple[Tensor, Tensor | None] | None = None
         self._undo: list[Callable[[], Any]] = [internals.on_train_loader(trainer, partial(self._take_over, trainer))]
 
@@ -91,8 +93,8 @@ class RampedLoader:
         ):  # the loader was made before the loops were restored
             self._place(trainer)
             internals.restart_iterator(trainer)
-        epoch, _ = internals.starting_position(trainer)
-        internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
+        epoch, micro_batch = internals.starting_position(trainer)
+        self._set_length(trainer, epoch, internals.batches_counted(trainer) - micro_batch)
 
     def recut(self, trainer: Trainer, plan: RampPlan) -> None:
         """Before training: cut the same samples into other micro-batches, as if the plan had been this from the start.
@@ -119,7 +121,7 @@ class RampedLoader:
         if epoch > 0 and self._placed_at != (epoch, 0):
             self._sampler.set_windows(self.windows(epoch))
             self._sampler.set_epoch(epoch)
-        internals.set_epoch_length(trainer, len(self.windows(epoch).micro_sizes))
+        self._set_length(trainer, epoch, internals.batches_counted(trainer))
 
     def replan(self, trainer: Trainer, plan: RampPlan) -> None:
         """Go on with a plan that differs from the old one in windows that nothing has been prefetched of."""
@@ -130,7 +132,7 @@ class RampedLoader:
         assert self._sampler is not None
         windows = self.windows(trainer.current_epoch)
         self._sampler.replan(windows)
-        internals.set_epoch_length(trainer, len(windows.micro_sizes))
+        self._set_length(trainer, trainer.current_epoch, self._counted_before)
 
     def release(self, trainer: Trainer) -> None:
         """Give the loader and the Trainer back as they were."""
@@ -140,7 +142,30 @@ class RampedLoader:
         trainer.accumulate_grad_batches = 1
 
     # ------------------------------------------------------------------ inside
+    def _set_length(self, trainer: Trainer, epoch: int, counted: int) -> None:
+        """Tell Lightning how long an epoch is, and where in it a validation is due."""
+        self._counted_before = counted
+        sizes = self.windows(epoch).micro_sizes
+        internals.set_epoch_length(trainer, len(sizes))
+        interval = trainer.val_check_interval
+        if isinstance(interval, ValidationInterval):
+            of_the_run = internals.validates_over_epochs(trainer)
+            earlier, before = (epoch * interval.in_epoch, counted) if of_the_run else (0, 0)
+            trainer.val_check_batch = interval.in_windows(sizes, self._given_batch_size, earlier, before)
+
+    def _validate_by_samples(self, trainer: Trainer, batch_size: int, batches: int) -> None:
+        """A whole number as ``val_check_interval`` counts the loader's own batches, which the ramp changes."""
+        interval = trainer.val_check_interval
+        self._given_batch_size = batch_size
+        if isinstance(interval, int) and not isinstance(interval, bool):
+            trainer.val_check_interval = ValidationInterval(interval, batches)
+            self._undo.append(partial(setattr, trainer, "val_check_interval", int(interval)))
+
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
+        if internals.makes_no_update(trainer):
+            return loader
+        self._plan = self.stream = None  # Lightning may reload: the run goes on with a plan for the new loader
+        _refuse_ranks_that_differ(trainer, loader)
         if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
             return self._stream_from(trainer, loader)
         given = _batch_sampler_of(loader)
@@ -152,9 +177,13 @@ class RampedLoader:
             sampler = EpochSampler(size, seed=self.seed)
         elif isinstance(sampler, DistributedSampler) and sampler.shuffle:
             self._keep_order_of(sampler)
-        batches = internals.limited_batches(trainer, -(-len(sampler) // given.batch_size))  # type: ignore[arg-type]
+        whole, rest = divmod(len(sampler), given.batch_size)  # type: ignore[arg-type]
+        batches = internals.limited_batches(trainer, whole + int(rest > 0 and not given.drop_last))
+        if batches == 0:
+            return loader  # Lightning returns without an update
         shape = internals.loader_shape(loader, batches, trainer.world_size)
         self._plan = self._reshape(run_shape(trainer, shape)).plan
+        self._validate_by_samples(trainer, given.batch_size, batches)
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._place(trainer)
         self._undo.append(partial(internals.replace_batch_sampler, loader, given))
@@ -193,6 +222,37 @@ class RampedLoader:
         self._sampler.set_epoch(epoch)
         self._sampler.set_windows(windows, skip=micro_batch)
         self._placed_at = epoch, micro_batch
+
+
+def _refuse_ranks_that_differ(trainer: Trainer, loader: Any) -> None:
+    """Compare what the plan is made from over all ranks: they would make different plans and wait for each other.
+
+    Raises:
+        MisconfigurationException: on every rank, also where only one of them has a loader that is refused.
+    """
+    if trainer.world_size == 1:
+        return
+    facts: dict[str, Any] = {}
+    try:
+        if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
+            facts = {"batch_size": loader.batch_size, "batches": internals.length_of(loader)}
+        else:
+            given = _batch_sampler_of(loader)
+            samples = len(given.sampler)  # type: ignore[arg-type]
+            facts = {"batch_size": given.batch_size, "samples": samples, "drop_last": given.drop_last}
+    except MisconfigurationException as error:
+        facts = {"refused": str(error)}
+    everybody = internals.gather_to_all(facts)
+    if any(other != everybody[0] for other in everybody):
+        raise MisconfigurationException(
+            "BatchSizeRamp: the ranks' train dataloaders differ ("
+            + "; ".join(f"rank {rank}: {_in_words(other)}" for rank, other in enumerate(everybody))
+            + "), and their batches have to grow together; give every rank the same batch_size and as many samples"
+        )
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _batch_sampler_of(loader: Any) -> BatchSampler:

@@ -150,7 +150,8 @@ class RampSettings:
                 "BatchSizeRamp: the loader does not tell its batch size (a batch sampler of its own, or none); give "
                 "the DataLoader a batch_size"
             )
-        batches = -(-epoch.device_samples // epoch.micro_batch_size)
+        whole, rest = divmod(epoch.device_samples, epoch.micro_batch_size)
+        batches = whole + int(rest > 0 and not epoch.drop_last)
         limited = epoch.micro_batches is not None and epoch.micro_batches < batches
         device_samples = (epoch.micro_batches or 0) * epoch.micro_batch_size if limited else epoch.device_samples
         try:
@@ -164,6 +165,7 @@ class RampSettings:
                 max_batch_size=self.max_batch_size,
                 max_micro_batch_size=decided.micro_batch_limit,
                 lr_rule=self.lr_rule,
+                drop_last=epoch.drop_last,
                 device_samples=device_samples,
                 begin_samples=decided.begin_samples,
                 growths=decided.growths,

@@ -28,7 +28,8 @@ def epoch_of(
             raise ValueError(f"a {name} size of {value} makes no run; give a whole number from 1")
     device_samples = dataset_size if replicated else math.ceil(dataset_size / world_size)
     whole, rest = divmod(device_samples, micro_batch_size)
-    return EpochShape(whole + bool(rest and not drop_last), micro_batch_size, device_samples, world_size)
+    batches = whole + bool(rest and not drop_last)
+    return EpochShape(batches, micro_batch_size, device_samples, world_size, drop_last=drop_last)
 
 
 def limited(epoch: EpochShape, limit_train_batches: int | float) -> EpochShape:

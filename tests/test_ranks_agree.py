@@ -1,0 +1,161 @@
+"""What each rank measures of its own loader is one fact of the run, or refused on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader, Sampler
+
+from lightning_lr import (
+    AdaptiveWarmup,
+    BatchSizeRamp,
+    LearningRateScaling,
+    LearningRateSchedule,
+    NormalizedWeightDecay,
+    Polynomial,
+    StepRamp,
+)
+from tests.support.random_loops import Loop, largest_difference, run
+from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.two_processes import ddp, run_in_two_processes
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class First(Sampler[int]):
+    """The first samples of a data set."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def _adamw(module: Any) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=0.05)
+
+
+METHODS: dict[str, Callable[[], list[Callback]]] = {
+    "schedule": lambda: [LearningRateSchedule(Polynomial(power=1.0))],
+    "scaling": lambda: [LearningRateScaling(4, warmup_epochs=1)],
+    "decay": lambda: [NormalizedWeightDecay()],
+    "warmup": lambda: [AdaptiveWarmup(1e-3, 0.1, patience=1, check_every=1)],
+    "ramp": lambda: [BatchSizeRamp(StepRamp([1], factor=2), max_batch_size=16)],
+}
+
+
+def _shards(method: str, samples: tuple[int, int], sizes: tuple[int, int], **arguments: Any) -> Any:
+    rank = torch.distributed.get_rank()
+    loader = DataLoader(data(64), batch_size=sizes[rank], sampler=First(samples[rank]))
+    probe, begin = Probe("lr", "weight_decay"), time.monotonic()
+    callbacks = METHODS[method]()
+    try:
+        module, _ = fit([*callbacks, probe], module=Toy(_adamw), loader=loader, use_distributed_sampler=False,
+                        **arguments, **ddp())  # fmt: skip
+    except MisconfigurationException as error:
+        return str(error), time.monotonic() - begin
+    return weights(module), probe.series, callbacks[0].state_dict()["clock"]
+
+
+LOOPS = [
+    Loop(((3,), (5,), (2,)), accumulation=2, max_epochs=3),
+    Loop(((3, 5), (4, 1)), mode="max_size_cycle", max_epochs=3, max_steps=9, skips=frozenset({(1, 2)})),
+    Loop(((3, 5, 2),), mode="max_size", accumulation=3, max_epochs=2, stop=(1, 2)),
+    Loop(((4, 6),), mode="min_size", max_epochs=-1, max_steps=7, more=1),
+    Loop(((6,),), lies=(3, 4), accumulation=2, max_epochs=3),
+    Loop(((5,), (3,)), accumulation=2, max_epochs=3, resume=4),
+    Loop(((5,), (3,)), max_epochs=3, resume=5),
+]
+
+
+def _loop(loop: Loop, folder: Path) -> Any:
+    return run(loop, folder, ddp).updates
+
+
+EQUAL = {name: partial(_shards, name, (21, 24), (4, 4)) for name in METHODS if name != "ramp"}
+CASES: dict[str, Callable[[], Any]] = {
+    **EQUAL,
+    "ramp, other samples": partial(_shards, "ramp", (21, 24), (4, 4)),
+    "ramp, other batch": partial(_shards, "ramp", (24, 48), (4, 8)),
+    "schedule, other batch": partial(_shards, "schedule", (24, 48), (4, 8)),
+    "scaling, other batch": partial(_shards, "scaling", (24, 48), (4, 8)),
+    "schedule, other length": partial(_shards, "schedule", (20, 24), (4, 4)),
+    "schedule, ends before": partial(_shards, "schedule", (20, 24), (4, 4), max_steps=5),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    loops = [(f"loop {index}", partial(_loop, loop, folder / str(index))) for index, loop in enumerate(LOOPS)]
+    first, second = run_in_two_processes([*CASES.items(), *loops], folder)
+    for rank in (first, second):
+        for result in rank.values():
+            if isinstance(result, Exception):
+                raise result
+    return first, second
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_shards_of_other_sizes_leave_the_ranks_equal(name: str, results: Any) -> None:
+    first, second = results[0][name], results[1][name]
+    assert torch.equal(first[0], second[0])
+    assert first[1:] == second[1:]
+    assert len(first[1]) == 18
+    assert first[2]["samples_seen"] == 3 * (21 + 24)
+    if name == "schedule":
+        assert [row[0][0] for row in first[1]] == pytest.approx([0.05 * (1 - u / 18) for u in range(18)], rel=1e-12)
+
+
+def test_other_batches_are_added_up(results: Any) -> None:
+    for rank in results:
+        assert [row[0][0] for row in rank["schedule, other batch"][1]][9] == pytest.approx(0.025)
+        climb = [1 + 2 * min(1, (u + 1) / 6) for u in range(18)]  # 4 + 8 samples are 3 times 4
+        lrs = [row[0][0] for row in rank["scaling, other batch"][1]]
+        assert lrs == pytest.approx([0.05 * factor for factor in climb], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("ramp, other batch", "rank 0: batch_size 4, samples 24.*rank 1: batch_size 8, samples 48"),
+        ("ramp, other samples", "rank 0: batch_size 4, samples 21.*rank 1: batch_size 4, samples 24"),
+        ("schedule, other length", r"different numbers of batches \(\[5, 6\], by rank\)"),
+    ],
+)
+def test_what_cannot_be_one_fact_is_refused_on_every_rank_at_once(case: str, says: str, results: Any) -> None:
+    import re
+
+    for rank in results:
+        message, seconds = rank[case]
+        assert re.search(says, message), message
+        assert seconds < 60
+
+
+def test_a_run_that_ends_before_the_shorter_epoch_trains(results: Any) -> None:
+    for rank in results:
+        lrs = [row[0][0] for row in rank["schedule, ends before"][1]]
+        assert lrs == pytest.approx([0.05 * (1 - u / 5) for u in range(5)], rel=1e-12)
+
+
+@pytest.mark.parametrize("index", range(len(LOOPS)))
+def test_progress_is_equal_to_the_bit_on_every_rank(index: int, results: Any) -> None:
+    first, second = (rank[f"loop {index}"] for rank in results)
+    assert first == second
+
+    class Made:
+        updates = first
+
+    assert largest_difference(Made, LOOPS[index]) <= 1e-12  # type: ignore[arg-type]
