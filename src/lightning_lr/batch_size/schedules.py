@@ -161,6 +161,7 @@ class CurveRamp(RampSchedule):
 
     @cached_property
     def falls(self) -> bool:
+        """Whether the curve ever falls below 1, after its climb."""
         return any(self.batch_decay(0.0, step / 1000) < 1.0 - SNAP for step in range(1001))
 
     @cached_property
