@@ -234,7 +234,8 @@ def run(loop: Loop, folder: Path, where: Callable[[], dict[str, Any]] = dict) ->
             **quiet(
                 callbacks=list(callbacks), max_epochs=loop.max_epochs, max_steps=loop.max_steps,
                 limit_train_batches=loop.limit, accumulate_grad_batches=loop.accumulation,
-                reload_dataloaders_every_n_epochs=1, enable_checkpointing=loop.resume is not None, use_distributed_sampler=False, **where(),
+                reload_dataloaders_every_n_epochs=1, enable_checkpointing=loop.resume is not None,
+                use_distributed_sampler=False, **where(),
             )
         )  # fmt: skip
 
