@@ -45,7 +45,18 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "src" / "lightning_lr"
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *PAGES]
-NO_CARDS = ("index", "guide", "migration", "methods", "api", "architecture", "clusters", "resuming", "evidence")
+NO_CARDS = (
+    "limits",
+    "index",
+    "guide",
+    "migration",
+    "methods",
+    "api",
+    "architecture",
+    "clusters",
+    "resuming",
+    "evidence",
+)
 CARDS = [path for path in PAGES if path.stem not in NO_CARDS]
 SUMMARIES = [path for path in DOCUMENTS if path.name in ("README.md", "evidence.md")]
 RESULTS = REPOSITORY / "benchmarks" / "results"

@@ -39,12 +39,12 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
         ConfigurationError: where the data or the length of the run cannot be known.
 
     Example:
-        >>> import torch
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> import lightning_lr as lr
-        >>> trainer = Trainer(max_epochs=2, logger=False, callbacks=[lr.LearningRateSchedule(lr.Cosine())])
-        >>> lr.plan(trainer, BoringModel(), BoringModel().train_dataloader()).data.shape.total_updates
+        >>> schedule = lr.LearningRateSchedule(lr.Cosine(), module_scheduler="replace")
+        >>> trainer = Trainer(max_epochs=2, accelerator="cpu", logger=False, callbacks=[schedule])
+        >>> lr.plan(trainer, BoringModel()).data.shape.total_updates
         128
     """
     import torch

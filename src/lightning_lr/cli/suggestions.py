@@ -183,7 +183,7 @@ class _Walk:
 def _nearest_module(error: ImportError, module: str) -> str:
     """The nearest module in the working directory, or in the package that does exist."""
     parents, _, missing = (error.name or module).rpartition(".")
-    names = [info.name for info in pkgutil.iter_modules(_package_path(parents) if parents else ["."])]
+    names = [info.name for info in pkgutil.iter_modules(_package_path(parents) if parents else [str(Path.cwd())])]
     near = get_close_matches(missing, names, n=1)
     return f"; did you mean {'.'.join(filter(None, (parents, near[0])))!r}?" if near else ""
 
