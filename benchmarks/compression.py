@@ -267,6 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one part and write its table."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parts: dict[str, Callable[[], str]] = {"memory": memory, "speed": speed, "accuracy": lambda: accuracy(words[1:])}
+    if words and words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
     if not words or words[0] not in parts:
         sys.exit(f"{__doc__}\ngive one of {', '.join(parts)}")
     table = parts[words[0]]()

@@ -5,9 +5,11 @@
 A child process trains one of the configurations of `benchmarks.faults_runs`, on one or two processes, and saves a
 checkpoint every 3 updates as Lightning's ``ModelCheckpoint`` does. It is killed (SIGKILL) at a random moment, two times
 in five from within the saving of a checkpoint; of two processes both or only one, whose death the other must notice.
-Then it is started again with ``ckpt_path="last"`` and another seed, up to 8 kills in a row, until it ends. A resume
-counts as bit-identical if every metric that it logged, and every line of our journals, is the uninterrupted run's to
-the last digit, and in the end weights, buffers, optimizer state and the callbacks' state are too.
+Then it is started again with ``ckpt_path="last"`` and another seed, up to 8 kills in a row, until it ends. Before it
+trains, every attempt writes down the weights, buffers, optimizer state and callbacks' state that it begins with, which
+are compared with the uninterrupted run's at that update. A resume counts as bit-identical if at least one value of it
+was compared, that state and every metric that it logged are the uninterrupted run's to the last bit, and so are our
+journals, weights, buffers, optimizer state and callbacks' state at the end of the row.
 
 One JSON per row of kills in ``benchmarks/results/faults/``, so that it can be stopped and continued. The processes are
 forked from one that has imported everything and has not computed anything: a kill takes a second or two.
@@ -170,6 +172,13 @@ def _bits(tensor: torch.Tensor) -> bytes:
     return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
+def leaves(value: Any) -> int:
+    """How many tensors and plain values a nested value has: what a comparison of it compares."""
+    if isinstance(value, dict):
+        return sum(map(leaves, value.values()))
+    return sum(map(leaves, value)) if isinstance(value, list | tuple) else 1
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """What ``ckpt_path="last"`` takes."""
     return max(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -183,13 +192,15 @@ class Reference:
     rows: Rows
     journals: dict[str, list[dict[str, Any]]]
     final: dict[str, Any]
+    states: dict[int, dict[str, Any]]
+    """By update: before the first one, and at every checkpoint."""
     seconds: float
     save_seconds: float
 
 
 def uninterrupted(name: str, world: int) -> Reference:
     with scratch() as folder:
-        attempt = Attempt.begin(name, world, folder, 0)
+        attempt = Attempt.begin(name, world, folder, runs.UNINTERRUPTED)
         attempt.listen()
         codes, _ = attempt.end()
         if any(codes):
@@ -200,9 +211,16 @@ def uninterrupted(name: str, world: int) -> Reference:
             metrics(folder / runs.LOGS / "metrics.csv"),
             decisions(folder),
             torch.load(folder / runs.FINAL, weights_only=False),
+            states_of(folder),
             max(times.values()) - times["start 0"],
             median(saves),
         )
+
+
+def states_of(folder: Path) -> dict[int, dict[str, Any]]:
+    """The states of an uninterrupted run: the one that it began with, and those at its checkpoints."""
+    first = torch.load(folder / runs.RESTORED, weights_only=False)
+    return {first["updates"]: first, **torch.load(folder / runs.STATES, weights_only=False)}
 
 
 @contextmanager
@@ -229,7 +247,7 @@ def row_of_kills(name: str, world: int, seed: int, reference: Reference) -> dict
                 attempt.listen()
             codes, seconds = attempt.end()
             if number > 0:
-                kills[-1] |= _compared(attempt, folder, reference)
+                kills[-1] |= comparison(attempt, folder, reference)
             if kill is None or all(code == 0 for code in codes):
                 break
             newest = newest_checkpoint(folder)
@@ -285,8 +303,8 @@ def step_of(checkpoint: Path) -> int | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _compared(attempt: Attempt, folder: Path, reference: Reference) -> dict[str, Any]:
-    """The metrics of an attempt against the uninterrupted run's; they are put aside, the next one writes its own."""
+def comparison(attempt: Attempt, folder: Path, reference: Reference) -> dict[str, Any]:
+    """Metrics and first state of an attempt against the uninterrupted run's; both are removed for the next attempt."""
     path = folder / runs.LOGS / "metrics.csv"
     rows = metrics(path)
     path.unlink(missing_ok=True)
@@ -299,7 +317,25 @@ def _compared(attempt: Attempt, folder: Path, reference: Reference) -> dict[str,
     ]
     if rows and min(rows) != restored:
         wrong.append(f"the first step logged is {min(rows)}, training went on at {restored}")
-    return {"restored": restored, "values": sum(map(len, rows.values())), "steps": len(rows), "wrong": wrong[:20]}
+    state, began = folder / runs.RESTORED, 0
+    if state.exists():
+        found, differs = restored_state(state, reference.states)
+        began = leaves(found)
+        wrong += [f"restored at {restored}: {where}" for where in differs]
+        state.unlink()
+    return {
+        "restored": restored,
+        "restored_values": began,
+        "values": sum(map(len, rows.values())),
+        "steps": len(rows),
+        "wrong": wrong[:20],
+    }
+
+
+def restored_state(file: Path, states: dict[int, dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The state that an attempt began with, and where it is not the uninterrupted run's at that update."""
+    found: dict[str, Any] = torch.load(file, weights_only=False)
+    return found, differences(states.get(found["updates"]), found)
 
 
 # ---------------------------------------------------------------------- the command

@@ -22,9 +22,20 @@ def whole(record: Record) -> bool:
     return not (record["failed"] or record["final"] or record["journals"])
 
 
+def values(kill: Record) -> int:
+    """How many values of a resume were compared: what it logged, and the state that it began with (0 in records from
+    before that was written down)."""
+    return int(kill["values"]) + int(kill.get("restored_values", 0))
+
+
+def compared(record: Record) -> int:
+    """Resumes of a row of which at least one value was compared; the others were killed again before they logged one."""
+    return sum(values(kill) > 0 for kill in record["kills"])
+
+
 def identical(record: Record) -> int:
-    """Resumes of a row that are bit-identical: what each logged, and what it all came to."""
-    return sum(not kill["wrong"] for kill in record["kills"]) if whole(record) else 0
+    """Resumes of a row that were compared and are bit-identical: in their own values, and in what the row came to."""
+    return sum(values(kill) > 0 and not kill["wrong"] for kill in record["kills"]) if whole(record) else 0
 
 
 def resumed(record: Record) -> int:
@@ -36,7 +47,7 @@ def in_words(record: Record) -> str:
     """A row of kills in a line."""
     config = record["config"]
     name = f"{config['name']}, {config['world']} process(es), seed {config['seed']}"
-    return f"{name}: {identical(record)} of {len(record['kills'])} resumes bit-identical"
+    return f"{name}: {identical(record)} of {compared(record)} compared resumes bit-identical"
 
 
 def write(records: Sequence[Record], path: Path) -> int:
@@ -53,7 +64,9 @@ def write(records: Sequence[Record], path: Path) -> int:
         "in a save",
         "before the first checkpoint",
         "last checkpoint loads",
-        "bit-identical resumes",
+        "runs that ended bit-identical",
+        "resumes compared",
+        "of those bit-identical",
         "values compared",
     ]
     left = sum(max((kill["left_in_tmp"] for kill in record["kills"]), default=0) for record in records)
@@ -62,9 +75,11 @@ def write(records: Sequence[Record], path: Path) -> int:
     ended = sum(all(code not in (0, -9) for i, code in enumerate(k["codes"]) if i not in k["ranks"]) for k in alone)
     text = (
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
-        f"{total} bit-identical resumes of {len(kills)} kills, {sum(map(resumed, records))} from a checkpoint and\n"
-        "the others, killed before there was one, from the start. A resume is bit-identical if all it logged, and all\n"
-        "our journals say was decided, is the uninterrupted run's, and so are weights and states in the end.\n"
+        f"{len(records)} runs were killed {len(kills)} times, {sum(map(resumed, records))} times after their first"
+        f" checkpoint, and went on until\nthey ended. {sum(map(whole, records))} of {len(records)} ended bit-identical to"
+        " the uninterrupted run: weights, optimizer, callbacks and journals.\n"
+        f"{total} of {sum(map(compared, records))} resumes that were compared are bit-identical in every value;"
+        f" {len(kills) - sum(map(compared, records))} were killed again before one could be.\n"
         "Left out are the journals' lines that every process writes when it begins (`start`, `saved`), and seconds.\n\n"
         + markdown_table(headings, body)
         + f"\nOf two processes only one was killed {len(alone)} times: the other one ended with an error {ended} times,"
@@ -72,7 +87,7 @@ def write(records: Sequence[Record], path: Path) -> int:
         f"Files that a kill left in the folder for temporary files, where Lightning writes a checkpoint before it moves"
         f" it: {left}.\n"
     )
-    wrong = [_exception(record) for record in records if identical(record) < len(record["kills"])]
+    wrong = [_exception(record) for record in records if not whole(record) or identical(record) < compared(record)]
     if wrong:
         text += "\n## Not identical\n\n" + "\n".join(wrong) + "\n"
     print(text)
@@ -91,8 +106,10 @@ def _line(name: str, world: Any, records: Sequence[Record]) -> list[str]:
         str(sum(kill["in_save"] for kill in kills)),
         str(len(kills) - len(saved)),
         f"{loads} of {len(saved)}",
-        f"{sum(map(identical, records))} of {len(kills)}",
-        f"{sum(kill['values'] for kill in kills):,}",
+        f"{sum(map(whole, records))} of {len(records)}",
+        f"{sum(map(compared, records))} of {len(kills)}",
+        f"{sum(map(identical, records))} of {sum(map(compared, records))}",
+        f"{sum(map(values, kills)):,}",
     ]
 
 

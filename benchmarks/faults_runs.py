@@ -1,7 +1,8 @@
 """The runs that `benchmarks.faults` kills: small, of every method, and the child process that trains one of them.
 
-Seven configurations, some on one and on two processes (DDP on gloo). A resumed child is given another seed than the one
-before, so that what is not in the checkpoint shows. Data that :class:`BatchSizeRamp` does not place itself come from a
+Ten configurations: some run on one process and on two (DDP on gloo), the two of ZeRO on two. A resumed child has
+another seed than the one before, so that what is not in the checkpoint shows. Each child writes down the state that it
+begins with before it trains; the uninterrupted one keeps its state at every checkpoint. Data that :class:`BatchSizeRamp` does not place itself come from a
 loader with a state (:class:`StatefulLoader`): with a plain ``DataLoader`` Lightning begins an interrupted epoch's data
 anew, whatever callbacks are attached.
 """
@@ -59,6 +60,10 @@ from lightning_lr.strategies.zero import engine as zero_engine
 
 SAVE_EVERY = 3  # updates
 LOGS, FINAL, ERRORS, END = "logs", "final.pt", "errors.txt", "end.ckpt"
+RESTORED, STATES = "restored.pt", "states.pt"
+"""The state that an attempt began with; the uninterrupted run's states by update."""
+UNINTERRUPTED = -1
+"""The number of the attempt that keeps its state at every checkpoint."""
 
 
 # ---------------------------------------------------------------------- data
@@ -283,6 +288,11 @@ class Progress(Callback):
         self.tell = tell
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # before the word, so that no attempt is killed without it
+        folder = Path(trainer.default_root_dir)
+        trainer.save_checkpoint(folder / "restored.ckpt")
+        if trainer.is_global_zero:
+            torch.save(state_in(folder / "restored.ckpt"), folder / RESTORED)
         self.tell(f"start {trainer.global_step}")
 
     def on_train_batch_end(
@@ -293,6 +303,23 @@ class Progress(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy, ZeROStrategy):  # whose shards are gone after training
             trainer.save_checkpoint(Path(trainer.default_root_dir, END))
+
+
+def state_in(checkpoint: Path) -> dict[str, Any]:
+    """Weights, optimizer states and our callbacks' states of a checkpoint; the shards of all ranks put together."""
+    file = checkpoint
+    if checkpoint.is_dir():
+        file = checkpoint.with_suffix(".whole.pt")
+        consolidate(checkpoint, file)
+    state = torch.load(file, weights_only=False)
+    if file != checkpoint:
+        file.unlink()
+    return {
+        "weights": state["state_dict"],
+        "optimizer": state["optimizer_states"],
+        "callbacks": {k: v for k, v in state.get("callbacks", {}).items() if not k.startswith("ModelCheckpoint")},
+        "updates": state["global_step"],
+    }
 
 
 class _Attached(LightningEnvironment):
@@ -306,10 +333,16 @@ class _Attached(LightningEnvironment):
 def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Callable[[str], None]) -> None:
     """Train a configuration, or go on with it, and write down how it ended."""
     chosen = CONFIGURATIONS[name]
-    seed_everything(1 if attempt == 0 or not list(folder.glob("last*.ckpt")) else 100 + attempt, verbose=False)
+    seed_everything(1 if attempt <= 0 or not list(folder.glob("last*.ckpt")) else 100 + attempt, verbose=False)
     callbacks = [
         *chosen.callbacks(),
-        ModelCheckpoint(folder, filename="{step}", every_n_train_steps=SAVE_EVERY, save_last=True, save_top_k=1),
+        ModelCheckpoint(
+            folder,
+            filename="{step}",
+            every_n_train_steps=SAVE_EVERY,
+            save_last=True,
+            save_top_k=-1 if attempt == UNINTERRUPTED else 1,
+        ),
         Progress(tell),
     ]
     module = Net(chosen.network(), num_classes=4)
@@ -336,6 +369,9 @@ def train(name: str, world: int, rank: int, folder: Path, attempt: int, tell: Ca
     )
     trainer.fit(module, loader, ckpt_path="last")
     if rank == 0:
+        if attempt == UNINTERRUPTED:
+            states = [state_in(path) for path in folder.glob("step=*.ckpt")]
+            torch.save({state["updates"]: state for state in states}, folder / STATES)
         if chosen.zero is not None:  # the shards of all ranks, put together
             consolidate(folder / END, folder / "end.pt")
             state = torch.load(folder / "end.pt", weights_only=False)

@@ -30,8 +30,31 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from benchmarks._processes import end_with_parent
-from benchmarks.faults import decisions, differences, metrics, newest_checkpoint
-from benchmarks.faults_runs import ERRORS, FINAL, LOGS, SAVE_EVERY, Net, StatefulLoader, child, resnet, sgd
+from benchmarks import faults_report
+from benchmarks.faults import (
+    Attempt,
+    Reference,
+    comparison,
+    decisions,
+    differences,
+    leaves,
+    metrics,
+    newest_checkpoint,
+    states_of,
+)
+from benchmarks.faults_runs import (
+    ERRORS,
+    FINAL,
+    LOGS,
+    RESTORED,
+    SAVE_EVERY,
+    UNINTERRUPTED,
+    Net,
+    StatefulLoader,
+    child,
+    resnet,
+    sgd,
+)
 from benchmarks.faults_runs import data as samples
 from lightning_lr import (
     ActivationCompression,
@@ -149,6 +172,80 @@ def test_killed_at_random_places_goes_on_to_the_last_bit(name: str, uninterrupte
     assert Child(name, tmp_path, 3).end() == [0], (tmp_path / ERRORS).read_text()
     assert newest > 6
     assert_went_on_as(tmp_path, whole, began=newest)
+
+
+def test_the_benchmark_compares_what_a_resume_restores_before_it_logs_anything(tmp_path: Path) -> None:
+    """Killed again at once, it has no metric to compare: then the state that it began with is what is compared."""
+    name, whole, killed = "hypergradient and schedule", tmp_path / "whole", tmp_path / "killed"
+    assert Child(name, whole, UNINTERRUPTED).end() == [0], (whole / ERRORS).read_text()
+    states = states_of(whole)
+    last = max(states)
+    assert set(states) == set(range(0, last + 1, SAVE_EVERY))
+    first = Child(name, killed)
+    assert first.wait_for("update 7")
+    first.ranks[0].kill()
+    first.end()
+    newest = newest_checkpoint(killed)
+    assert newest is not None
+    restored = torch.load(newest, weights_only=True)["global_step"]
+    (killed / LOGS / "metrics.csv").unlink(missing_ok=True)
+    (killed / RESTORED).unlink()
+    again = Child(name, killed, 1)
+    assert again.wait_for(f"start {restored}")
+    again.ranks[0].kill()
+    again.end()
+    (killed / LOGS / "metrics.csv").unlink(missing_ok=True)  # had it logged something after all
+    state = torch.load(killed / RESTORED, weights_only=False)
+
+    def compared_with(known: dict[int, dict[str, Any]]) -> dict[str, Any]:
+        torch.save(state, killed / RESTORED)
+        reference = Reference({}, {}, {}, known, 1.0, 1.0)
+        return comparison(Attempt([], -1, [(0.0, f"start {restored}")]), killed, reference)
+
+    found = compared_with(states)
+    assert found == {
+        "restored": restored, "restored_values": leaves(state), "values": 0, "steps": 0, "wrong": [],
+    }  # fmt: skip
+    assert leaves(state) > 30
+    other = states[restored] | {"weights": states[last]["weights"]}
+    wrong = compared_with(states | {restored: other})["wrong"]
+    assert wrong
+    assert all(where.startswith(f"restored at {restored}: /weights/") for where in wrong)
+    assert compared_with({})["wrong"], "an update at which the uninterrupted run has no state"
+
+
+def test_a_resume_of_which_nothing_was_compared_is_not_counted_as_identical() -> None:
+    def record(*kills: dict[str, Any], **more: Any) -> dict[str, Any]:
+        common = {"checkpoint": 3, "left_in_tmp": 0, "codes": [-9], "ranks": [0], "in_save": False, "wrong": []}
+        config = {"name": "n", "world": 1, "seed": 0}
+        return {
+            "config": config, "kills": [common | kill for kill in kills], "failed": [], "final": [], "journals": [],
+            **more,
+        }  # fmt: skip
+
+    old = record({"values": 0}, {"values": 7})
+    assert (faults_report.compared(old), faults_report.identical(old)) == (1, 1)
+    new = record({"values": 0, "restored_values": 40}, {"values": 7, "restored_values": 40})
+    assert (faults_report.compared(new), faults_report.identical(new)) == (2, 2)
+    differs = record({"values": 0, "restored_values": 40, "wrong": ["w"]}, {"values": 7, "restored_values": 40})
+    assert (faults_report.compared(differs), faults_report.identical(differs)) == (2, 1)
+    assert faults_report.identical(record({"values": 7}, final=["/weights"])) == 0
+
+
+def test_the_table_of_kills_says_how_many_were_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kill = {"checkpoint": 3, "left_in_tmp": 0, "codes": [-9], "ranks": [0], "in_save": False, "wrong": []}
+    kills = [kill | {"values": values} for values in (0, 5, 6)]
+    record = {
+        "config": {"name": "n", "world": 1, "seed": 0}, "kills": kills, "failed": [], "final": [], "journals": [],
+    }  # fmt: skip
+    assert faults_report.write([record], tmp_path / "faults.md") == 0
+    text = capsys.readouterr().out
+    assert "1 of 1 ended bit-identical" in text
+    assert "2 of 2 resumes that were compared are bit-identical in every value; 1 were killed again" in text
+    assert "| n | 1 | 3 | 0 | 0 | 3 of 3 | 1 of 1 | 2 of 3 | 2 of 2 | 11 |" in text
+    kills[1]["wrong"] = ["step 3: loss=1, not 2"]
+    assert faults_report.write([record], tmp_path / "faults.md") == 1
+    assert "step 3: loss=1" in capsys.readouterr().out
 
 
 class Signalled(Callback):
