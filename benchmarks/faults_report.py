@@ -29,7 +29,7 @@ def values(kill: Record) -> int:
 
 
 def compared(record: Record) -> int:
-    """Resumes of a row of which at least one value was compared; the others were killed again before they logged one."""
+    """Resumes of a row of which a value was compared; the others were killed again before they logged one."""
     return sum(values(kill) > 0 for kill in record["kills"])
 
 
@@ -76,8 +76,8 @@ def write(records: Sequence[Record], path: Path) -> int:
     text = (
         "# Killed and gone on with\n\n`python -m benchmarks.faults`\n\n"
         f"{len(records)} runs were killed {len(kills)} times, {sum(map(resumed, records))} times after their first"
-        f" checkpoint, and went on until\nthey ended. {sum(map(whole, records))} of {len(records)} ended bit-identical to"
-        " the uninterrupted run: weights, optimizer, callbacks and journals.\n"
+        f" checkpoint, and went on until\nthey ended. {sum(map(whole, records))} of {len(records)} ended bit-identical"
+        " to the uninterrupted run: weights, optimizer, callbacks and journals.\n"
         f"{total} of {sum(map(compared, records))} resumes that were compared are bit-identical in every value;"
         f" {len(kills) - sum(map(compared, records))} were killed again before one could be.\n"
         "Left out are the journals' lines that every process writes when it begins (`start`, `saved`), and seconds.\n\n"

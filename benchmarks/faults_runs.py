@@ -2,9 +2,9 @@
 
 Ten configurations: some run on one process and on two (DDP on gloo), the two of ZeRO on two. A resumed child has
 another seed than the one before, so that what is not in the checkpoint shows. Each child writes down the state that it
-begins with before it trains; the uninterrupted one keeps its state at every checkpoint. Data that :class:`BatchSizeRamp` does not place itself come from a
-loader with a state (:class:`StatefulLoader`): with a plain ``DataLoader`` Lightning begins an interrupted epoch's data
-anew, whatever callbacks are attached.
+begins with before it trains; the uninterrupted one keeps its state at every checkpoint. Data that
+:class:`BatchSizeRamp` does not place itself come from a loader with a state (:class:`StatefulLoader`): with a plain
+``DataLoader`` Lightning begins an interrupted epoch's data anew, whatever callbacks are attached.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What README.md and docs/*.md show is so: code runs, configurations are accepted, commands, links and numbers exist.
+"""What README.md and docs/*.md show is so: code runs, configurations are accepted, commands and links exist.
+
+Numbers are in `test_claims.py`.
 
 The prelude of every Python block, and the base to which every YAML block is added: ``model`` (of class ``Model``) and
 ``data`` are the user's LightningModule and LightningDataModule, here a small network with batch norm on 160 samples;
@@ -8,12 +10,11 @@ The prelude of every Python block, and the base to which every YAML block is add
 from __future__ import annotations
 
 import io
-import json
 import re
 import runpy
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache, partial
@@ -58,8 +59,6 @@ NO_CARDS = (
     "evidence",
 )
 CARDS = [path for path in PAGES if path.stem not in NO_CARDS]
-SUMMARIES = [path for path in DOCUMENTS if path.name in ("README.md", "evidence.md")]
-RESULTS = REPOSITORY / "benchmarks" / "results"
 FOLDERS = "benchmarks|configs|docs|examples|scripts|src|tests"
 
 pytestmark = [
@@ -152,10 +151,6 @@ def blocks_in(language: str) -> list[Block]:
 
 def inline_code(document: Path) -> list[str]:
     return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", read(document)[1])]
-
-
-def flat(text: str) -> str:
-    return " ".join(text.split())
 
 
 def commands() -> list[str]:
@@ -400,55 +395,7 @@ def test_what_a_card_puts_together_goes_together(card: str, made: Callable[[], l
     set_up(callbacks)
 
 
-# ---------------------------------------------------------------------- numbers come from the tables
-NUMBER = r"[-+]?\d+(?:\.\d+)?"
-INTERVAL = rf"{NUMBER} ± \d+(?:\.\d+)?|\[{NUMBER}, {NUMBER}\]"
-
-
-def intervals(text: str) -> set[str]:
-    return set(re.findall(INTERVAL, flat(text)))
-
-
-def measured() -> set[str]:
-    """The intervals of measurements that have no table, from their JSON, to two and three digits."""
-    found = set()
-    waiting: list[Any] = []
-    for name in ("activations", "optimizers", "overhead"):
-        waiting += [json.loads(path.read_text()) for path in (RESULTS / name).glob("*.json")]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            waiting += value.values() if isinstance(value, dict) else value
-        if isinstance(value, dict) and {"low", "high"} <= set(value):
-            found |= {f"[{value['low']:.{digits}f}, {value['high']:.{digits}f}]" for digits in (2, 3)}
-    return found
-
-
-def tables(paths: Iterable[Path]) -> set[str]:
-    return intervals(" ".join(path.read_text(encoding="utf-8") for path in paths))
-
-
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
-def test_every_interval_of_a_card_is_in_a_table_that_it_links_to(card: Path) -> None:
-    prose = read(card)[1]
-    linked = [(card.parent / link).resolve() for link in re.findall(r"\]\(([^)\s]+\.md)\)", prose)]
-    known = tables(path for path in linked if path.parent == RESULTS)
-    assert intervals(prose) <= known | measured() | tables(SUMMARIES)
-
-
-@pytest.mark.parametrize("summary", SUMMARIES, ids=lambda summary: summary.stem)
-def test_every_interval_of_a_summary_is_in_a_table(summary: Path) -> None:
-    known = tables(RESULTS.glob("*.md")) | measured()
-    quoted = intervals(read(summary)[1])
-    assert quoted
-    # "loses 0.17 ± 0.05" is the table's -0.17 ± 0.05
-    assert quoted <= known | {interval.lstrip("+-") for interval in known}
-
-
-def test_cards_quote_intervals() -> None:
-    assert sum(bool(intervals(read(card)[1])) for card in CARDS) >= 8
-
-
+# ---------------------------------------------------------------------- what these tests find
 def test_a_command_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in (
         "make coffee",

@@ -29,8 +29,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from benchmarks._processes import end_with_parent
 from benchmarks import faults_report
+from benchmarks._processes import end_with_parent
 from benchmarks.faults import (
     Attempt,
     Reference,

@@ -1,0 +1,858 @@
+"""The table of `tests/test_claims.py`: sentences and table rows of `docs/evidence.md`, of the cards and of the findings
+below a benchmark's table, each with the computation that gives its numbers from the committed results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.support import committed_runs as runs
+from tests.support.claims import PM, RANGE, AtMost, Claim, Value, Values, flat
+
+EVIDENCE = "docs/evidence.md"
+TASKS = ("CNN", "ViT", "byte LM")
+CLAIMS: list[Claim] = []
+
+
+def claim(document: str, text: str, values: Values) -> None:
+    CLAIMS.append(Claim(document, text, values))
+
+
+def bounds(low_and_high: Iterable[float]) -> list[Value]:
+    """Ends of a range whose printed numbers are rounded as any other."""
+    return list(low_and_high)
+
+
+# ---------------------------------------------------------------------- the learning rate is unknown
+for _name, _arm in {
+    "AdamW, best of five rates": "AdamW, tuned",
+    "Lightning's finder, read per step": "LearningRateFinder, per step",
+    "`AdaptiveWarmup(restore_best=True)`": "AdaptiveWarmup",
+    "the same, short climb": "AdaptiveWarmup, short climb",
+    "the same + `HypergradientDescent`": "AdaptiveWarmup + HypergradientDescent",
+    "`HypergradientDescent` from 1e-5": "HypergradientDescent from 1e-5",
+    "Prodigy": "Prodigy",
+    "D-Adaptation": "DAdaptAdam",
+    "Schedule-Free AdamW": "ScheduleFreeAdamW",
+}.items():
+    claim(
+        EVIDENCE,
+        f"| {_name} | {PM} | {PM} | {PM} |",
+        lambda arm=_arm: flat(*(runs.headline_ci(task, arm) for task in TASKS)),  # type: ignore[misc]
+    )
+OURS = "AdaptiveWarmup"
+
+
+def _reached(arm: str) -> list[float]:
+    """Of the runs on the ViT, how many reached the target: the better tuned mean at the end less half a point."""
+    target = max(runs.headline_ci("ViT", tuned)[0] for tuned in ("AdamW, tuned", "SGD, tuned")) - 0.5
+    made = runs.headline("ViT", arm).values()
+    return [sum(max(accuracy for _, _, accuracy in run["curve"]) >= target / 100 for run in made), len(made)]
+
+
+claim(
+    EVIDENCE,
+    f"ends {PM} points (CNN), {PM} points (ViT) and {PM} bits (byte LM) behind it",
+    lambda: flat(
+        *(runs.loses(runs.headline_difference(task, OURS, "AdamW, tuned")) for task in ("CNN", "ViT")),
+        runs.headline_difference("byte LM", OURS, "AdamW, tuned"),
+    ),
+)
+claim(
+    EVIDENCE,
+    f"Against Prodigy it is at {PM} and {PM} points on the images, against D-Adaptation at {PM} and {PM}",
+    lambda: flat(
+        *(runs.headline_difference(task, OURS, arm) for arm in ("Prodigy", "DAdaptAdam") for task in ("CNN", "ViT"))
+    ),
+)
+claim(
+    EVIDENCE,
+    "Prodigy reached the target on the ViT in {} of {} runs, ours in {} of {}",
+    lambda: flat(_reached("Prodigy"), _reached(OURS)),
+)
+claim(
+    EVIDENCE,
+    f"On text it is {PM} and {PM} bits ahead of the two. Schedule-Free beats it on the ViT by {PM} points, and "
+    f"loses to it on the CNN by {PM}",
+    lambda: flat(
+        *(runs.loses(runs.headline_difference("byte LM", OURS, arm)) for arm in ("Prodigy", "DAdaptAdam")),
+        runs.headline_difference("ViT", "ScheduleFreeAdamW", OURS),
+        runs.loses(runs.headline_difference("CNN", "ScheduleFreeAdamW", OURS)),
+    ),
+)
+claim(
+    EVIDENCE,
+    "the climb takes {} to {} % of so short a run",
+    lambda: runs.ends([100 * r["switched_at"] for task in TASKS for r in runs.headline(task, OURS).values()]),
+)
+claim(
+    EVIDENCE,
+    "it ends at {} and {} % on the images",
+    lambda: [runs.headline_ci(task, "LearningRateFinder")[0] for task in ("CNN", "ViT")],
+)
+claim(
+    EVIDENCE,
+    f"`AdaptiveWarmup(restore_best=True)` ends at {PM} %, the sweep per step at {PM}, against {PM} for tuned AdamW. "
+    f"Prodigy ({PM}), Schedule-Free ({PM}) and AdamW at 1e-3 ({PM})",
+    lambda: flat(
+        *(
+            runs.headline_ci("MiniLM", arm)
+            for arm in ("AdaptiveWarmup", "LearningRateFinder, per step", "AdamW, tuned", "Prodigy",
+                        "ScheduleFreeAdamW", "AdamW at 1e-3")
+        )
+    ),
+)  # fmt: skip
+
+# ---------------------------------------------------------------------- linear scaling
+claim(
+    EVIDENCE,
+    f"at twice the batch ({PM} points of test accuracy), costs {PM} points at 8 times, and fails at 32 times, where "
+    f"{{}} updates are left and the unchanged rate does best ({PM}). Without the warm-up it loses {PM} points at 8 "
+    f"times. Without batch norm it loses {PM} points at twice",
+    lambda: flat(
+        runs.scaling("batch norm", 256, "linear", 1.0),
+        runs.loses(runs.scaling("batch norm", 1024, "linear", 1.0)),
+        40,
+        runs.scaling("batch norm", 4096, "none", 0.0),
+        runs.loses(runs.scaling("batch norm", 1024, "linear", 0.0)),
+        runs.loses(runs.scaling("no norm", 256, "linear", 1.0)),
+    ),
+)
+SCALING = "docs/learning_rate_scaling.md"
+for _model, _batch, _updates in [
+    *[("batch norm", *pair) for pair in ((256, 640), (1024, 160), (4096, 40))],
+    *[("no norm", *pair) for pair in ((256, 640), (1024, 160))],
+]:
+    claim(
+        SCALING,
+        f"| {_batch} ({{}}), {_model} | {PM} | {PM} | {PM} | {PM} |",
+        lambda model=_model, batch=_batch: flat(  # type: ignore[misc]
+            runs.updates(runs.by_seed("linear_scaling", model=model, batch_size=batch, rule="none")),
+            runs.scaling(model, batch, "none", 0.0),
+            runs.scaling(model, batch, "linear", 1.0),
+            runs.scaling(model, batch, "linear", 0.0),
+            runs.scaling(model, batch, "sqrt", 1.0),
+        ),
+    )
+
+# ---------------------------------------------------------------------- batch-size ramp
+claim(
+    EVIDENCE,
+    f"growing the batch costs {PM} points of test accuracy against decaying the learning rate, the hybrid {PM} ({{}} % "
+    "intervals), at half the updates ({} and {} against {}). Half the updates save hardly any time on one CPU thread "
+    "({} s against {} s)",
+    lambda: flat(
+        runs.loses(runs.ramp_difference("increase")),
+        runs.loses(runs.ramp_difference("hybrid")),
+        90,
+        [runs.updates(runs.ramp(mode)) for mode in ("increase", "hybrid", "decay")],
+        [runs.cpu_mean(runs.ramp(mode)) for mode in ("hybrid", "decay")],
+    ),
+)
+claim(
+    EVIDENCE,
+    "brings the updates down to {} and costs {} and {} points",
+    lambda: [
+        runs.updates(runs.ramp("increase", lr=1.0, batch_size=640)),
+        -runs.ramp_difference("increase", lr=1.0, batch_size=640)[0],
+        -runs.ramp_difference("increase", momentum=0.98, batch_size=640)[0],
+    ],
+)
+claim(
+    EVIDENCE,
+    f"within {{}} bits: {PM} bits per byte with {{}} updates instead of {{}}. By the square-root rule it is not "
+    f"shown to: {PM} bits behind",
+    lambda: flat(
+        AtMost(sum(map(abs, runs.text_difference("increase, linear")))),
+        runs.text_difference("increase, linear"),
+        [runs.updates(runs.text_ramp(s)) for s in ("increase, linear", "decay")],
+        runs.text_difference("increase"),
+    ),
+)
+claim(
+    EVIDENCE,
+    "no mean is more than {} points below decay",
+    lambda: [AtMost(-min(runs.means_of_other_optimizers()))],
+)
+RAMP = "docs/batch_size_ramp.md"
+claim(
+    RAMP,
+    f"| increase | {{}} against {{}} | {PM} | {{}} |",
+    lambda: flat(
+        [runs.updates(runs.ramp(mode)) for mode in ("increase", "decay")],
+        runs.ramp_difference("increase"),
+        len(runs.ramp("increase")),
+    ),
+)
+claim(
+    RAMP,
+    f"| hybrid | {{}} | {PM} | {{}} |",
+    lambda: flat(runs.updates(runs.ramp("hybrid")), runs.ramp_difference("hybrid"), len(runs.ramp("hybrid"))),
+)
+for _words, _more in {
+    "5 times the rate, batch 640": {"lr": 1.0, "batch_size": 640},
+    "momentum 0.98, batch 640": {"momentum": 0.98, "batch_size": 640},
+}.items():
+    claim(
+        RAMP,
+        f"| increase, {_words} | {{}} | {PM} | {{}} |",
+        lambda more=_more: flat(  # type: ignore[misc]
+            runs.updates(runs.ramp("increase", **more)),
+            runs.ramp_difference("increase", **more),
+            len(runs.ramp("increase", **more)),
+        ),
+    )
+claim(
+    RAMP,
+    f"unchanged rate equals decay within {{}} bits: {PM} bits per byte, {{}} updates against {{}}",
+    lambda: flat(
+        AtMost(sum(map(abs, runs.text_difference("increase, linear")))),
+        runs.text_difference("increase, linear"),
+        [runs.updates(runs.text_ramp(s)) for s in ("increase, linear", "decay")],
+    ),
+)
+claim(
+    RAMP,
+    "save hardly any time ({} s against {} s)",
+    lambda: [runs.cpu_mean(runs.ramp(mode)) for mode in ("increase", "decay")],
+)
+claim(RAMP, f'`lr_rule="sqrt"` is not shown to equal decay: {PM} bits', lambda: runs.text_difference("increase"))
+claim(
+    RAMP,
+    "no mean is more than {} points below decay",
+    lambda: [AtMost(-min(runs.means_of_other_optimizers()))],
+)
+claim(
+    RAMP,
+    "lost in so short a run: {} % at 0.8 with batch 1024, {} % at 3.2 with 4096",
+    lambda: [
+        runs.percent(runs.ramp("increase", lr=lr, batch_size=batch)[0]) for lr, batch in ((0.8, 1024), (3.2, 4096))
+    ],
+)
+claim(
+    RAMP,
+    f"of the bare step: {RANGE} in wall time and {RANGE} in CPU time, with a logger {RANGE} and {RANGE}",
+    lambda: flat(
+        *(
+            runs.overhead(logger, "BatchSizeRamp, constant", clock)
+            for logger in ("no logger", "CSVLogger")
+            for clock in ("wall", "cpu")
+        )
+    ),
+)
+
+# ---------------------------------------------------------------------- adaptive warm-up
+claim(
+    EVIDENCE,
+    f"as good for the ViT at batch 128 ({PM} points of test accuracy; at least as good less {{}} points) and 512 "
+    f"({PM}), and {{}} to {{}} points worse elsewhere down to {{}} updates, for a sixth of the runs. With {{}} "
+    f"updates it fails ({PM}). The climb takes {{}} to {{}} % of the run",
+    lambda: flat(
+        runs.against_tuned("ViT", 128),
+        AtMost(max(half - mean for mean, half in (runs.against_tuned("ViT", batch) for batch in (128, 512)))),
+        runs.against_tuned("ViT", 512),
+        runs.ends(runs.losses_elsewhere()),
+        128,
+        32,
+        runs.against_tuned("CNN", 8192),
+        runs.ends(runs.warmup_switches()),
+    ),
+)
+claim(
+    EVIDENCE,
+    f"in three of the rows: {PM} (ViT, 512), {PM} (ViT, 2048) and {PM} points (CNN, 2048). Restoring is worth {PM} "
+    f"points in the second of them and is not shown to matter in the other two ({PM}, {PM}; 95 %)",
+    lambda: flat(
+        *(runs.against_tuned(*row, restore_best=False) for row in (("ViT", 512), ("ViT", 2048), ("CNN", 2048))),
+        *(runs.worth_of_restoring(*row) for row in (("ViT", 2048), ("ViT", 512), ("CNN", 2048))),
+    ),
+)
+WARMUP = "docs/adaptive_warmup.md"
+for _batch, _updates in ((128, 2048), (512, 512), (2048, 128)):
+    claim(
+        WARMUP,
+        f"| {_batch} ({_updates}) | {PM} | {PM} |",
+        lambda batch=_batch: flat(*(runs.against_tuned(model, batch) for model in ("CNN", "ViT"))),  # type: ignore[misc]
+    )
+claim(WARMUP, f"| 8192 (32) | {PM} | |", lambda: runs.against_tuned("CNN", 8192))
+claim(
+    WARMUP,
+    f"{{}} to {{}} points lost elsewhere, with AdamP ({PM}) and LAMB ({PM}) as well; the climb takes {{}} to {{}} % of "
+    'the run; with 32 updates it fails. "As good minus {} points at every size" is not met: {} of {} rows',
+    lambda: flat(
+        runs.ends(runs.losses_elsewhere()),
+        runs.against_tuned("CNN", 512, "AdamP"),
+        runs.against_tuned("CNN", 512, "LAMB"),
+        runs.ends(runs.warmup_switches()),
+        0.3,
+        runs.as_good_minus(0.3),
+        len(runs.WARMUP_ROWS),
+    ),
+)
+claim(
+    WARMUP,
+    f"at batch 2048: {PM} (ViT) and {PM} (CNN); at 512 {PM} (ViT). The option was added after seeing the first two. "
+    f"With it the ViT at 2048 gains {PM} points",
+    lambda: flat(
+        *(runs.against_tuned(*row, restore_best=False) for row in (("ViT", 2048), ("CNN", 2048), ("ViT", 512))),
+        runs.worth_of_restoring("ViT", 2048),
+    ),
+)
+claim(
+    WARMUP,
+    f"Schedule-Free AdamW is {PM} points better on the ViT. - **For**: it needs a fifth of the search's samples, "
+    f"and on the byte language model it is ahead of Prodigy by {PM} bits, of D-Adaptation by {PM} and of "
+    f"Schedule-Free by {PM}",
+    lambda: flat(
+        runs.headline_difference("ViT", "ScheduleFreeAdamW", OURS),
+        *(
+            runs.loses(runs.headline_difference("byte LM", OURS, arm))
+            for arm in ("Prodigy", "DAdaptAdam", "ScheduleFreeAdamW")
+        ),
+    ),
+)
+claim(
+    WARMUP,
+    f"CNN {PM} against {PM} %, ViT {PM} against {PM} %, byte language model {PM} against {PM} bits",
+    lambda: flat(*(runs.headline_ci(task, arm) for task in TASKS for arm in ("AdaptiveWarmup", "AdamW, tuned"))),
+)
+claim(
+    WARMUP,
+    f"has better means on all three ({PM} %, {PM} %, {PM} bits) for {{}} updates more",
+    lambda: flat(*(runs.headline_ci(task, "LearningRateFinder, per step") for task in TASKS), 100),
+)
+claim(
+    WARMUP,
+    "tuned AdamW loses {} and {} points itself",
+    lambda: [runs.why(task, "AdamW, tuned") - runs.why(task, "AdamW, tuned", 5) for task in ("CNN", "ViT")],
+)
+claim(
+    WARMUP,
+    f"has {PM} % (CNN), {PM} % (ViT), and fails on the byte language model, {PM} bits",
+    lambda: flat(*(runs.headline_ci(task, "AdaptiveWarmup, short climb") for task in TASKS)),
+)
+claim(
+    WARMUP,
+    f"it ends at {PM} %, where tuned AdamW has {PM} and Prodigy {PM}",
+    lambda: flat(*(runs.headline_ci("MiniLM", arm) for arm in ("AdaptiveWarmup", "AdamW, tuned", "Prodigy"))),
+)
+claim("docs/lars_lamb.md", f"(LAMB: {PM} points against tuning", lambda: runs.against_tuned("CNN", 512, "LAMB"))
+
+# ---------------------------------------------------------------------- layer-wise rates
+claim(
+    EVIDENCE,
+    f"from one tuned rate ({{}} %) by more than its interval, and all six means are lower, by {PM} points (decay 0.8 "
+    f"with the triangle) to {PM} (with unfreezing",
+    lambda: flat(
+        runs.statistics.fmean(100 * r["test_acc"] for r in runs.layerwise().values()),
+        runs.loses(max(runs.layerwise_difference(*setting) for setting in runs.LAYERWISE_SETTINGS)),
+        runs.loses(min(runs.layerwise_difference(*setting) for setting in runs.LAYERWISE_SETTINGS)),
+    ),
+)
+LAYERWISE = "docs/layerwise_lr_decay.md"
+claim(
+    LAYERWISE,
+    f"one tuned rate for all layers ({PM} % test accuracy)",
+    lambda: runs.mean_and_half_width(100 * r["test_acc"] for r in runs.layerwise().values()),
+)
+for _words, _setting in {
+    "decay 0.9": (0.9,),
+    "decay 0.8": (0.8,),
+    "decay 0.65": (0.65,),
+    "decay 0.8, slanted triangle": (0.8, "triangle"),
+}.items():
+    claim(LAYERWISE, f"| {_words} | {PM} |", lambda setting=_setting: runs.layerwise_difference(*setting))  # type: ignore[misc]
+claim(
+    LAYERWISE,
+    "(training loss {} with 0.65 against {})",
+    lambda: [runs.last_train_loss(0.65), runs.last_train_loss()],
+)
+claim(
+    LAYERWISE,
+    f"helps LARS, {PM} points at batch 4096 and {PM} at 256, and none of SGD, LAMB, AdamW, AdamP (AdamP at 256: {PM})",
+    lambda: flat(runs.no_bias_decay("LARS", 4096), runs.no_bias_decay("LARS", 256), runs.no_bias_decay("AdamP", 256)),
+)
+UNFREEZING = "docs/gradual_unfreezing.md"
+claim(
+    UNFREEZING,
+    f"{PM} points against one tuned rate, the lowest mean of all settings, with the highest training loss ({{}} "
+    "against {})",
+    lambda: flat(
+        runs.layerwise_difference(0.8, "triangle", True),
+        runs.last_train_loss(0.8, "triangle", True),
+        runs.last_train_loss(),
+    ),
+)
+
+# ---------------------------------------------------------------------- hypergradients
+WIDE = "normalized, wide"
+claim(
+    EVIDENCE,
+    '`HypergradientDescent(rule="normalized", bounds=(1e-6, 1e6))` ends logistic regression at {} to {} % '
+    "(SGD), {} to {} % (momentum) and {} to {} % (Adam) from every initial rate between 1e-6 and 1e-1, the "
+    "MLP at {} to {}, {} to {} and (from 1e-6 to 1e-2) {} to {} %, the CNN at {} to {}, {} to "
+    "{} and {} to {} %; fixed rates end between {} and {} %",
+    lambda: flat(
+        *(runs.ends(runs.hyper_means("logistic", optimizer, WIDE)) for optimizer in ("sgd", "momentum", "adam")),
+        *(runs.ends(runs.hyper_means("mlp", optimizer, WIDE)) for optimizer in ("sgd", "momentum")),
+        runs.ends(runs.hyper_means("mlp", "adam", WIDE, runs.RATES[:-1])),
+        *(runs.ends(runs.hyper_means("cnn", optimizer, WIDE)) for optimizer in ("sgd", "momentum", "adam")),
+        runs.ends(
+            [
+                mean
+                for model in ("logistic", "mlp", "cnn")
+                for optimizer in ("sgd", "momentum", "adam")
+                for mean in runs.hyper_means(model, optimizer, "fixed")
+            ]
+        ),
+    ),
+)
+claim(
+    EVIDENCE,
+    "within {}, {} and {} points of each other, those of `HypergradientDescent()`, the additive rule with "
+    "bounds of 1e3, within {}, {} and {}",
+    lambda: [
+        runs.spread(runs.hyper_means("logistic", optimizer, arm))
+        for arm in (WIDE, "additive")
+        for optimizer in ("sgd", "momentum", "adam")
+    ],
+)
+claim(
+    EVIDENCE,
+    "takes at most {} times the updates of the best fixed rate to losses of 0.9 to 0.6 from 1e-5 to 1e-1",
+    lambda: [
+        max(runs.worst_over_best(loss, "normalized", runs.RATES[1:]) for loss in (0.9, 0.8, 0.7, 0.65, 0.6)),
+    ],
+)
+claim(
+    EVIDENCE,
+    "a tuned fixed rate ends higher with SGD (MLP: {} % against {} %), and an MLP with Adam from 0.1 ends at "
+    "{} % at best ({} % without)",
+    lambda: [
+        max(runs.hyper_means("mlp", "sgd", "fixed")),
+        max(runs.hyper_means("mlp", "sgd", WIDE)),
+        max(runs.hyper_means("mlp", "adam", arm, [0.1])[0] for arm in ("additive", "normalized", WIDE)),
+        runs.hyper_means("mlp", "adam", "fixed", [0.1])[0],
+    ],
+)
+claim(
+    EVIDENCE,
+    "A step costs {} to {} of the bare one (`--cost`, ResNet-14, CPU time on a loaded machine), {} to {} times less",
+    lambda: flat(
+        runs.ends([r["ratio"]["Ours"] for r in runs.document("hypergradient_cost.json")["rows"]]),
+        runs.ends(runs.added_times_less()),
+    ),
+)
+HYPER = "docs/hypergradient_descent.md"
+for _rate in ("1e-6", "1e-4", "1e-2"):
+    claim(
+        HYPER,
+        f"| {_rate} | {PM} | {PM} | {PM} |",
+        lambda rate=float(_rate): flat(*(runs.hyper_ci(rate, arm) for arm in ("fixed", "normalized", WIDE))),  # type: ignore[misc]
+    )
+claim(
+    HYPER,
+    '`HypergradientDescent(rule="normalized", bounds=(1e-6, 1e6))` ends at {} to {} % with SGD, {} to {} % '
+    "with momentum, {} to {} % with Adam; fixed rates end between {} and {} %",
+    lambda: flat(
+        *(runs.ends(runs.hyper_means("logistic", optimizer, WIDE)) for optimizer in ("sgd", "momentum", "adam")),
+        runs.ends(
+            [m for optimizer in ("sgd", "momentum", "adam") for m in runs.hyper_means("logistic", optimizer, "fixed")]
+        ),
+    ),
+)
+claim(
+    HYPER,
+    "ends within {} points with SGD, {} with momentum and {} with Adam",
+    lambda: [runs.spread(runs.hyper_means("logistic", o, "additive")) for o in ("sgd", "momentum", "adam")],
+)
+claim(
+    HYPER,
+    "(MLP: {} % against {} to {} %) and sooner: from the worst initial rate the wide normalized rule takes "
+    "{} to {} times its updates for losses down to 0.6 (SGD, logistic regression), {} times at 0.55",
+    lambda: flat(
+        max(runs.hyper_means("mlp", "sgd", "fixed")),
+        max(runs.hyper_means("mlp", "sgd", "additive")),
+        max(runs.hyper_means("mlp", "sgd", WIDE)),
+        runs.ends([runs.worst_over_best(loss, WIDE, runs.RATES) for loss in (0.9, 0.8, 0.7, 0.65, 0.6)]),
+        runs.worst_over_best(0.55, WIDE, runs.RATES),
+    ),
+)
+claim(
+    HYPER,
+    "loses nothing in the MLP ({} % against {} %); from 0.1 the MLP ends at {} % at best ({} % without)",
+    lambda: [
+        runs.hyper_means("mlp", "adam", WIDE, [1e-3])[0],
+        runs.hyper_means("mlp", "adam", "fixed", [1e-3])[0],
+        max(runs.hyper_means("mlp", "adam", arm, [0.1])[0] for arm in ("additive", "normalized", WIDE)),
+        runs.hyper_means("mlp", "adam", "fixed", [0.1])[0],
+    ],
+)
+
+# ---------------------------------------------------------------------- LARS and LAMB
+NETS = {"ResNet-50's parameters": "ResNet-50", "a 12-layer transformer's": "transformer"}
+for _words, _net in NETS.items():
+    for _name in ("LARS", "LAMB"):
+        claim(
+            EVIDENCE,
+            f"| {_name}, {_words} | {RANGE} | {RANGE} | {{}} | {{}} |",
+            lambda net=_net, name=_name: flat(  # type: ignore[misc]
+                *(runs.over_peers(machine, net, name) for machine in ("Intel", "AMD")),
+                *(runs.over_fused(machine, net, name) for machine in ("Intel", "AMD")),
+            ),
+        )
+claim(
+    "docs/lars_lamb.md",
+    "LARS takes {} to {} and LAMB {} to {} times as long",
+    lambda: flat(
+        *(
+            runs.ends([runs.over_fused(machine, net, name) for machine in runs.MACHINES for net in NETS.values()])
+            for name in ("LARS", "LAMB")
+        )
+    ),
+)
+claim(
+    "docs/lars_lamb.md",
+    f"takes {RANGE} times as long as LARS on an Intel Xeon and {RANGE} on an AMD EPYC; of LAMB {RANGE} and {RANGE}",
+    lambda: flat(
+        *(runs.over_peers(machine, "ResNet-50", name) for name in ("LARS", "LAMB") for machine in ("Intel", "AMD"))
+    ),
+)
+LARGE = "docs/lars_lamb.md"
+for _words, _name in {"SGD, momentum": "SGD", **{name: name for name in ("LARS", "LAMB", "AdamW", "AdamP")}}.items():
+    claim(
+        LARGE,
+        f"| {_words} | {PM} | {PM} | {PM} | {PM} |",
+        lambda name=_name: flat(*(runs.large_batch_mean(name, batch) for batch in (256, 1024, 4096, 16384))),  # type: ignore[misc]
+    )
+claim(
+    LARGE,
+    "LAMB's is above SGD's by at most {} points. (AdamP's is by {}, at 4096.)",
+    lambda: [
+        AtMost(
+            max(runs.large_batch_mean("LAMB", b)[0] - runs.large_batch_mean("SGD", b)[0] for b in (256, 1024, 4096))
+        ),
+        runs.large_batch_mean("AdamP", 4096)[0] - runs.large_batch_mean("SGD", 4096)[0],
+    ],
+)
+claim(
+    EVIDENCE,
+    "AdamP {} points above it at 4096. In the literature, too, tuned Nesterov momentum and AdamW match LARS and "
+    "LAMB at 32K (Nado et al. 2021, arXiv 2102.06356). What fails is an untuned linear rule. No decay on biases "
+    f"helps LARS ({PM} and {PM} points)",
+    lambda: flat(
+        runs.large_batch_mean("AdamP", 4096)[0] - runs.large_batch_mean("SGD", 4096)[0],
+        runs.no_bias_decay("LARS", 4096),
+        runs.no_bias_decay("LARS", 256),
+    ),
+)
+
+# ---------------------------------------------------------------------- checkpointing
+claim(
+    EVIDENCE,
+    f"sqrt(n) segments hold {{}} times less for a ViT and a GPT of 12 blocks at {RANGE} and {RANGE} of the step, "
+    f"{{}} times less for a ResNet-20 at {RANGE}; there a budget of half the plain bytes is better, {RANGE}. The "
+    "predicted peak equals the measured one in {} of {} cases and is up to {} bytes too low in the others",
+    lambda: flat(
+        runs.held("ViT, 12 blocks"),
+        runs.step_time("ViT, 12 blocks"),
+        runs.step_time("GPT, 12 blocks"),
+        runs.held("ResNet-20"),
+        runs.step_time("ResNet-20"),
+        runs.step_time("ResNet-20", "budget: half"),
+        runs.too_low().count(0),
+        len(runs.too_low()),
+        max(runs.too_low()),
+    ),
+)
+CHECKPOINTING = "docs/checkpointing.md"
+for _net in ("ViT, 12 blocks", "GPT, 12 blocks", "ResNet-20"):
+    claim(
+        CHECKPOINTING,
+        f"| {_net} | {{}} times less | {RANGE} |",
+        lambda net=_net: flat(runs.held(net), runs.step_time(net)),  # type: ignore[misc]
+    )
+claim(
+    CHECKPOINTING,
+    f"better in both: {{}} times less at {RANGE}",
+    lambda: flat(runs.held("ResNet-20", "budget: half"), runs.step_time("ResNet-20", "budget: half")),
+)
+claim(
+    CHECKPOINTING,
+    "in {} of {} cases and up to {} bytes ({} %) too low",
+    lambda: flat(runs.too_low().count(0), len(runs.too_low()), max(runs.too_low()), runs.too_low_percent()),
+)
+
+# ---------------------------------------------------------------------- compression
+claim(
+    EVIDENCE,
+    "`ActivationCompression(bits=4)`, bytes: a ResNet-14 keeps {} times less than fp32 and {} times less than "
+    "bf16 mixed precision, a ViT {} ({}), a GPT over characters {} ({}), a small GPT over bytes {} "
+    "({}): {} % of what the last keeps",
+    lambda: [
+        *(
+            runs.saved_times_less(net, column)
+            for net in ("ResNet-14", "ViT", "GPT of characters", "GPT")
+            for column in (4, 8)
+        ),
+        17,
+    ],
+)
+claim(
+    EVIDENCE,
+    "all live tensors falls by {} to {} times. Packing and unpacking pass {} GB of fp32 per second of CPU "
+    "time on one core through torch.compile (`python -m benchmarks.compression speed`, on a loaded machine; a copy "
+    "{})",
+    lambda: flat(
+        runs.ends([runs.saved_times_less(net, 11) for net in ("ResNet-14", "ViT", "GPT", "GPT of characters")]),
+        [float(row["both GB/s"]) for row in reversed(runs.document("compression/speed.json")["result"]["rows"])],
+    ),
+)
+claim(
+    EVIDENCE,
+    "lose up to {} points in the mean at 8, 4 and auto-4 bits, and the lowest end of an interval is {}; 2 bits "
+    f"cost the ViT {PM}. A training step takes {{}} to {{}} times",
+    lambda: flat(
+        -min(mean for mean, _ in runs.mild_compression()),
+        min(mean - half for mean, half in runs.mild_compression()),
+        runs.loses(runs.compression_difference("vit", "2")),
+        runs.ends(runs.all_slower()),
+    ),
+)
+COMPRESSION = "docs/activation_compression.md"
+claim(
+    COMPRESSION,
+    "at 4 bits {} times less than fp32 for a ResNet-14, {} for a ViT, {} for a GPT over characters, {} for "
+    "a small GPT over bytes",
+    lambda: [runs.saved_times_less(net, 4) for net in ("ResNet-14", "ViT", "GPT of characters", "GPT")],
+)
+for _words, _model in {"ResNet-8": "resnet", "ViT": "vit"}.items():
+    claim(
+        COMPRESSION,
+        f"| {_words} ({PM}) | {PM} | {PM} | {PM} | {PM} |",
+        lambda model=_model: flat(  # type: ignore[misc]
+            runs.compression_accuracy(model),
+            *(runs.compression_difference(model, arm) for arm in ("8", "4", "auto-4", "2")),
+        ),
+    )
+claim(COMPRESSION, "takes {} to {} times as long", lambda: runs.ends(runs.all_slower()))
+claim(
+    COMPRESSION,
+    "their own bytes fall by {} (ResNet-8) and {} times (ViT) at 4 bits",
+    lambda: [runs.compression_ratio(model, "4") for model in ("resnet", "vit")],
+)
+
+# ---------------------------------------------------------------------- ZeRO
+claim(
+    EVIDENCE,
+    "{} cases (stages 0 to 3, fp32 and bf16, five optimizers, accumulation, offload) differ from the bytes "
+    "measured at the end of the backward by less than {} %",
+    lambda: [len(runs.zero_memory_errors()), AtMost(max(map(abs, runs.zero_memory_errors())))],
+)
+claim(
+    EVIDENCE,
+    "up to {} % above the largest measured moment in stages 1 and 2, and {} % below it in stage 3",
+    lambda: [max(runs.zero_peak_errors((1, 2))), -min(runs.zero_peak_errors((3,)))],
+)
+ZERO = "docs/zero.md"
+claim(
+    ZERO,
+    f"{RANGE} in stage 1, {RANGE} in stage 2, {RANGE} in stage 3, of CPU time; Lightning's against itself comes to "
+    "between {} and {}",
+    lambda: flat(
+        *(runs.zero_step(stage) for stage in (1, 2, 3)),
+        runs.ends([runs.zero_step(stage, "Lightning's against itself")[0] for stage in (1, 2, 3)]),
+    ),
+)
+claim(
+    ZERO,
+    "within {} % of those measured at the end of the backward, in {} cases "
+    "([table](../benchmarks/results/zero_memory.md), made with local changes, as the step times above were). The "
+    "*peak* that it prints is up to {} % above the measured one in stages 1 and 2, and {} % below in stage 3",
+    lambda: [
+        AtMost(max(map(abs, runs.zero_memory_errors()))),
+        len(runs.zero_memory_errors()),
+        max(runs.zero_peak_errors((1, 2))),
+        -min(runs.zero_peak_errors((3,))),
+    ],
+)
+claim(
+    ZERO,
+    "{} runs, killed {} times in all, {} times in a save, ended bit-identical; of the {} resumes {} had "
+    "logged something",
+    lambda: [
+        runs.whole_ends("ZeRO"),
+        len(runs.kills("ZeRO")),
+        sum(kill["in_save"] for kill in runs.kills("ZeRO")),
+        len(runs.kills("ZeRO")),
+        runs.compared_kills("ZeRO"),
+    ],
+)
+
+# ---------------------------------------------------------------------- kills, pairs, overhead
+claim(
+    EVIDENCE,
+    "{} small runs of ten configurations, ZeRO's stages 2 and 3 among them, on one and two processes, were "
+    "killed {} times at random moments ({} times each), {} times while saving. {} kills had left a "
+    "checkpoint, and every one could be loaded; the other {} came",
+    lambda: [
+        len(runs.records("faults")),
+        len(runs.kills()),
+        *{len(record["kills"]) for record in runs.records("faults")},
+        sum(kill["in_save"] for kill in runs.kills()),
+        sum(isinstance(kill["checkpoint"], int) for kill in runs.kills()),
+        sum(kill["checkpoint"] is None for kill in runs.kills()),
+    ],
+)
+claim(
+    EVIDENCE,
+    "{} end states: weights, buffers, optimizer, callbacks and journals were bit-identical, {} times. - {} "
+    "resumes that had logged something: all {} values were the same. - After {} kills the next",
+    lambda: [
+        len(runs.records("faults")),
+        runs.whole_ends(),
+        runs.compared_kills(),
+        sum(kill["values"] for kill in runs.kills() if not kill["wrong"]),
+        len(runs.kills()) - runs.compared_kills(),
+    ],
+)
+claim(
+    EVIDENCE,
+    "on {} images was killed {} times on one process and {} times on two",
+    lambda: [4096, *(len(runs.command_kills(world)) for world in (1, 2))],
+)
+claim(
+    "docs/resuming.md",
+    "on one process {} times, on two {} times, of which {} killed only one of both",
+    lambda: [
+        *(len(runs.command_kills(world)) for world in (1, 2)),
+        sum(kill["killed"] != "all" for kill in runs.command_kills(2)),
+    ],
+)
+claim(
+    EVIDENCE,
+    "Of {} pairs of our callbacks, our strategies (ZeRO's three stages among them), optimizers, nine callbacks "
+    "of Lightning's and its FSDP2, {} train right (at every update the learning rate is the product of the two "
+    "closed forms; over two processes the weights are DDP's), {} are refused before training with the reason, "
+    "{} are refused",
+    lambda: [sum(runs.pairs().values()), runs.pairs()["✓"], runs.pairs()["-"], runs.pairs()["(✓)"]],
+)
+BOTH = "LearningRateSchedule + LearningRateScaling"
+for _words, _callbacks in {
+    "`LearningRateSchedule` + `LearningRateScaling`": BOTH,
+    "`BatchSizeRamp` at a constant batch": "BatchSizeRamp, constant",
+    "bare against bare": "bare against bare",
+}.items():
+    claim(
+        EVIDENCE,
+        f"| {_words} | {RANGE} | {RANGE} | {RANGE} | {RANGE} |",
+        lambda callbacks=_callbacks: flat(  # type: ignore[misc]
+            *(
+                runs.overhead(logger, callbacks, clock)
+                for clock in ("wall", "cpu")
+                for logger in ("no logger", "CSVLogger")
+            )
+        ),
+    )
+claim(
+    EVIDENCE,
+    "at {} to {} ms per step",
+    lambda: [
+        runs.document("overhead/CPU_x86_64.json")[logger][BOTH]["bare_ms"] for logger in ("CSVLogger", "no logger")
+    ],
+)
+SCHEDULE = "docs/learning_rate_schedule.md"
+claim(
+    SCHEDULE,
+    f"{RANGE} of the bare step without a logger and {RANGE} with one in wall time, {RANGE} and {RANGE} in CPU time",
+    lambda: flat(
+        *(runs.overhead(logger, BOTH, clock) for clock in ("wall", "cpu") for logger in ("no logger", "CSVLogger"))
+    ),
+)
+claim(
+    SCHEDULE,
+    f"not better than a constant rate, {PM} points",
+    lambda: runs.layerwise_difference(1.0, "triangle"),
+)
+
+# ---------------------------------------------------------------------- results made with local changes
+claim(
+    EVIDENCE,
+    "all {} of {} files of `linear_scaling`, {} of {} of `headline`, {} of {} of `batch_size_ramp`, {} of {} of "
+    "`headline_why`, {} of {} of `hypergradient`, {} of {} of `faults`, {} of {} of `faults_everything`, {} of {} of "
+    "`compression`",
+    lambda: flat(
+        *(
+            runs.made_with_local_changes(folder)
+            for folder in ("linear_scaling", "headline", "batch_size_ramp", "headline_why", "hypergradient", "faults",
+                           "faults_everything", "compression")
+        )
+    ),
+)  # fmt: skip
+claim(RAMP, "{} of the {} runs on images were made", lambda: runs.made_with_local_changes("batch_size_ramp"))
+claim(SCALING, "All {} runs were made", lambda: [runs.made_with_local_changes("linear_scaling")[0]])
+
+# ---------------------------------------------------------------------- findings below the tables
+claim(
+    "benchmarks/results/headline.md",
+    f"Paired by seed it ends {PM} (CNN) and {PM} points (ViT) and {PM} bits below tuned AdamW",
+    lambda: flat(
+        *(runs.loses(runs.headline_difference(task, OURS, "AdamW, tuned")) for task in ("CNN", "ViT")),
+        runs.headline_difference("byte LM", OURS, "AdamW, tuned"),
+    ),
+)
+claim(
+    "benchmarks/results/headline.md",
+    f"Schedule-Free is {PM} points ahead of it on the ViT and {PM} behind on the CNN",
+    lambda: flat(
+        runs.headline_difference("ViT", "ScheduleFreeAdamW", OURS),
+        runs.loses(runs.headline_difference("CNN", "ScheduleFreeAdamW", OURS)),
+    ),
+)
+claim(
+    "benchmarks/results/headline.md",
+    "is mostly the climb, {} to {} % of the run ({} to {} % on MiniLM)",
+    lambda: flat(
+        *(
+            runs.ends([100 * r["switched_at"] for task in tasks for r in runs.headline(task, OURS).values()])
+            for tasks in (TASKS, ("MiniLM",))
+        )
+    ),
+)
+claim(
+    "benchmarks/results/faults.md",
+    "So far {} kills in stage 2 and {} in stage 3",
+    lambda: [len(runs.kills("stage 2")), len(runs.kills("stage 3"))],
+)
+claim(
+    "benchmarks/results/faults.md",
+    "callbacks and journals {} times, at the end of each row of {} kills. After {} of the {} kills",
+    lambda: [
+        runs.whole_ends(),
+        *{len(record["kills"]) for record in runs.records("faults")},
+        len(runs.kills()) - runs.compared_kills(),
+        len(runs.kills()),
+    ],
+)
+claim(
+    "benchmarks/results/adaptive_warmup.md",
+    "takes {} to {} % of the run with the default range",
+    lambda: runs.ends(runs.warmup_switches()),
+)
+claim(
+    "benchmarks/results/adaptive_warmup.md",
+    "{} of {} rows are *yes*",
+    lambda: [runs.as_good_minus(0.3), len(runs.WARMUP_ROWS)],
+)
+claim(
+    "benchmarks/results/faults_everything.md",
+    "{} kills, {} of a run on one process and {} of two runs on two",
+    lambda: [len(runs.command_kills(1)) + len(runs.command_kills(2)), *(len(runs.command_kills(w)) for w in (1, 2))],
+)
+claim(
+    "benchmarks/results/batch_size_ramp.md",
+    "half as many updates ({} and {} against {}). On one CPU thread that saves hardly any time, {} s against {} s",
+    lambda: [
+        *(runs.updates(runs.ramp(mode)) for mode in ("hybrid", "increase", "decay")),
+        *(runs.cpu_mean(runs.ramp(mode)) for mode in ("increase", "decay")),
+    ],
+)
