@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts: dict[str, Callable[[], str]] = {"memory": memory, "speed": speed, "accuracy": lambda: accuracy(words[1:])}
     if words and words[0] in ("-h", "--help"):
         print(__doc__)
-        return
+        sys.exit()
     if not words or words[0] not in parts:
         sys.exit(f"{__doc__}\ngive one of {', '.join(parts)}")
     table = parts[words[0]]()

@@ -27,16 +27,6 @@ class AtMost:
 
 
 @dataclass(frozen=True)
-class AtLeast:
-    """A value that the printed number bounds from below."""
-
-    value: float
-
-    def agrees(self, printed: float, digits: int) -> bool:
-        return self.value >= printed
-
-
-@dataclass(frozen=True)
 class Rounded:
     """A value that is printed."""
 
@@ -46,7 +36,7 @@ class Rounded:
         return abs(printed - self.value) <= 0.5 * 10**-digits + 1e-9
 
 
-Value = float | AtMost | AtLeast
+Value = float | AtMost
 Values = Callable[[], Iterable[Value]]
 
 
@@ -58,11 +48,13 @@ class Claim:
         document: from the repository.
         text: with ``{}`` for each number; any white space stands for any other.
         values: what is computed again, in the text's order.
+        optional: the document may do without it, as README.md may do without a number.
     """
 
     document: str
     text: str
     values: Values
+    optional: bool = False
 
     @property
     def span(self) -> tuple[int, int]:
@@ -71,14 +63,11 @@ class Claim:
         assert found, f"{self.document} does not have: {self.text}"
         return found.span()
 
-    def numbers(self) -> list[str]:
-        found = self._found()
-        assert found, f"{self.document} does not have: {self.text}"
-        return list(found.groups())
-
     def wrong(self) -> list[str]:
         """The numbers that the results do not give."""
         found = self._found()
+        if found is None and self.optional:
+            return []
         if found is None:
             return [f"{self.document} does not have: {self.text}"]
         line = read(self.document).count("\n", 0, found.start()) + 1
@@ -89,7 +78,7 @@ class Claim:
         for number, value in zip(numbers, values, strict=True):
             plain = re.sub(r"(?<=\d)[ ,](?=\d{3})", "", number)
             digits = len(plain.partition(".")[2])
-            value = value if isinstance(value, AtMost | AtLeast) else Rounded(float(value))
+            value = value if isinstance(value, AtMost) else Rounded(float(value))
             if not value.agrees(float(plain), digits):
                 said.append(f"{self.document}:{line}: {number}, but the results give {value.value:.{digits + 2}f}: "
                             + " ".join(found[0].split()))  # fmt: skip
@@ -111,7 +100,7 @@ def flat(*parts: Value | Iterable[Value]) -> list[Value]:
     """Values and groups of values in one list."""
     found: list[Value] = []
     for part in parts:
-        found += [part] if isinstance(part, int | float | AtMost | AtLeast) else part
+        found += [part] if isinstance(part, int | float | AtMost) else part
     return found
 
 

@@ -3,23 +3,16 @@ below a benchmark's table, each with the computation that gives its numbers from
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tests.support import committed_runs as runs
-from tests.support.claims import PM, RANGE, AtMost, Claim, Value, Values, flat
+from tests.support.claims import PM, RANGE, AtMost, Claim, Values, flat
 
 EVIDENCE = "docs/evidence.md"
 TASKS = ("CNN", "ViT", "byte LM")
 CLAIMS: list[Claim] = []
 
 
-def claim(document: str, text: str, values: Values) -> None:
-    CLAIMS.append(Claim(document, text, values))
-
-
-def bounds(low_and_high: Iterable[float]) -> list[Value]:
-    """Ends of a range whose printed numbers are rounded as any other."""
-    return list(low_and_high)
+def claim(document: str, text: str, values: Values, optional: bool = False) -> None:
+    CLAIMS.append(Claim(document, text, values, optional))
 
 
 # ---------------------------------------------------------------------- the learning rate is unknown
@@ -790,6 +783,23 @@ claim(
 )  # fmt: skip
 claim(RAMP, "{} of the {} runs on images were made", lambda: runs.made_with_local_changes("batch_size_ramp"))
 claim(SCALING, "All {} runs were made", lambda: [runs.made_with_local_changes("linear_scaling")[0]])
+
+# ---------------------------------------------------------------------- README.md, limits
+claim(
+    "docs/limits.md", "`AdaptiveWarmup` spends {} to {} % of the run", lambda: runs.ends(runs.warmup_switches()), True
+)
+claim(
+    "README.md",
+    f"half the updates, {PM} points behind decaying the rate",
+    lambda: runs.loses(runs.ramp_difference("increase")),
+    optional=True,
+)
+claim(
+    "README.md",
+    f"holds {{}} times less for {RANGE} of the step (ViT)",
+    lambda: flat(runs.held("ViT, 12 blocks"), runs.step_time("ViT, 12 blocks")),
+    optional=True,
+)
 
 # ---------------------------------------------------------------------- findings below the tables
 claim(
