@@ -128,6 +128,13 @@ def headline_difference(task: str, ours: str, theirs: str) -> Numbers:
     return paired(headline(task, ours), headline(task, theirs), quality)
 
 
+def updates_of_a_sweep() -> float:
+    """Of Lightning's finder."""
+    runs = headline("CNN", "LearningRateFinder, per step").values()
+    (number,) = {run["finder_samples"] / run["config"]["batch_size"] for run in runs}
+    return float(number)
+
+
 def why(task: str, setting: str, epochs: int = 8) -> float:
     (record,) = where("headline_why", model=task, setting=setting, epochs=epochs)
     return 100 * float(record["val_accuracy"])
@@ -168,6 +175,10 @@ WARMUP_ROWS = [
 def warmup_switches() -> list[float]:
     """In % of the run, over all rows."""
     return [100 * r["switched_at"] for row in WARMUP_ROWS for r in _warmups(*row, True).values()]
+
+
+def warmup_updates(batch: int) -> float:
+    return updates(_warmups("CNN", "AdamW", batch, True))
 
 
 def losses_elsewhere() -> list[float]:
@@ -396,6 +407,16 @@ def saved_times_less(network: str, column: int) -> float:
     number = re.search(r"([\d.]+)x", row[column])
     assert number
     return float(number[1])
+
+
+def share_of_raw_logits() -> float:
+    """Of what the GPT over bytes keeps at 4 bits, in %."""
+    (row,) = [
+        row
+        for row in rows_of("compression_memory.md", "the largest parts:")
+        if row[0].startswith("GPT, ") and row[1:3] == ["cross_entropy", "kept"]
+    ]
+    return float(row[-1].rstrip("%"))
 
 
 def zero_memory_errors(stages: Iterable[int] = (0, 1, 2, 3)) -> list[float]:
