@@ -566,9 +566,9 @@ def test_any_scheduler_of_the_user_is_refused(scheduler: Any) -> None:
     ("other", "message"),
     [
         (LearningRateSchedule(Cosine()), "both lower the learning rate"),
-        (LearningRateSchedule(Constant(warmup=0.1)), "LearningRateSchedule is attached too, and it would bend"),
+        (LearningRateSchedule(Constant(warmup=0.1)), "LearningRateSchedule is attached too, and it would distort"),
         (LearningRateScaling(8), "LearningRateScaling is attached too, and it would scale what the warm-up finds"),
-        (BatchSizeRamp(StepRamp([1])), "here and begin='after_warmup' there|begin='start' beside"),
+        (BatchSizeRamp(StepRamp([1])), "here and begin='after_warmup' there|begin='start' with"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

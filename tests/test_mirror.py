@@ -174,7 +174,7 @@ def test_a_callback_of_the_mirror_beside_ours_is_refused(ours: type[lightning.py
         callback = without_arguments(ours)
     for theirs in (callbacks.StochasticWeightAveraging(0.01), callbacks.ModelCheckpoint()):
         made = SimpleNamespace(callbacks=[callback, theirs])
-        says = rf"{ours.__name__}: got pytorch_lightning\.callbacks\.{type(theirs).__name__} beside it; allowed"
+        says = rf"{ours.__name__}: got pytorch_lightning\.callbacks\.{type(theirs).__name__} with it; allowed"
         with pytest.raises(MisconfigurationException, match=says):
             callback.setup(made, Toy(), "fit")  # type: ignore[arg-type]
 

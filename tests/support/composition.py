@@ -650,7 +650,7 @@ OTHERWISE = [
 REFUSED = {
     ("LearningRateSchedule", "BatchSizeRamp"): "both lower the learning rate over the run",
     ("LearningRateSchedule", "AdaptiveWarmup"): "both lower the learning rate over the run",
-    ("LearningRateSchedule", "LearningRateSearch"): "both lower the learning rate over the run|would bend the curve",
+    ("LearningRateSchedule", "LearningRateSearch"): "both lower the learning rate over the run|would distort the curve",
     ("LearningRateScaling", "LearningRateSearch"): "would scale what the search finds",
     ("BatchSizeRamp", "LearningRateSearch"): "both lower the learning rate over the run",
     ("AdaptiveWarmup", "LearningRateSearch"): "both lower the learning rate over the run|finds the learning rate, too",

@@ -1,6 +1,6 @@
 """Fewer activations held for backward: checkpointing by plan.
 
-Modules: ``policy`` (what the user says), ``blocks`` (which modules may be blocks), ``measuring`` (what they do in the
+Modules: ``policy`` (the user's settings), ``blocks`` (which modules may be blocks), ``measuring`` (what they do in the
 first training steps), ``chain`` and ``planner`` (where to cut), ``segment`` (how a cut is executed, and the seam for
 codecs), ``wrapping`` (how a block's forward is shadowed), ``checkpointing`` (the policy at work).
 """

@@ -7,7 +7,7 @@ inside of a recomputed part, for more than one extra forward.
 
 Bytes are of storages, counted once: what a block saves is its input, its output, both or neither, and its own. At the
 end of forward all that is kept is live. When backward reaches a part, what the later ones kept is gone; while a
-recomputed part is derived, everything that it saves is live beside what it and the earlier parts keep.
+recomputed part is derived, everything that it saves is live together with what it and the earlier parts keep.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Checkpointing:
         policy: how to cut.
         device: where it computes.
         share: gives every process what the first one measured, so that all cut alike.
-        on_plan: is told of each plan as it is made.
+        on_plan: called with each plan as it is made.
         repeat_hooks: whether the forward hooks of a block itself run again with it (those of modules inside always do).
             For hooks that fetch the block's parameters, as ZeRO stage 3 has them.
 
@@ -125,7 +125,7 @@ class Checkpointing:
         self._grown = False
         self._free = 0
         self._writing: set[nn.Module] = set()
-        """Blocks that write into tensors of the objects that they are given (a cache of fixed size, say)."""
+        """Blocks that write into tensors of the objects that they are given (such as a cache of fixed size)."""
         self._caches = _cache_switches(network)
         self._called: set[Candidate] = set()
         self._watches = 1 if policy.memory_budget is None else 1 + TIMED_STEPS
@@ -332,7 +332,7 @@ class Checkpointing:
 
 
 def _cache_switches(network: nn.Module) -> list[Any]:
-    """The configurations in a network that say whether its forward fills a cache of keys and values.
+    """The configurations in a network that decide whether its forward fills a cache of keys and values.
 
     transformers' models do so in training as well, where nobody reads it; it would hold what checkpointing lets go.
     An encoder-decoder has one configuration for each half.

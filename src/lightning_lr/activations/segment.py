@@ -209,7 +209,7 @@ class Segment:
             args: its positional arguments, as are ``kwargs`` by name.
             name: of the block, for errors.
             norms: batch norms in it whose statistics are not to be updated a second time.
-            saved: is told of every tensor that the block saves, while it still exists.
+            saved: called with every tensor that the block saves, while it still exists.
             again: called in backward in place of ``forward``; gives the same.
             state: of the objects among the arguments, noted just before.
         """
@@ -248,7 +248,7 @@ class Segment:
         return output
 
     def recompute(self) -> None:
-        """Run every call again and fill the holders that are still asked for."""
+        """Run every call again and fill the holders that are still needed."""
         filled = 0
         name = ""
 

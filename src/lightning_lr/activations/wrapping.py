@@ -57,7 +57,7 @@ class BlockForward:
         self._undo()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # a copy of the module (an average of its weights, say) gets the plain forward, bound to the copy
+        # a copy of the module (such as an average of its weights) gets the plain forward, bound to the copy
         copied: nn.Module = memo.get(id(self.candidate.module), self.candidate.module)
         return MethodType(type(copied).forward, copied)
 

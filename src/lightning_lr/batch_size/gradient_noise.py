@@ -1,7 +1,7 @@
 """The gradient noise scale, measured: how large a batch still averages out noise rather than repeating itself.
 
 Two gradients of the same weights from batches of two sizes suffice: those of single micro-batches, and the one that
-they add up to over accumulation and devices. :class:`WindowContents` says which two batch sizes these are, whatever
+they add up to over accumulation and devices. :class:`WindowContents` holds which two batch sizes these are, whatever
 the micro-batches of the update were; :class:`GradientNoiseEstimator` makes the noise scale of them.
 ``GradientNoiseScale`` logs it, ``AdaptiveRamp`` follows it. Source: McCandlish, Kaplan, Amodei et al. 2018,
 arXiv:1812.06162, section 2.2 and appendix A.1.
@@ -167,7 +167,7 @@ class GradientNoiseEstimator:
 
         An estimate of |G|**2 that is not positive means that the gradient is lost in its noise at these batch sizes:
         infinity. One of tr(Sigma) that is not positive means that no noise shows: 0. Where neither is positive, the
-        measurements tell nothing: ``None``.
+        measurements show nothing: ``None``.
         """
         squared, variance = self.squared_gradient, self.variance
         if squared is None or variance is None or (squared <= 0.0 and variance <= 0.0):

@@ -1,6 +1,6 @@
 """The plan of a ramp: which samples make which update, at what learning-rate factor, over a whole run.
 
-It stands between a :class:`~lightning_lr.batch_size.schedules.RampSchedule`, which says how far the noise scale has
+It stands between a :class:`~lightning_lr.batch_size.schedules.RampSchedule`, which decides how far the noise scale has
 fallen, and the sampler and callback that carry it out; ``lightning-lr plan`` prints it without a Trainer. Source:
 Smith, Kindermans, Ying & Le 2018, arXiv:1711.00489.
 """
@@ -43,7 +43,7 @@ class RampPlan:
 
     - The batch over all devices is world size x per-device batch. The start is rounded up to that, every later batch
       and the cap down, so that a falling schedule never has a learning-rate factor above 1; the factor is that of the
-      real batch. :attr:`warnings` tells what was rounded, and where the batch grows in coarse steps.
+      real batch. :attr:`warnings` lists what was rounded, and where the batch grows in coarse steps.
     - A window never reaches into the next epoch: the last one has what is left, at an undiminished learning rate.
     - Progress is samples over samples of the run (those that ``drop_last`` leaves out are counted as passed). With
       ``max_updates`` the run's samples depend on the batches, which follow progress: they are solved for, see
@@ -104,7 +104,7 @@ class RampPlan:
         Args:
             epoch: counted from 0.
         """
-        if epoch not in self._recent:  # asked for several times per update
+        if epoch not in self._recent:  # needed several times per update
             while len(self._recent) >= KEPT_EPOCHS:
                 del self._recent[next(iter(self._recent))]
             self._recent[epoch] = self._windows_of(epoch)

@@ -27,7 +27,7 @@ HIGH_MOMENTUM = 0.95
 
 
 COARSE_STEP = 0.25
-"""A batch that grows by this part of itself at once, or more, is told of."""
+"""A batch that grows by this share of itself at once, or more, is warned of."""
 
 GRID = 1000
 """Points of a schedule that are looked at for one that rises."""
@@ -112,38 +112,38 @@ def _refuse_growths(plan: RampPlan) -> None:
 
 
 def _rounding(plan: RampPlan) -> list[str]:
-    told = []
+    warnings = []
     local, epoch_samples = -(-plan.batch_size // plan.world_size), plan.samples_per_device * plan.world_size
     if plan.batch_size % plan.world_size:
-        told.append(
+        warnings.append(
             f"batch_size={plan.batch_size} is not a multiple of the {plan.world_size} devices: each takes {local}, so "
             f"updates begin with {local * plan.world_size} samples, and the learning rate given is taken for these"
         )
     if plan.max_batch_size is not None and plan.max_batch_size % plan.world_size:
-        told.append(
+        warnings.append(
             f"max_batch_size={plan.max_batch_size} is not a multiple of the {plan.world_size} devices: the largest "
             f"batch is {plan.largest_batch_size} samples"
         )
     if local > plan.samples_per_device:
-        told.append(
+        warnings.append(
             f"the starting batch of {local * plan.world_size} is larger than an epoch of {epoch_samples} samples: "
             "each epoch is one update of these, and there is no gradient noise to lower"
         )
     elif plan.cap > epoch_samples:
-        told.append(
+        warnings.append(
             f"max_batch_size={plan.cap} is more than an epoch has: the largest batch is {epoch_samples} samples"
         )
-    return told
+    return warnings
 
 
 def _steps(plan: RampPlan) -> list[str]:
     """Where the learning rate stands in for a batch that cannot follow its schedule."""
     if not plan.schedule.known_ahead:
         return []
-    told = []
+    warnings = []
     start, following = plan.starting_batch_size, plan.starting_batch_size + plan.world_size
     if start < plan.largest_batch_size and plan.world_size >= COARSE_STEP * start:
-        told.append(
+        warnings.append(
             f"each of the {plan.world_size} devices begins with {start // plan.world_size} samples, so the batch grows "
             f"in steps of {plan.world_size}: until the next one fits it stays, and the learning rate falls instead, to "
             f"{start / following:.3g} of its start before the step from {start} to {following}; for a smoother path "
@@ -151,11 +151,11 @@ def _steps(plan: RampPlan) -> list[str]:
         )
     highest = max(map(partial(_lr_factor, plan), range(GRID + 1)))
     if highest > 1.0 + ROUNDING:
-        told.append(
+        warnings.append(
             f"the learning rate reaches {highest:.4g} times its start: the schedule rises above 1, or lets the batch "
             "fall by more than the noise scale"
         )
-    return told
+    return warnings
 
 
 def _lr_factor(plan: RampPlan, point: int) -> float:
@@ -178,22 +178,22 @@ def _length(plan: RampPlan) -> list[str]:
 
 
 def _momentum(plan: RampPlan) -> list[str]:
-    told = []
+    warnings = []
     momentum, dataset_size = plan.momentum, plan.dataset_size
     if momentum > 0 and plan.schedule.known_ahead and plan.schedule.changes() is not None:
         for phase in plan.phases:
             transient = momentum_transient(phase.batch_size, dataset_size, momentum)
             if phase.epochs < TRANSIENTS * transient:
-                told.append(
+                warnings.append(
                     f"the phase of {phase.epochs:.4g} epochs from epoch {phase.start_epoch:.4g} on is shorter than "
                     f"{TRANSIENTS:g} x {transient:.3g} epochs, in which momentum {momentum:g} catches up at batch "
                     f"{phase.batch_size} (B / (N (1 - m))): lower momentum or max_batch_size, or make it longer"
                 )
     if momentum >= HIGH_MOMENTUM:
         transient = momentum_transient(plan.starting_batch_size, dataset_size, momentum)
-        told.append(
+        warnings.append(
             f"momentum {momentum:g} starts from zero and takes {transient:.3g} epochs to build up: keep the learning "
             "rate reduced in the first epochs (Smith et al. 2018), for example by LearningRateScaling(warmup_epochs=5) "
             "or the warmup of a curve, and raise momentum only when the largest stable learning rate is in use"
         )
-    return told
+    return warnings

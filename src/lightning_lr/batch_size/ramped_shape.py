@@ -30,7 +30,7 @@ class RampedShape(RunShape):
         return cls(epoch, run.accumulation, run.max_epochs, run.max_updates, run.max_seconds, plan=plan)
 
     def epoch_span(self, place: Place) -> Span | None:
-        """In samples, so that a batch that grows bends no curve."""
+        """In samples, so that a growing batch does not distort the curves."""
         if not self.micro_batches_in(place.epoch):
             return None
         before = self.units_before(place.epoch, place.micro_batch)

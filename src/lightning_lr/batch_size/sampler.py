@@ -19,7 +19,7 @@ from lightning_lr.checks import require_count
 
 
 class RampBatchSampler(BatchSampler):
-    """Yields the samples of ``sampler`` in micro-batches as long as the windows of a plan say.
+    """Yields the samples of ``sampler`` in micro-batches as long as the windows of a plan.
 
     Without windows it does what torch's BatchSampler does; the signature is the same, because Lightning builds batch
     samplers anew around a ``DistributedSampler``.

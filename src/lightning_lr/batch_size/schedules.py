@@ -141,7 +141,7 @@ class CurveRamp(RampSchedule):
     Raises:
         ValueError: if curve is none, or does not stand at 1 after its climb.
 
-    Source: arXiv:1711.00489, section 2, says it for any schedule and shows steps; with ``lr_rule="sqrt"``, Seesaw
+    Source: arXiv:1711.00489, section 2, states it for any schedule and shows steps; with ``lr_rule="sqrt"``, Seesaw
     (arXiv:2510.14717).
     """
 
@@ -188,7 +188,7 @@ class CurveRamp(RampSchedule):
 class AdaptiveRamp(RampSchedule):
     """The batch grows by ``growth`` whenever the measured gradient noise scale passes ``ratio`` x the batch.
 
-    What the gradients tell decides, so nothing is known ahead. Each growth counts as a fall of the noise scale by as
+    The measured gradients decide, so nothing is known ahead. Each growth counts as a fall of the noise scale by as
     much: with ``lr_rule="linear"`` the learning rate stays, with "sqrt" it falls by the root of the growth. At the cap
     the batch stays; the learning rate takes nothing over, for there is no path to keep.
 

@@ -66,8 +66,8 @@ class WindowAccumulation(int):
     Lightning asks ``batch_idx % a == 0`` whether to zero the gradients (a window begins) and ``ready % a == 0``, with
     ``ready = batch_idx + 1``, whether to step (a window ends), and divides losses by ``a``. With a plain int, windows
     must all be alike: changing it from 2 to 4 at batch_idx 6 leaves the gradient of the window before in place. As
-    the right operand of ``%``, a subclass of int is asked first; it answers for its windows, and is an int otherwise.
-    ``test_window_accumulation_steps_exactly_at_window_ends`` guards the trick.
+    the right operand of ``%``, Python tries a subclass of int first. It answers for its windows and is a plain int
+    otherwise. ``test_window_accumulation_steps_exactly_at_window_ends`` guards the trick.
 
     Args:
         count: micro-batches in the present window, by which losses are divided.

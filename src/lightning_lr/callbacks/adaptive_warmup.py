@@ -1,4 +1,4 @@
-"""`AdaptiveWarmup`: raise the learning rate until the training loss says that it is high enough, then decay."""
+"""`AdaptiveWarmup`: raise the learning rate until the training loss starts to rise, then decay."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AdaptiveWarmup(MethodCallback):
         lr_scale: chosen learning rate over that at the lowest smoothed loss, in (0, 1].
         on_divergence: ``"switch"``, ``"rollback"`` or ``"raise"``.
         restore_best: whether the decay begins at the state of the best test; AutoWU's goes on from the last update.
-        loss: name of the logged metric that is taken for the training loss, ``"train/g_loss"`` say (logged in every
+        loss: name of the logged metric that is taken for the training loss, such as ``"train/g_loss"`` (logged in every
             ``training_step`` with ``on_step=True``); ``None``: what ``training_step`` returns.
         optimizers: indices of the optimizers that climb, together, in the order of ``configure_optimizers``; ``None``
             for all. The largest learning rate among them is the one that is raised, all others keep their ratio to it.
@@ -87,7 +87,7 @@ class AdaptiveWarmup(MethodCallback):
 
     Raises:
         ValueError: for an argument outside its range.
-        MisconfigurationException: before training, beside an LR scheduler, ``LearningRateSchedule`` or another method
+        MisconfigurationException: before training, with an LR scheduler, ``LearningRateSchedule`` or another method
             that fights over the learning rate, in a run too short for ``patience`` tests, or for a rollback of
             parameters that are spread over devices.
         RuntimeError: in training, for a divergence with ``"raise"``, or one that a switch cannot mend.
@@ -104,7 +104,7 @@ class AdaptiveWarmup(MethodCallback):
     refuses = (
         AVERAGING_SETS_THE_END,
         Clash(LearningRateFinder, "both find the learning rate, and the one that it finds would not be used"),
-        Clash(LearningRateSchedule, "it would bend the climb"),
+        Clash(LearningRateSchedule, "it would distort the climb"),
         Clash(
             LearningRateScaling,
             "it would scale what the warm-up finds for this very batch, so that max_lr were not max_lr",

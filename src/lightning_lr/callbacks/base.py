@@ -169,7 +169,7 @@ class MethodCallback(Callback):
     def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]:
         """The multiplier for the update that is about to be made, its gradients complete, unscaled and clipped.
 
-        Asked of methods that say ``refines``, once per update; :meth:`factor` holds until then. ``clock`` has counted
+        Called once per update for methods that set ``refines``; :meth:`factor` holds until then. ``clock`` has counted
         the update already.
         """
         raise NotImplementedError
@@ -179,7 +179,7 @@ class MethodCallback(Callback):
         return self.refine(trainer, clock)
 
     def phases(self, shape: RunShape) -> tuple[Phase, ...]:
-        """The parts of the run that the method tells apart, for ``plan`` and the journal."""
+        """The parts of the run that the method distinguishes, for ``plan`` and the journal."""
         return ()
 
     def metrics(self, clock: SampleClock, optimizer: Optimizer, lr: list[float]) -> dict[str, float]:
@@ -191,11 +191,11 @@ class MethodCallback(Callback):
         return {}
 
     def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
-        """What ``plan`` tells the user to think of before training, one sentence each."""
+        """What ``plan`` reminds the user of before training, one sentence each."""
         return []
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
-        """What the method multiplies the loss of a micro-batch by, beside Lightning's division by the accumulation."""
+        """The method's factor on the loss of a micro-batch, on top of Lightning's division by the accumulation."""
         return 1.0
 
     @property
@@ -348,7 +348,7 @@ class MethodCallback(Callback):
     # ------------------------------------------------------------------ state
     @property
     def state_key(self) -> str:
-        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` says what to do."""
+        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` refuses them."""
         return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

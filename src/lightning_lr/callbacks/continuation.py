@@ -1,7 +1,7 @@
-"""Which log directory a run goes on with: said in its checkpoints, and in the first lines of the run that goes on.
+"""Which log directory a run continues: recorded in its checkpoints, and in the first lines of the resumed run.
 
-Loggers give every start a directory of its own. A checkpoint says where the run that saved it writes its decisions; not
-in a callback's state, which is the same wherever a run writes. A run that resumes elsewhere points back, so that
+Loggers give every start a directory of its own. A checkpoint records where its run writes its decisions, and not in a
+callback's state, which is the same wherever a run writes. A run that resumes elsewhere points back, so that
 ``report`` can read both as one.
 """
 
@@ -19,22 +19,22 @@ SIGNATURE = "lightning_lr"
 
 
 def sign(checkpoint: dict[str, Any], journals: Path | None) -> None:
-    """Say in a checkpoint where the run that saves it writes its decisions."""
+    """Record in a checkpoint where the run that saves it writes its decisions."""
     if journals is not None:
         checkpoint[SIGNATURE] = {"journals": str(journals.resolve())}
 
 
 def journals_of(checkpoint: Mapping[str, Any]) -> str | None:
-    """Where the run that saved a checkpoint wrote its decisions; ``None`` where it does not say."""
+    """Where the run that saved a checkpoint wrote its decisions; ``None`` where it has no record."""
     signature = checkpoint.get(SIGNATURE)
     return str(signature["journals"]) if isinstance(signature, Mapping) and "journals" in signature else None
 
 
 def continued(before: str | None, journals: Path | None, updates: int) -> dict[str, str]:
-    """For a ``start`` line: the log directory that a run goes on with, seen from its own, where it is another one.
+    """For a ``start`` line: the log directory that a run continues, relative to its own, where it is another one.
 
     Args:
-        before: as :func:`journals_of` tells it.
+        before: as :func:`journals_of` returns it.
         journals: where the run itself writes.
         updates: that were made before it started.
     """

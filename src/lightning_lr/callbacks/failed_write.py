@@ -1,4 +1,4 @@
-"""What to do about a file that could not be written: the operating system says why, and often not where.
+"""What to do about a file that could not be written: the operating system reports why, and often not where.
 
 Lightning writes a checkpoint into the folder for temporary files and moves it to its place as a whole, so that the one
 before stays loadable. A full disk is then reported without a path, and it may be either folder's disk.
@@ -18,7 +18,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain_failed_write(trainer: Trainer, error: BaseException) -> None:
-    """Warn with the folders that this run writes to, and what is free there, where ``error`` says: no room."""
+    """Warn with the folders that this run writes to, and what is free there, where ``error`` means a full disk."""
     if not isinstance(error, OSError) or error.errno not in NO_ROOM:
         return
     folders = [str(folder) for c in trainer.checkpoint_callbacks if (folder := getattr(c, "dirpath", None))]

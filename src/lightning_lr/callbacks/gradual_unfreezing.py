@@ -47,7 +47,7 @@ class GradualUnfreezing(MethodCallback):
     Raises:
         ValueError: for ``epochs_per_layer`` below 1.
         MisconfigurationException: at setup, for a model of which every parameter is frozen, patterns that do not fit,
-            beside Lightning's ``BackboneFinetuning``, with several optimizers, and under DeepSpeed and FSDP 1, which
+            with Lightning's ``BackboneFinetuning``, with several optimizers, and under DeepSpeed and FSDP 1, which
             keep gradients in buffers of their own.
 
     Example::

@@ -28,7 +28,7 @@ class HypergradientDescent(MethodCallback):
     r"""Adapt a factor on the learning rate, at every update, by the gradient of the loss with respect to it.
 
     With the last update :math:`-\alpha_{t-1} d_{t-1}` and the new gradient :math:`g_t`, that gradient is
-    :math:`-g_t \cdot d_{t-1}`. The factor stands beside any schedule, and takes effect in the very update whose
+    :math:`-g_t \cdot d_{t-1}`. The factor multiplies any schedule, and takes effect in the very update whose
     (accumulated, averaged, unscaled, clipped) gradient it was read from.
 
     - ``rule="normalized"``: AdaGrad on the logarithm of :math:`\alpha`, the hypergradient divided by the squared
@@ -42,9 +42,9 @@ class HypergradientDescent(MethodCallback):
     It makes a run robust to the initial learning rate. It does not replace a tuned one with a schedule: it is greedy,
     since a step that is best for the next loss is not best for the last, and a well-tuned Adam may become worse. Where
     the training loss has all but vanished, what is left of the gradient (weight decay) points one way and the learning
-    rate may run off: put it beside a schedule that decays, ``LearningRateSchedule(Cosine())``.
+    rate may diverge: combine it with a schedule that decays, ``LearningRateSchedule(Cosine())``.
 
-    Beside an ``AdaptiveWarmup`` it waits for the switch, since the climb measures the loss at rates that must be its
+    With an ``AdaptiveWarmup`` it waits for the switch, since the climb measures the loss at rates that must be its
     own. The factor stays 1 until then, and its bounds are those around the rate that the warm-up chose.
 
     A gradient that is not finite changes no factor. Where no AMP scaler skips such an update, it is skipped here, and

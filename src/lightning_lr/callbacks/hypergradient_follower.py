@@ -18,7 +18,7 @@ from lightning_lr.progress import SampleClock
 NOT_FINITE_LIMIT = 10
 """Updates in a row without a finite gradient after which training is given up."""
 BOUND_LIMIT = 100
-"""Updates in a row with a factor at the same bound after which the user is told."""
+"""Updates in a row with a factor at the same bound after which there is a warning."""
 
 
 class Follower:
@@ -66,7 +66,7 @@ class Follower:
         Args:
             trainer: the Trainer.
             clock: where the run is.
-            warmed_up: whether an adaptive warm-up has chosen the rate, so that the optimizer's own says nothing.
+            warmed_up: whether an adaptive warm-up has chosen the rate, so that the optimizer's own means nothing.
             journal: of the callback.
         """
         scale = internals.remaining_loss_scale(trainer, self.optimizer)

@@ -23,7 +23,7 @@ from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 
 LIST_PER_GROUP = re.compile(r"xpected \d+ (lr_lambdas|min_lrs|values for)|the same length as optimizer\.param_groups")
-"""What torch's schedulers say about a list that has not one value for each group."""
+"""The error of torch's schedulers for a list that has not one value for each group."""
 
 
 class LayerwiseLRDecay(MethodCallback):
@@ -31,7 +31,7 @@ class LayerwiseLRDecay(MethodCallback):
 
     The module stays as it is. While its ``configure_optimizers`` runs, every optimizer that it constructs gets its
     groups split by layer, so that a scheduler built in the same method sees the final groups; options of existing
-    groups are kept. The factor is a multiplier over what the scheduler says, so no scheduler can erase it. Layers are
+    groups are kept. The factor is a multiplier over what the scheduler sets, so no scheduler can erase it. Layers are
     found as by :func:`lightning_lr.layers.discover`; the table of layers is printed once.
 
     Args:

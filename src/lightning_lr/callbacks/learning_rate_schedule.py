@@ -40,7 +40,7 @@ class LearningRateSchedule(MethodCallback):
 
     Raises:
         TypeError: where ``curve`` is no curve and no list of curves.
-        MisconfigurationException: at setup, beside another callback that decays, beside an LR scheduler of the module's
+        MisconfigurationException: at setup, with another callback that decays, with an LR scheduler of the module's
             (see ``module_scheduler``), for a list of another length than there are optimizers, or where the end of the
             run is not known.
 

@@ -66,7 +66,7 @@ class LearningRateSearch(MethodCallback):
 
     Raises:
         ValueError: for an argument outside its range.
-        MisconfigurationException: before training, under DeepSpeed or FSDP1, whose state cannot be put back; beside an
+        MisconfigurationException: before training, under DeepSpeed or FSDP1, whose state cannot be put back; with an
             LR scheduler or another method that decides about the learning rate; with manual optimization or several
             optimizers.
 
@@ -83,7 +83,7 @@ class LearningRateSearch(MethodCallback):
     refuses = (
         AVERAGING_SETS_THE_END,
         Clash(LearningRateFinder, "both find the learning rate, and the one that it finds would not be used"),
-        Clash(LearningRateSchedule, "it would bend the curve that follows the search"),
+        Clash(LearningRateSchedule, "it would distort the curve that follows the search"),
         Clash(AdaptiveWarmup, "it finds the learning rate, too"),
         Clash(LearningRateScaling, "it would scale what the search finds for this very batch"),
         Clash(
@@ -177,13 +177,13 @@ class LearningRateSearch(MethodCallback):
         budget = self.settings.updates(shape.fixed_batch_updates)
         candidates = self.settings.candidates
         costs = [plan_heats(budget, share > self.settings.at[0], candidates) for share in self.settings.at]
-        told = [
+        costs_in_words = [
             f"at {share:.0%}: heats of {', '.join(map(str, heats.lengths))} updates, about {heats.price:,.0f} in all"
             if heats
             else f"at {share:.0%}: {budget:.0f} updates are too few to try anything"
             for share, heats in zip(self.settings.at, costs, strict=True)
         ]
-        return {"learning rate search": "; ".join(told)}
+        return {"learning rate search": "; ".join(costs_in_words)}
 
     def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         if self.settings.single is not None:

@@ -1,4 +1,4 @@
-"""The module's own LR scheduler beside a method that moves the learning rate: refused, replaced, or multiplied."""
+"""The module's own LR scheduler with a method that moves the learning rate: refused, replaced, or multiplied."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ class NormalizedWeightDecay(MethodCallback):
     Raises:
         ValueError: for a negative ``norm``.
         MisconfigurationException: at setup, with an optimizer whose decay is not decoupled from the gradient (SGD,
-            Adam) or is inside a trust ratio (LAMB), where no group has a decay, beside ``AdaptiveWarmup``, which
-            chooses the base learning rate during the run, or beside torch's own warm restarts.
+            Adam) or is inside a trust ratio (LAMB), where no group has a decay, with ``AdaptiveWarmup``, which
+            chooses the base learning rate during the run, or with torch's own warm restarts.
 
     Example::
 
@@ -100,7 +100,7 @@ class NormalizedWeightDecay(MethodCallback):
                 if not _is_decoupled(optimizer, group):
                     raise MisconfigurationException(
                         f"NormalizedWeightDecay: {type(optimizer).__name__} (parameter group {index}) does not "
-                        "subtract lr x weight_decay x weight beside its step; use torch.optim.AdamW, or AdamP of "
+                        "subtract lr x weight_decay x weight apart from its step; use torch.optim.AdamW, or AdamP of "
                         "pytorch_optimizer"
                         + (", or leave it out with the argument optimizers" if len(optimizers) > 1 else "")
                     )
@@ -177,7 +177,7 @@ class NormalizedWeightDecay(MethodCallback):
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the decay is torch's AdamW's: weight x lr x weight_decay, beside the step."""
+    """Whether the decay is torch's AdamW's: weight x lr x weight_decay, apart from the step."""
     if group.get("fixed_decay"):  # pytorch_optimizer: not times the learning rate
         return False
     return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay") or group.get("weight_decouple"))

@@ -15,9 +15,9 @@ TO_DO = f"write `import {INSTEAD} as pl` in place of `import {MIRROR} as pl`, ev
 
 
 def refuse_mirror(member: Callback, trainer: Trainer) -> None:
-    """Complain about a Trainer of ``pytorch_lightning``, or about a callback of it beside ``member``.
+    """Refuse a Trainer of ``pytorch_lightning``, or a callback of it attached together with ``member``.
 
-    A user's own callback that inherits from the mirror's ``Callback`` alone may stay: nothing is asked about its class.
+    A user's own callback that inherits from the mirror's ``Callback`` alone is allowed: nothing checks its class.
 
     Raises:
         MisconfigurationException: with what was given, what is allowed, and what to do.
@@ -32,13 +32,13 @@ def refuse_mirror(member: Callback, trainer: Trainer) -> None:
         found = internals.class_of_mirror(other)
         if found is not None and found.__qualname__ != "Callback":
             raise MisconfigurationException(
-                f"{caller}: got {MIRROR}.callbacks.{found.__qualname__} beside it; allowed are callbacks of {INSTEAD}, "
+                f"{caller}: got {MIRROR}.callbacks.{found.__qualname__} with it; allowed are callbacks of {INSTEAD}, "
                 f"since its Trainer knows no others by their class; {TO_DO}"
             )
 
 
 def warn_of_mirror(member: Any) -> None:
-    """Say ahead, while ``member`` is made, what a Trainer of the mirror will not explain when it refuses it."""
+    """Warn, while ``member`` is made, of what a Trainer of the mirror will not explain when it refuses it."""
     if internals.mirror_refuses_unasked():
         warnings.warn(
             f"{type(member).__name__}: {MIRROR} has been imported, and its Trainer, if it is the one to be given this "

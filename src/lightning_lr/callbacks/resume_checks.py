@@ -38,7 +38,7 @@ class _Difference:
 
 # ---------------------------------------------------------------------- what is saved
 def settings_of(callback: Any) -> dict[str, str]:
-    """The arguments that a callback was made with, as text that says when they are the same."""
+    """The arguments that a callback was made with, as text that is equal where they are the same."""
     found = {}
     for name in inspect.signature(type(callback).__init__).parameters:
         holder = callback if hasattr(callback, name) else getattr(callback, "settings", None)
@@ -79,7 +79,7 @@ def check_settings(callback: MethodCallback, inside_epoch: bool, quiet: bool = F
     Args:
         callback: after ``load_state_dict``.
         inside_epoch: whether training goes on inside an epoch.
-        quiet: only refuse, and say nothing about what may change.
+        quiet: only refuse, and log nothing about what may change.
 
     Raises:
         MisconfigurationException: for an argument that has to be the checkpoint's.
@@ -96,11 +96,11 @@ def check_settings(callback: MethodCallback, inside_epoch: bool, quiet: bool = F
                 "checkpoint's, or train from its weights alone"
             )
     if not quiet:
-        _say(caller, differences)
+        _log(caller, differences)
 
 
 def check_run(callbacks: Sequence[MethodCallback], shape: RunShape, inside_epoch: bool, quiet: bool = False) -> None:
-    """Compare the run that is about to go on with the one that the checkpoint was made in; says it once for all.
+    """Compare the run that is about to resume with the one of the checkpoint; logs it once for all callbacks.
 
     Raises:
         MisconfigurationException: inside an epoch, for other devices, batches or data.
@@ -134,7 +134,7 @@ def check_unrecorded(caller: str, shape: RunShape, epochs: int, batches: int) ->
     """Compare what the loop itself remembers, inside an epoch of a run that none of these callbacks was part of.
 
     Args:
-        caller: who goes on.
+        caller: the callback that resumes.
         shape: the run.
         epochs: that are done.
         batches: micro-batches that the loop has counted in them.
@@ -158,7 +158,7 @@ def absent_callbacks(trainer: Trainer, checkpoint: State) -> list[str]:
 
 
 def check_absent(absent: Sequence[str], inside_epoch: bool) -> None:
-    """Refuse to go on inside an epoch whose batches were made by a callback that is gone.
+    """Refuse to continue inside an epoch whose batches were made by a callback that is gone.
 
     Raises:
         MisconfigurationException: for a ``BatchSizeRamp`` that was taken away.
@@ -172,7 +172,7 @@ def check_absent(absent: Sequence[str], inside_epoch: bool) -> None:
 
 
 def explain_other_groups(absent: Sequence[str], error: BaseException) -> None:
-    """Say why an optimizer could not be restored, where a callback that had split its groups is gone.
+    """Explain why an optimizer could not be restored, where a callback that had split its groups is gone.
 
     Raises:
         MisconfigurationException: in the place of torch's error, which has it as its cause.
@@ -186,7 +186,7 @@ def explain_other_groups(absent: Sequence[str], error: BaseException) -> None:
 
 def log_changed_settings(callback: Any, saved: State) -> None:
     """One line about the arguments of a callback that are not those in ``saved``, all of which may change."""
-    _say(type(callback).__name__, _differences(saved, settings_of(callback)))
+    _log(type(callback).__name__, _differences(saved, settings_of(callback)))
 
 
 # ---------------------------------------------------------------------- inside
@@ -197,7 +197,7 @@ def _differences(before: State | None, now: State) -> list[_Difference]:
     return [_Difference(name, str(before[name]), str(now[name])) for name in names]
 
 
-def _say(caller: str, differences: Sequence[_Difference]) -> None:
+def _log(caller: str, differences: Sequence[_Difference]) -> None:
     if differences:
         rank_zero_info(f"{caller}: training goes on with {_in_words(differences)}")
 

@@ -1,6 +1,6 @@
 """What our callbacks share during one ``fit``: the writer, the clock, where to write decisions down.
 
-However many callbacks of ours are attached, there is one writer of the optimizer's hyperparameters and one clock.
+However many of our callbacks are attached, there is one writer of the optimizer's hyperparameters and one clock.
 The first of them in the Trainer's order moves the clock, the last writes and logs; :class:`Run` knows which is which.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CountSamples = Callable[[Any], int]
 
 ENDS_EARLY = 0.98
-"""A run that ends by itself below this share of its budget has a curve that did not come to its end, and says so."""
+"""A run that ends by itself below this share of its budget did not finish its curves, and there is a warning."""
 
 
 class Run:
@@ -128,11 +128,11 @@ class Run:
         return next(managed.writer for managed in self.optimizers if managed.optimizer is optimizer)
 
     def is_first(self, member: MethodCallback) -> bool:
-        """Whether ``member`` is the first of ours that Lightning calls."""
+        """Whether Lightning calls ``member`` first among our callbacks."""
         return self.members[0] is member
 
     def is_last(self, member: MethodCallback) -> bool:
-        """Whether ``member`` is the last of ours that Lightning calls."""
+        """Whether Lightning calls ``member`` last among our callbacks."""
         return self.members[-1] is member
 
     def journal(self, name: str) -> Journal | None:
@@ -170,7 +170,7 @@ class Run:
         self._settle(trained=True)
 
     def samples_in(self, batch: Any) -> int | None:
-        """Samples in a micro-batch of this device, or ``None`` where it does not tell."""
+        """Samples in a micro-batch of this device, or ``None`` where it is not known."""
         if self._count_samples:
             return self._count_samples(batch)
         if len(self._loaders.loaders) == 1:
@@ -184,7 +184,7 @@ class Run:
         return sum(known) if len(known) == len(counts) else None
 
     def samples_on_device(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
-        """Samples of this device in a micro-batch, as it is and not as the run plans it; ``None`` where nothing tells.
+        """Samples of this device in a micro-batch, as it is and not as the run plans it; ``None`` where unknown.
 
         By the user's function, else by this device's own sampler, else by the batch's first tensor.
         """
@@ -193,7 +193,7 @@ class Run:
         return internals.samples_in_micro_batch(trainer, batch_idx) or samples_in(batch)
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
-        """What the loss of a micro-batch is multiplied by, beside Lightning's division by the accumulation."""
+        """The factor on the loss of a micro-batch, on top of Lightning's division by the accumulation."""
         return math.prod(member.loss_weight(epoch, micro_batch) for member in self.members)
 
     def gradient_correction(self) -> float:
@@ -210,7 +210,7 @@ class Run:
             self._reached = self.clock.progress if self.clock.shape.ends else None
             for managed in self.optimizers:
                 managed.update_begins()
-                managed.writer.settle()  # an engine that steps the optimizer in parts tells of no later moment
+                managed.writer.settle()  # an engine that steps the optimizer in parts calls at no later moment
 
     def write_next_update(self) -> None:
         """Write the product of every method's multiplier for the next update."""
@@ -242,11 +242,11 @@ class Run:
             )
 
     def sign(self, checkpoint: dict[str, Any]) -> None:
-        """Say in a checkpoint where this run writes its decisions."""
+        """Record in a checkpoint where this run writes its decisions."""
         continuation.sign(checkpoint, self._journals.path)
 
     def note_change(self, member: MethodCallback, update: int, event: str, **decided: Any) -> None:
-        """Write down what a method decided on the way, and what it makes of what :meth:`note_start` said."""
+        """Write down what a method decided on the way, and how that changes what :meth:`note_start` wrote."""
         journal = self.journal(member.name)
         if journal is not None:
             journal.append(update, event, **decided, **self._outlook(member))
@@ -299,7 +299,7 @@ class Run:
             rank_zero_warn(
                 f"lightning_lr: the run has ended after {self.clock.updates} updates at {self._reached:.3f} of its "
                 f"budget ({_in_words(self.clock.shape)}): what follows it (curves, warm-ups) did not come to its end. "
-                "The epochs were shorter than the Trainer was told; correct the loader's length, or set max_steps"
+                "The epochs were shorter than planned; correct the loader's length, or set max_steps"
             )
 
     # ------------------------------------------------------------------ inside
@@ -449,7 +449,7 @@ def total_updates(trainer: Trainer) -> int:
 
 @contextmanager
 def in_words_of(caller: str) -> Iterator[None]:
-    """Say who needs it where a run has no end."""
+    """Explain who needs it where a run has no end."""
     try:
         yield
     except NoEndError as error:
@@ -457,7 +457,7 @@ def in_words_of(caller: str) -> Iterator[None]:
 
 
 def _tuned_before(members: Sequence[MethodCallback]) -> list[list[float]] | None:
-    """The rates that were tuned, of the optimizers that a run goes on with: a scheduler may have moved them since."""
+    """The rates that were tuned, of the optimizers of a resumed run: a scheduler may have moved them since."""
     for member in members:
         state = member.loaded or {}
         known: list[list[float]] | None = state.get("tuned_lr") or member.tuned_lr
@@ -479,7 +479,7 @@ def _in_words(shape: RunShape) -> str:
 
 
 def accumulation_of(callbacks: Sequence[Any], accumulation: int) -> int | Callable[[int], int]:
-    """Micro-batches of an update: a number, or what a ``GradientAccumulationScheduler`` says of each epoch."""
+    """Micro-batches of an update: a number, or what a ``GradientAccumulationScheduler`` sets for each epoch."""
     for callback in callbacks:
         if isinstance(callback, GradientAccumulationScheduler):
             return callback.get_accumulate_grad_batches

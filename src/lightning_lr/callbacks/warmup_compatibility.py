@@ -23,18 +23,18 @@ def check_keeping(settings: WarmupSettings, trainer: Trainer) -> None:
     whole = isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy)
     whole = whole and not internals.engine_holds_gradients(trainer)
     if settings.keeps and not whole:
-        asked = "restore_best=True" if settings.restore_best else "on_divergence='rollback'"
+        setting = "restore_best=True" if settings.restore_best else "on_divergence='rollback'"
         raise MisconfigurationException(
-            f"AdaptiveWarmup: {asked} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
+            f"AdaptiveWarmup: {setting} copies whole parameters, which {type(trainer.strategy).__name__} may spread "
             "over devices; use on_divergence='switch' without restore_best, or DDP"
         )
 
 
 def check_from_the_start(trainer: Trainer) -> None:
-    """Refuse a run that goes on without the losses of its climb.
+    """Refuse to resume a run without the losses of its climb.
 
     Raises:
-        MisconfigurationException: says at which step.
+        MisconfigurationException: with the step.
     """
     if trainer.global_step > 0:
         raise MisconfigurationException(
@@ -47,7 +47,7 @@ def check_ramp(settings: WarmupSettings, trainer: Trainer) -> None:
     """Refuse a decay together with a ramp, which takes its place.
 
     Raises:
-        MisconfigurationException: says what to set on either.
+        MisconfigurationException: with what to set on either.
     """
     if settings.decay.decays and any(other.changes_batch for other in members_of(trainer)):
         raise MisconfigurationException(

@@ -69,7 +69,7 @@ def pack_bits(mask: Tensor) -> PackedBits:
 def pack_two_valued(flat: Tensor) -> PackedBits | None:
     """One bit for each number of a flat tensor that has no values but 0 and one other; None for any other tensor."""
     value = flat[flat[:64].ne(0).byte().argmax()]
-    for part in (flat[:64], flat):  # nearly every other tensor is told by its first numbers
+    for part in (flat[:64], flat):  # the first numbers rule out nearly every other tensor
         if not bool(((part == 0) | (part == value)).all()):
             return None
     return _packed(flat != 0, value.clone())

@@ -24,7 +24,7 @@ lower. What decodes is finite, also at the ends of the type. A group with a numb
 3e38 or more, decodes to NaN. Slot :math:`k` of a group's bytes holds its numbers
 :math:`k w .. (k+1) w - 1`, where :math:`w` is the number of bytes.
 
-Source: GACT, Liu et al. 2022, ICML (arXiv 2206.11357); the zero-exact code and the outward rounding are ours.
+Source: GACT, Liu et al. 2022, ICML (arXiv 2206.11357); the zero-exact code and the outward rounding are new here.
 """
 
 from __future__ import annotations

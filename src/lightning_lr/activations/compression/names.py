@@ -1,4 +1,4 @@
-"""Where in the model a tensor is saved: the module that runs, and the how-manieth tensor its operation saves."""
+"""Where in the model a tensor is saved: the module that runs, and the index among its operation's saved tensors."""
 
 from __future__ import annotations
 

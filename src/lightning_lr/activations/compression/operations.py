@@ -1,6 +1,6 @@
 """Which operation saves a tensor, and what follows from it: keep it, round it, or round it finely.
 
-A pack hook sees a tensor and not what it is saved for. :class:`Operations` is a mode that stands beside it and knows
+A pack hook sees a tensor and not what it is saved for. :class:`Operations` is a mode that runs with it and knows
 the torch function that is running. From this and from the tensor's own history follows the rule:
 
 - Weights stay as they are: parameters, buffers, their copies by autocast (found by walking back from the copy to the
@@ -60,7 +60,7 @@ class Operation:
 
     @property
     def is_norm(self) -> bool:
-        """Whether it saves statistics beside its input."""
+        """Whether it saves statistics in addition to its input."""
         return self.name.endswith(("_norm", "_norm_")) and self.name != "weight_norm"
 
 
@@ -104,7 +104,7 @@ def least_bits(tensor: Tensor, running: list[Operation]) -> int | None:
 
 
 def integer_bounds(running: list[Operation]) -> tuple[int, int] | None:
-    """Least and largest value of integers that are saved now, where the operation tells."""
+    """Least and largest value of integers that are saved now, where the operation has them."""
     for operation in running:
         if operation.name.startswith("max_pool") or operation.name.startswith("adaptive_max_pool"):
             given = operation.operand(0, "input")

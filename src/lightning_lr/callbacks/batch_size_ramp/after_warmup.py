@@ -1,4 +1,4 @@
-"""When a ramp of the batch begins: at the start of the run, or after an adaptive warm-up that it has to be beside."""
+"""When a ramp of the batch begins: at the start of the run, or after an adaptive warm-up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def warmup_before(begin: Begin, trainer: Trainer) -> AdaptiveWarmup | None:
     warmup = next((member for member in members_of(trainer) if isinstance(member, AdaptiveWarmup)), None)
     if begin == "start" and warmup is not None:
         raise MisconfigurationException(
-            "BatchSizeRamp: got begin='start' beside AdaptiveWarmup, whose climb needs one batch size; set "
+            "BatchSizeRamp: got begin='start' with AdaptiveWarmup, whose climb needs one batch size; set "
             "begin='after_warmup'"
         )
     if begin == "after_warmup" and warmup is None:
@@ -32,7 +32,7 @@ def warmup_before(begin: Begin, trainer: Trainer) -> AdaptiveWarmup | None:
         )
     if warmup is not None and warmup.decays:
         raise MisconfigurationException(
-            f"BatchSizeRamp: got begin='after_warmup' beside AdaptiveWarmup(decay={warmup.settings.decay}), and both "
+            f"BatchSizeRamp: got begin='after_warmup' with AdaptiveWarmup(decay={warmup.settings.decay}), and both "
             "would let the noise scale fall; set decay=Constant()"
         )
     return warmup

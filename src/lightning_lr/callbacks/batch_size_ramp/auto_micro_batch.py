@@ -1,7 +1,7 @@
 """``max_micro_batch_size="auto"``: the largest micro-batch that fits on every device, tried before training.
 
 A copy of module and optimizer takes two training steps on the largest micro-batch that the plan would ever use, on half
-of it where memory runs out, and so on, until all devices say that it fits. The copy is thrown away, so weights,
+of it where memory runs out, and so on, until it fits on all devices. The copy is thrown away, so weights,
 buffers, optimizer state, metrics and the module's own attributes are out of reach; random state is put back, loggers
 and ``self.log`` are silent. The copy costs the memory of the weights once more, which is left over in training as room
 for what varies from batch to batch. Nothing is gathered or reduced while a device may run out of memory: the copy is
@@ -69,7 +69,7 @@ def largest_micro_batch(trainer: Trainer, module: LightningModule, loader: DataL
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has run out of memory."""
+    """Whether an error means that a device has run out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or is_oom_error(error)
 
 

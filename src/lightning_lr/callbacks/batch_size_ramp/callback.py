@@ -52,7 +52,7 @@ class BatchSizeRamp(MethodCallback):
 
     Args:
         schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``. An ``AdaptiveRamp``
-            needs ``GradientNoiseScale`` beside it and a run that ends by epochs; it decides on rank 0, for the first
+            needs the ``GradientNoiseScale`` callback and a run that ends by epochs; it decides on rank 0, for the first
             window of which nothing has been prefetched.
         max_batch_size: largest global batch, in samples; ``None``: a tenth of the training set, or the starting batch
             where that is larger.
@@ -70,7 +70,7 @@ class BatchSizeRamp(MethodCallback):
             are not padding): a window's gradient is then the exact mean over all of them, on all devices.
 
     Raises:
-        MisconfigurationException: before training, beside another accumulation, with a batch sampler of one's own, or
+        MisconfigurationException: before training, with another accumulation or a batch sampler of one's own, or
             where the schedule does not fit into the run or ``begin`` to the
             other callbacks or the data.
 
@@ -201,7 +201,7 @@ class BatchSizeRamp(MethodCallback):
     def plan_notes(self, shape: RunShape, optimizer: Optimizer) -> list[str]:
         assert isinstance(shape, RampedShape)
         if isinstance(shape, StreamedShape) and shape.endless:
-            return []  # what there is to say is said in epochs
+            return []  # its notes are in epochs
         return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:

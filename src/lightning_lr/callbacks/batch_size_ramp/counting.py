@@ -1,4 +1,4 @@
-"""What the losses of a window are means over, where that is counted in each batch: tokens that are not padding, say.
+"""What the losses of a window are means over, where that is counted in each batch: such as tokens that are not padding.
 
 Lightning averages the micro-batches' means. Where a mean is over ``n_i`` tokens, the gradient of the window's mean is
 

@@ -1,4 +1,4 @@
-"""The training loader under a ramp: its batch sampler replaced, placed where the run is, and told of growth."""
+"""The training loader under a ramp: its batch sampler replaced, moved to the run's place, updated at each growth."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RampedLoader:
 
     # ------------------------------------------------------------------ following the loop
     def start(self, trainer: Trainer) -> None:
-        """Training starts: be where the loops were restored to, and tell Lightning how long this epoch is."""
+        """Training starts: move to where the loops were restored to, and set the length of this epoch in Lightning."""
         if len(internals.train_loaders(trainer)) > 1:
             raise MisconfigurationException(
                 f"BatchSizeRamp: got {len(internals.train_loaders(trainer))} train dataloaders, whose batches would "
@@ -143,7 +143,7 @@ class RampedLoader:
 
     # ------------------------------------------------------------------ inside
     def _set_length(self, trainer: Trainer, epoch: int, counted: int) -> None:
-        """Tell Lightning how long an epoch is, and where in it a validation is due."""
+        """Set in Lightning how long an epoch is, and where in it a validation is due."""
         self._counted_before = counted
         sizes = self.windows(epoch).micro_sizes
         internals.set_epoch_length(trainer, len(sizes))
@@ -164,7 +164,7 @@ class RampedLoader:
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
         if internals.makes_no_update(trainer):
             return loader
-        self._plan = self.stream = None  # Lightning may reload: the run goes on with a plan for the new loader
+        self._plan = self.stream = None  # Lightning may reload: the run continues with a plan for the new loader
         _refuse_ranks_that_differ(trainer, loader)
         if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
             return self._stream_from(trainer, loader)

@@ -36,7 +36,7 @@ class Decided:
 
 @dataclass(frozen=True)
 class RampSettings:
-    """Arguments of ``BatchSizeRamp``, which says what they are.
+    """Arguments of ``BatchSizeRamp``, where they are described.
 
     Raises:
         TypeError: for a schedule that is none.
@@ -90,7 +90,7 @@ class RampSettings:
         """Refuse a Trainer that decides about the batch too, and one under which an ``AdaptiveRamp`` cannot decide.
 
         Raises:
-            MisconfigurationException: says what was given, what is allowed and what to do.
+            MisconfigurationException: with what was given, what is allowed and what to do.
         """
         if trainer.accumulate_grad_batches != 1:
             raise MisconfigurationException(
@@ -115,7 +115,7 @@ class RampSettings:
             )
 
     def summary(self, shape: RampedShape, total_updates: str, found: int | None) -> dict[str, str]:
-        """What a plan says about the ramp.
+        """What a plan shows about the ramp.
 
         Args:
             shape: the run.
@@ -140,7 +140,7 @@ class RampSettings:
         """The plan for a run of a shape that a fixed batch would have.
 
         Raises:
-            MisconfigurationException: where it does not fit into the run, or the loader does not tell its batch size.
+            MisconfigurationException: where it does not fit into the run, or the batch size of the loader is not known.
         """
         epoch = shape.epoch
         if is_streamed(shape):
@@ -180,7 +180,7 @@ class RampSettings:
         """Complain about an ``AdaptiveRamp`` whose first update has one gradient.
 
         Raises:
-            MisconfigurationException: says which micro-batch makes two.
+            MisconfigurationException: with the micro-batch that makes two.
         """
         first = plan.windows(0)[0]
         if isinstance(self.schedule, AdaptiveRamp) and plan.world_size * len(first.micro_sizes) == 1:

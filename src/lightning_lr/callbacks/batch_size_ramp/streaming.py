@@ -1,4 +1,4 @@
-"""Accumulation over iterable data: a window begins where an update begins, and is as long as the plan says there.
+"""Accumulation over iterable data: a window begins where an update begins, and is as long as the plan has it there.
 
 Data sets without a length may end at any micro-batch, and their last micro-batch may be short, so that neither is known
 when the losses of a window are divided. Each loss is weighted by its samples, and the gradient is brought to the mean
@@ -41,7 +41,7 @@ class StreamedWindows:
         self.shape.stand_before(trainer.global_step, 0)
 
     def begin_micro_batch(self, trainer: Trainer, micro_batch: int) -> None:
-        """Say how many micro-batches the window has that this one belongs to."""
+        """Set how many micro-batches this one's window has."""
         if self._end is None:
             self._end, _ = self.shape.window(trainer.current_epoch, micro_batch)
             self._length = self._end - micro_batch
