@@ -68,8 +68,7 @@ class ManagedOptimizer:
         self._schedulers = internals.schedulers_of(trainer, self.optimizer)
         self._base = base_values(self.optimizer, self._schedulers, steps)
         if base_lr is not None and len(base_lr) == len(self._base):
-            for value, saved in zip(self._base, base_lr, strict=True):
-                value["lr"] = saved
+            self._base = [value | {"lr": saved} for value, saved in zip(self._base, base_lr, strict=True)]
         prefix = f"optimizer_{index}/" if len(trainer.optimizers) > 1 else ""
         self.writer = HyperparameterWriter(self.optimizer, [value["lr"] for value in self._base], index, prefix)
         self.effective_lr: list[Any] = []
