@@ -273,17 +273,27 @@ def test_samples_that_only_the_user_can_count() -> None:
     assert_exact(exactly(loader, 2, noise=noise), 4)
 
 
+class Bag:
+    """A batch that is an object of the user's."""
+
+    def __init__(self, samples: int) -> None:
+        self.x = torch.zeros(samples, 1)
+
+
+class ReadsBags(Exact):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        return super().training_step([torch.zeros(3, 1) if isinstance(batch, list) else batch.x], batch_idx)
+
+
+def test_the_samples_of_a_batch_that_is_an_object() -> None:
+    loader = DataLoader([Bag(size) for size in (3, 5, 3, 5)], batch_size=None)  # type: ignore[arg-type, list-item]
+    assert_exact(exactly(loader, 2, module=ReadsBags()), 4)
+
+
 def test_a_size_that_nothing_tells_is_warned_of_and_not_measured() -> None:
-    class Bag:
-        def __init__(self) -> None:
-            self.x = torch.zeros(3, 1)
-
-    class Blind(Exact):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
-            return super().training_step([batch.x], batch_idx)
-
+    loader = DataLoader([["a", "b", "c"]] * 4, batch_size=None)  # type: ignore[arg-type, list-item]
     with pytest.warns(UserWarning, match="give count_samples"):
-        assert exactly(DataLoader([Bag()] * 4, batch_size=None), 2, module=Blind()) == []  # type: ignore[arg-type, list-item]
+        assert exactly(loader, 2, module=ReadsBags()) == []
 
 
 def test_a_window_that_was_left_without_an_update_counts_no_more() -> None:

@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import relu
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_lr.layers import LayerMap, discover
+from lightning_lr.layers import LayerMap, discover, layerwise_param_groups
 from tests.support.timm_oracle import import_timm
 from tests.test_layers import TEXT, checked, transformers
 
@@ -496,3 +497,156 @@ def test_llava_and_lfm2() -> None:
     assert of(found, "model.vision_tower.encoder", "model.vision_tower.embeddings") == [(6, 7, 8), 9]
     found = distances(lfm2)
     assert of(found, "model.embed_tokens", "model.layers", "model.embedding_norm") == [5, (1, 2, 3, 4), 0]
+
+
+# ---------------------------------------------------------------------- copies of the trained network
+class Net(nn.Module):
+    def __init__(self, count: int = 3) -> None:
+        super().__init__()
+        self.patch = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(block() for _ in range(count))
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        for one in self.blocks:
+            x = x + one(x)
+        return self.head(self.norm(x))
+
+
+class Unnamed(LightningModule):
+    """Two networks of one class: only the forward pass tells that the frozen one feeds nothing that is trained."""
+
+    def __init__(self, chained: bool) -> None:
+        super().__init__()
+        self.chained = chained
+        self.ham = Net().requires_grad_(False)
+        self.eggs = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.eggs(self.ham(x) if self.chained else x)
+
+
+NET = ["patch", "blocks.0", "blocks.1", "blocks.2", "norm", "head"]
+
+
+@pytest.mark.parametrize("kind", ["ema_first", "ema_last", "average", "target", "modules in a dict", "by forward pass"])
+def test_a_copy_of_the_network_is_none_of_its_layers(kind: str) -> None:
+    net, copy, prefixes = Net(), Net().requires_grad_(False), ["net.", "ema."]
+    if kind == "ema_first":
+        model: nn.Module = Parts(ema=copy, net=net)
+    elif kind == "ema_last":
+        model = Parts(net=net, ema=copy)
+    elif kind == "average":
+        model, prefixes = Parts(net=net, average=AveragedModel(net)), ["net.", "average.module."]
+    elif kind == "target":
+        model = Parts(online_encoder=net, predictor=nn.Linear(4, 4), target_encoder=copy)
+        prefixes = ["online_encoder.", "target_encoder."]
+    elif kind == "modules in a dict":
+        model = Parts(teacher=nn.ModuleDict({"body": copy}), student=nn.ModuleDict({"body": net}))
+        prefixes = ["student.body.", "teacher.body."]
+    else:
+        model, prefixes = Unnamed(chained=False), ["eggs.", "ham."]
+    found = distances(model)
+    for prefix in prefixes:
+        assert of(found, *(prefix + name for name in NET)) == [4, 3, 2, 1, 0, 0], prefix
+
+
+def test_a_frozen_network_that_feeds_its_like_is_below_it() -> None:
+    found = distances(Unnamed(chained=True), silent=False)
+    assert of(found, "eggs.blocks.0", "eggs.blocks.2", "eggs.head") == [3, 1, 0]
+    assert of(found, "ham.patch", "ham.blocks.0", "ham.blocks.2") == [7, 6, 4]
+
+
+def test_a_copy_without_gradients_leaves_the_rates_of_the_trained_network() -> None:
+    model = Parts(ema=Net().requires_grad_(False), net=Net())
+    groups = layerwise_param_groups(model, lr=1.0, decay=0.5)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert rates == {id(p): 0.5 ** [4, 3, 2, 1, 0, 0][i] for n, p in model.net.named_parameters()
+                     for i, name in enumerate(NET) if n.startswith(name)}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- lists as they are called
+class Listed(nn.Module):
+    """A network over a list whose elements are called as ``how`` says."""
+
+    def __init__(self, make: Callable[[], nn.Module], how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.members = nn.ModuleList(make() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.how == "reversed":
+            for one in reversed(self.members):
+                x = one(x)
+        else:
+            x = torch.stack([one(x) for one in self.members]).mean(0)
+        return self.last(x)
+
+
+def test_the_elements_of_a_list_count_in_the_order_of_their_calls() -> None:
+    assert of(distances(Listed(block, "reversed")), "first", *(f"members.{i}." for i in range(3)), "last") == [
+        4, 1, 2, 3, 0,
+    ]  # fmt: skip
+
+
+def test_the_elements_of_a_list_that_read_the_same_input_stand_side_by_side() -> None:
+    assert of(distances(Listed(block, "mean")), "first", *(f"members.{i}." for i in range(3)), "last") == [
+        2, 1, 1, 1, 0,
+    ]  # fmt: skip
+    found = distances(Listed(lambda: Net(2), "mean"))
+    for i in range(3):
+        assert of(found, *(f"members.{i}.{name}" for name in ("patch", "blocks.0", "blocks.1"))) == [3, 2, 1]
+    assert of(found, "members.2.head", "last") == [0, 0], "what follows the blocks is the head"
+
+
+class StagesInADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict({name: nn.Sequential(block(), block()) for name in ("high", "low")})
+        self.classifier = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in ("low", "high"):
+            x = self.stages[name](x)
+        return self.classifier(x)
+
+
+def test_stages_in_a_dict_count_in_the_order_of_their_calls() -> None:
+    names = ["stages.low.0", "stages.low.1", "stages.high.0", "stages.high.1", "classifier"]
+    assert of(distances(StagesInADict()), *names) == [4, 3, 2, 1, 0]
+
+
+class LanguageModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(9, 4)
+        self.layers = nn.ModuleList(block() for _ in range(3))
+        self.lm_head = nn.Linear(4, 9)
+
+    def forward(self, ids: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+        x = self.embed_tokens(ids) if embeds is None else embeds
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
+class Captioner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.llm, self.connector, self.vit = LanguageModel(), block(), Net(2)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        return self.llm(embeds=torch.cat([self.llm.embed_tokens(ids), self.connector(self.vit(image))], 1))
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_a_language_model_whose_embedding_is_called_first_is_still_above_the_tower(example: bool) -> None:
+    model = Captioner()
+    if example:
+        model.example_input_array = (torch.zeros(1, 2, 4), torch.zeros(1, 3, dtype=torch.long))
+    tower, llm = ["vit.patch", "vit.blocks.0", "vit.blocks.1"], ["llm.embed_tokens", "llm.layers.0", "llm.lm_head"]
+    assert of(distances(model), *tower, "connector", *llm) == [7, 6, 5, 4, 4, 3, 0]

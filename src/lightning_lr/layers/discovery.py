@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import nn
 
+from lightning_lr.layers.copies import copies, without
 from lightning_lr.layers.example_pass import example_pass
 from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.layer_map import Layer, LayerMap
@@ -53,6 +55,8 @@ def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
 
 def _by_structure(model: nn.Module) -> LayerMap:
     passes = Passes(example_pass(model))
+    mirrored = copies(model, passes)
+    whole, model = model, without(model, mirrored, passes)
     reader = TreeReader(model, passes)
     tree, how = reader.read(), "repeated blocks"
     if reader.asked_timm:
@@ -73,7 +77,23 @@ def _by_structure(model: nn.Module) -> LayerMap:
             f"such as layers={_patterns(found)}\n{_table(found)}",
             stacklevel=4,
         )
-    return found
+    return _with_copies(found, whole, mirrored)
+
+
+def _with_copies(found: LayerMap, model: nn.Module, mirrored: Mapping[str, str]) -> LayerMap:
+    """The layers with the parameters of copies at the places of those that they mirror."""
+    layer_of = {name: index for index, layer in enumerate(found.layers) for name in layer.parameters}
+    named = dict(all_parameters(model))
+    place = {id(named[name]): index for name, index in layer_of.items()}
+    more: dict[int, list[str]] = {}
+    for name, parameter in named.items():
+        copy = next((path for path in mirrored if name.startswith(f"{path}.")), None)
+        if copy is not None and id(parameter) not in place:
+            index = place[id(named[mirrored[copy] + name[len(copy) :]])]
+            place[id(parameter)] = index
+            more.setdefault(index, []).append(name)
+    layers = (replace(la, parameters=(*la.parameters, *more.get(i, ()))) for i, la in enumerate(found.layers))
+    return replace(found, layers=tuple(layers))
 
 
 def _patterns(found: LayerMap) -> list[str]:

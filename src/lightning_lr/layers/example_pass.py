@@ -125,9 +125,12 @@ class _Watch(TorchFunctionMode):
         found: dict[str, Visits] = {}
         for caller in self._calls:
             unit_of = {path: unit for path in self._calls if (unit := self._unit(path, caller))}
-            visits = Visits()
+            visits, called = Visits(), set[str]()
             for place, (path, unit) in enumerate(unit_of.items()):
-                if unit not in visits.position:
+                itself = path == joined(caller, unit)
+                if unit not in visits.position or (itself and unit not in called):
+                    if itself:
+                        called.add(unit)
                     visits.position[unit] = place
                     inside = self._calls[path]
                     visits.before[unit] = {u for p, u in unit_of.items() if u != unit and inside & self._bits[p]}

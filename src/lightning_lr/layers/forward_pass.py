@@ -77,11 +77,17 @@ class Passes:
     def __init__(self, known: Mapping[str, Visits] | None = None) -> None:
         self._by_path = known or {}
         self._known: dict[int, Visits | None] = {}
+        self._originals: dict[int, nn.Module] = {}
+
+    def stands_for(self, stand_in: nn.Module, original: nn.Module) -> None:
+        """A question about a stand-in is answered for the original."""
+        self._originals[id(stand_in)] = original
 
     def of(self, module: nn.Module, path: str) -> Visits | None:
         """What a forward pass of ``module`` shows, or ``None`` where it cannot be run on symbols."""
         if path in self._by_path:
             return self._by_path[path]
+        module = self._originals.get(id(module), module)
         if id(module) not in self._known:
             self._known[id(module)] = symbolic_pass(module)
         return self._known[id(module)]
@@ -122,6 +128,7 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
         self._sources: dict[fx.Node, int] = {}
         self._parameter: dict[fx.Node, str] = {}
         self._used: dict[str, int] = {}
+        self._itself: set[str] = set()
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
@@ -156,10 +163,10 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
             raise fx.proxy.TraceError("the code decides by the value of a tensor")
         return passes
 
-    def called(self, unit: str, args: Any, kwargs: Any) -> fx.Proxy:
-        """The output of a child."""
+    def called(self, unit: str, args: Any, kwargs: Any, itself: bool = True) -> fx.Proxy:
+        """The output of a child, or of a part of it where it is not the child itself that is called."""
         made = self.create_proxy("call_function", _child, (args, kwargs), {})
-        self._note(unit, self._sources[made.node])
+        self._note(unit, self._sources[made.node], itself)
         self._sources[made.node] |= self._bit(unit)
         return made
 
@@ -189,8 +196,11 @@ class _Tracer(fx.proxy.GraphAppendingTracer):
             self._names.append(unit)
         return int(1 << self._bits[unit])
 
-    def _note(self, unit: str, sources: int) -> None:
-        if unit not in self.visits.position:
+    def _note(self, unit: str, sources: int, itself: bool) -> None:
+        """A call of the child itself says more than one of a part of it, as of a language model's embedding."""
+        if unit not in self.visits.position or (itself and unit not in self._itself):
+            if itself:
+                self._itself.add(unit)
             self.visits.position[unit] = len(self._sources)
             self.visits.before[unit] = {name for i, name in enumerate(self._names) if sources >> i & 1}
 
@@ -237,14 +247,15 @@ def _with_stubs(stand_in: nn.Module, module: nn.Module, tracer: _Tracer, unit: s
 def _stub(module: nn.Module, tracer: _Tracer, unit: str, name: str, depth: int) -> nn.Module:
     stub = copied(module)
     container = isinstance(module, nn.ModuleList | nn.ModuleDict) and not _is_defined(type(module).forward)
+    itself = depth == 0 or (depth == 1 and unit.startswith("["))
     if depth == 0:
         here = name
-    elif depth == 1 and unit.startswith("["):  # an element of a list is a unit of its own
+    elif itself:  # an element of a list is a unit of its own
         here = f"{unit[1:]}.{name}"
     else:
         here = unit.lstrip("[")
     if not container:
-        stub.__dict__["forward"] = lambda *args, **kwargs: tracer.called(here, args, kwargs)
+        stub.__dict__["forward"] = lambda *args, **kwargs: tracer.called(here, args, kwargs, itself)
     inner = f"[{here}" if container and depth == 0 else here
     if len(module._modules) < LARGE and depth < 12:
         for values in (module._parameters, module._buffers):

@@ -186,12 +186,12 @@ class TreeReader:
         for index, group in enumerate(groups):
             above = any(roles.LANGUAGE.fullmatch(item.name) or roles.FUSION.fullmatch(item.name) for item in group)
             if len(group) == 1:
-                read = self._item(group[0], path, on_backbone)
+                read = self._item(group[0], path, on_backbone, visits)
             else:
                 read = Reading()
                 towers = []
                 for item in group:
-                    tower = self._item(item, path, on_backbone)
+                    tower = self._item(item, path, on_backbone, visits)
                     towers.append(tower.tree(joined(path, item.name), head=False))
                     read.after += tower.after
                     read.head += tower.head
@@ -416,16 +416,50 @@ class TreeReader:
     def _by_place(self, seen: int) -> str:
         return "stem" if seen < 0 else str(seen)
 
-    def _item(self, item: Item, path: str, on_backbone: bool) -> Reading:
+    def _item(self, item: Item, path: str, on_backbone: bool, visits: Visits | None) -> Reading:
         here = joined(path, item.name)
         if item.is_block:
             return Reading(parts=[Leaf(here, names_in(item.module, here))])
+        steps = _steps(item, visits) if item.is_list and visits is not None else []
+        if steps:
+            return self._called_list(item, path, on_backbone, steps)
         if len(item.children) > 1:
             return self._blocks(list(_in_turn(item.children, path)), [])
         read = self._read(item.name, item.module, here, on_backbone)
         if item.is_model and roles.NUMBERED.fullmatch(item.name) and group_matcher(item.module) is None:
             read.lead, read.stem = [*read.stem, *read.lead], []  # a stage has no stem of its own
         return read
+
+    def _called_list(self, item: Item, path: str, on_backbone: bool, steps: Sequence[Sequence[str]]) -> Reading:
+        """A list in the order in which a forward pass calls its elements; those of one step stand side by side."""
+        elements = {i: [(joined(joined(path, n), i), m) for n, c in item.children for k, m in children(c) if k == i]
+                    for step in steps for i in step}  # fmt: skip
+        reading, series = Reading(), list[str]()
+        for step in [*steps, None]:
+            if step is not None and len(step) == 1:
+                series += step
+                continue
+            if series:
+                reading.follow(self._blocks([elements[i] for i in series], []), joined(path, item.name))
+                series = []
+            if step is None:
+                break
+            towers, read = list[Node](), Reading()
+            for i in step:
+                here, module = elements[i][0]
+                if len(elements[i]) > 1 or not self._bears("", module):
+                    towers.append(Leaf(here, [p for at, m in elements[i] for p in names_in(m, at)]))
+                    continue
+                tower = self._read(i, module, here, on_backbone)
+                towers.append(tower.tree(here, head=False))
+                read.after += tower.after
+                read.head += tower.head
+            read.parts = [Series([Parallel(towers)])]
+            reading.follow(read, joined(path, item.name))
+        own = [name for n, c in item.children for name in _own(c, joined(path, n))]
+        if own:
+            next(leaves(reading.parts[0])).parameters[:0] = own
+        return reading
 
     # ------------------------------------------------------------------ blocks
     def _blocks(self, elements: Sequence[Sequence[Named]], waiting: list[str], stages: bool = True) -> Reading:
@@ -523,6 +557,26 @@ def _as_called(items: Sequence[Item], visits: Visits) -> list[Item]:
         called = visits.has(*_members(item))
         keys.append((visits.at(_members(item)) if called else max(keys)[0] if keys else -1.0, place))
     return [items[place] for _, place in sorted(keys)]
+
+
+def _steps(item: Item, visits: Visits) -> list[list[str]]:
+    """The elements of a list in the order of their calls, side by side where none feeds the other.
+
+    Empty where the pass did not call each of them.
+    """
+    units: dict[str, list[str]] = {}
+    for name, module in item.children:
+        for key, _ in children(module):
+            units.setdefault(key, []).append(joined(name, key))
+    if not all(unit in visits.position for names in units.values() for unit in names):
+        return []
+    steps: list[list[str]] = []
+    for key in sorted(units, key=lambda k: visits.at(units[k])):
+        if steps and not any(visits.reaches(units[other], units[key]) for other in steps[-1]):
+            steps[-1].append(key)
+        else:
+            steps.append([key])
+    return steps
 
 
 def _may_be_a_late_head(name: str, module: nn.Module) -> bool:
