@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_lr as lr
@@ -126,3 +127,41 @@ def test_the_example_of_plan_is_so() -> None:
     results = [doctest.DocTestRunner(verbose=False).run(example) for example in found]
     assert [result.failed for result in results] == [0]
     assert sum(result.attempted for result in results) == 6
+
+
+class SumsItsBatches(Module):
+    """Reads a dict of batches, some of which may have ended."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        batch = batch[0] if isinstance(batch, tuple) else batch
+        return torch.stack(
+            [super(SumsItsBatches, self).training_step(part, 0) for part in batch.values() if part is not None]
+        ).sum()
+
+
+@pytest.mark.parametrize(("mode", "updates"), [("max_size_cycle", 12), ("min_size", 4), ("max_size", 12)])
+def test_a_plan_of_several_loaders_counts_a_batch_of_each(mode: Any, updates: int, tmp_path: Path) -> None:
+    def both() -> CombinedLoader:
+        short = DataLoader(TensorDataset(torch.ones(8, 3)), batch_size=4)
+        return CombinedLoader({"short": short, "long": loader()}, mode)
+
+    schedule, scaling = lr.LearningRateSchedule(lr.Polynomial(1.0)), lr.LearningRateScaling(16, warmup_epochs=0)
+    made = trainer(tmp_path, schedule, scaling)
+    planned = lr.plan(made, SumsItsBatches(), both())
+    assert planned.data.shape.total_updates == updates
+    assert planned.data.shape.total_units == updates * 8
+    assert planned.data.shape.batch_size == 8
+    expected = [0.1 * 8 / 16 * (1 - update / updates) for update in range(updates)]
+    assert planned.data.lr[0] == pytest.approx(expected, rel=1e-12)
+    made.fit(SumsItsBatches(), both())
+    assert lr.report(made).data.metrics["lr/group_0"].values == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_plan_of_a_run_that_ends_by_time_alone_says_what_to_set(tmp_path: Path) -> None:
+    made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()), max_time={"minutes": 1})
+    planned = lr.plan(made, Module(), loader())
+    assert planned.data.shape.total_updates == 12
+    assert any("curves come to their end with the time" in note for note in planned.data.notes)
+    made.fit_loop.max_epochs = -1
+    with pytest.raises(ValueError, match=r"a time limit alone ends this run.*set max_epochs or max_steps too"):
+        lr.plan(made, Module(), loader())

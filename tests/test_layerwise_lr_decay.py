@@ -491,3 +491,22 @@ def test_resume_with_other_groups(then: dict[str, Any] | None, tmp_path: Path) -
         MisconfigurationException, match=r"the checkpoint's optimizer has \d parameter groups .* this run's"
     ):
         fit([LayerwiseLRDecay(**(then or {}))], module=Deep(adamw), ckpt_path=str(tmp_path / "step=6.ckpt"))
+
+
+class AddsAGroup(Deep):
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.extra = nn.Parameter(torch.zeros(1))
+            optimizer = self.trainer.optimizers[0]
+            optimizer.add_param_group({"params": [self.extra], "lr": 0.5})
+
+
+def test_a_group_that_the_module_adds_during_the_run_is_of_no_layer() -> None:
+    alone, added = Probe(), Probe()
+    fit([LayerwiseLRDecay(0.5), LearningRateSchedule(Cosine()), alone], module=Deep(adamw))
+    fit([LayerwiseLRDecay(0.5), LearningRateSchedule(Cosine()), added], module=AddsAGroup(adamw))
+    curve = Cosine()
+    assert len(added.series) == UPDATES
+    for update, (before, now) in enumerate(zip(alone.series, added.series, strict=True)):
+        assert now[: len(before)] == before
+        assert now[len(before) :] == pytest.approx([] if update < 6 else [0.5 * curve(update / UPDATES)], rel=1e-12)

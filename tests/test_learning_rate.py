@@ -234,3 +234,8 @@ def test_wrong_number_of_factors_is_refused() -> None:
 def test_the_learning_rate_has_no_transform() -> None:
     with pytest.raises(ValueError, match="named multipliers"):
         HyperparameterWriter(optimizer_of()).set_transform("lr", "x", lambda v: v)
+
+
+def test_groups_of_one_name_are_told_apart() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": name} for name in ("a", "b", "a")]
+    assert HyperparameterWriter(SGD(groups, lr=0.1)).group_names() == ["a_0", "b", "a_2"]

@@ -310,3 +310,12 @@ def test_activations_are_checkpointed_to_the_bit() -> None:
     policy = CheckpointPolicy("every_block", modules=["maker.0", "maker.2", "judge.0", "judge.2"])
     checkpointed, _ = fit([], module=Rivals(), strategy=CheckpointedStrategy(policy))
     assert torch.equal(weights(checkpointed), weights(bare))
+
+
+def test_an_optimizer_whose_layers_are_all_frozen_is_named_before_its_loss_has_no_gradient() -> None:
+    unfreezing = GradualUnfreezing(layers=["judge", "maker"])  # the maker first, and the judge an epoch later
+    with (
+        pytest.warns(UserWarning, match=r"all parameters of optimizer 1 \(AdamW\) are frozen when training begins"),
+        pytest.raises(RuntimeError, match="does not require grad"),
+    ):
+        fit([unfreezing], module=Rivals("toggled"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ from lightning_lr import (
     LayerwiseLRDecay,
     LearningRateScaling,
     LearningRateSchedule,
+    LearningRateSearch,
     NormalizedWeightDecay,
     Polynomial,
 )
@@ -144,6 +147,17 @@ def _normed() -> Toy:
     return module
 
 
+def _adamw(module: LightningModule) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), lr=0.05)
+
+
+def _normed_adamw() -> Toy:
+    torch.manual_seed(3)
+    module = _normed()
+    module._configure = _adamw  # importable: Lightning ties a used callback to its module, and pickles both
+    return module
+
+
 ENDLESS: dict[str, Callable[[], Callback]] = {
     "layers": lambda: LayerwiseLRDecay(0.5, layers=["head", "body"]),
     "unfreezing": lambda: GradualUnfreezing(layers=["head", "body"]),
@@ -254,3 +268,39 @@ def test_a_checkpoint_made_without_a_used_object_finds_it_fresh(name: str, tmp_p
     assert torch.equal(weights(found), weights(expected))
     if name == "schedule":
         assert probes[1].first == falls(18, first=6)
+
+
+EACH = {
+    "schedule": lambda: [LearningRateSchedule(Cosine(warmup=0.25))],
+    "scaling": lambda: [LearningRateScaling(4, warmup_epochs=1)],
+    "ramp": lambda: [BatchSizeRamp(CurveRamp(Cosine()), max_batch_size=16)],
+    "layer-wise": lambda: [LayerwiseLRDecay(0.5)],
+    "unfreezing": lambda: [GradualUnfreezing(layers=["body", "head"])],
+    "hypergradient": lambda: [HypergradientDescent()],
+    "weight decay": lambda: [NormalizedWeightDecay()],
+    "warm-up": lambda: [AdaptiveWarmup(patience=1)],
+    "search": lambda: [LearningRateSearch(budget=1.0)],
+    "noise scale": lambda: [GradientNoiseScale()],
+    "ghosts": lambda: [GhostBatchNorm(4)],
+    "compression": lambda: [ActivationCompression(8)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(EACH))
+def test_callbacks_can_be_pickled_and_copied_before_and_after_a_fit(name: str) -> None:
+    def trained(callbacks: list[Callback]) -> list[Any]:
+        probe = Probe()
+        more = {"accumulate_grad_batches": 2} if name == "noise scale" else {}
+        fit([*callbacks, probe], module=_normed_adamw(), max_epochs=3, **more)
+        return probe.series
+
+    used = pickle.loads(pickle.dumps(EACH[name]()))
+    first = trained(used)
+    assert trained(pickle.loads(pickle.dumps(used))) == first
+    assert trained(copy.deepcopy(used)) == first
+    assert trained(EACH[name]()) == first
+
+
+def test_two_ghost_batch_norms_are_refused_by_name() -> None:
+    with pytest.raises(MisconfigurationException, match=r"GhostBatchNorm: two of them are attached.*keep one"):
+        fit([GhostBatchNorm(4), GhostBatchNorm(8)], module=_normed())

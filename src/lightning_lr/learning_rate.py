@@ -127,8 +127,10 @@ class HyperparameterWriter:
 
     # ------------------------------------------------------------------ what can be read
     def group_names(self) -> list[str]:
-        """The ``name`` of each group, or ``group_<index>`` where it has none."""
-        return [f"{self.prefix}{g.get('name', f'group_{i}')}" for i, g in enumerate(self.optimizer.param_groups)]
+        """The ``name`` of each group, ``group_<index>`` without one; a name of several groups has the index too."""
+        names = [str(g.get("name", f"group_{i}")) for i, g in enumerate(self.optimizer.param_groups)]
+        several = {name for name in names if names.count(name) > 1}
+        return [f"{self.prefix}{f'{name}_{i}' if name in several else name}" for i, name in enumerate(names)]
 
     def scheduled(self, key: str = "lr") -> list[Any]:
         """The scheduled value of each group (``None`` where a group does not have ``key``)."""

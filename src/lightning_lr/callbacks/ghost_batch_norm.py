@@ -7,6 +7,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
 from lightning_lr.callbacks import resume_checks
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
@@ -40,6 +41,10 @@ class GhostBatchNorm(Callback):
         refuse_mirror(self, trainer)
         if stage != "fit":
             return
+        if any(isinstance(o, GhostBatchNorm) and o is not self for o in trainer.callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                "GhostBatchNorm: two of them are attached; a batch norm has ghosts of one size, so keep one"
+            )
         try:
             converted = convert_ghost_batch_norm(pl_module, self.ghost_batch_size)
         except (TypeError, ValueError) as error:
@@ -55,6 +60,11 @@ class GhostBatchNorm(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         restore_batch_norm(pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` says what to do."""
+        return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
 
     def state_dict(self) -> dict[str, Any]:
         return {"ghost_batch_size": self.ghost_batch_size}

@@ -165,6 +165,8 @@ class GradualUnfreezing(MethodCallback):
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
         self._frozen.freeze(self.order.begun(internals.starting_position(trainer)[0]))
+        if not pl_module.automatic_optimization:
+            self._warn_of_frozen_optimizers(trainer)
         if self._run is not None and not internals.is_fast_dev_run(trainer):
             for note in self.plan_notes(self._run.clock.shape, trainer.optimizers[0]):
                 rank_zero_warn(f"GradualUnfreezing: {note}")
@@ -197,6 +199,17 @@ class GradualUnfreezing(MethodCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     # ------------------------------------------------------------------ inside
+    def _warn_of_frozen_optimizers(self, trainer: Trainer) -> None:
+        """A module that toggles such an optimizer has a loss without a gradient, and torch's error names no cause."""
+        assert self._frozen is not None
+        for index, optimizer in enumerate(trainer.optimizers):
+            if self._frozen.hold_all(p for group in optimizer.param_groups for p in group["params"]):
+                rank_zero_warn(
+                    f"GradualUnfreezing: all parameters of optimizer {index} ({type(optimizer).__name__}) are frozen "
+                    "when training begins. If training_step toggles that optimizer, its loss has no gradient and the "
+                    "backward fails; give layers so that a layer of each optimizer is in the last expression"
+                )
+
     def _leave(self, trainer: Trainer) -> None:
         super()._leave(trainer)
         if self._frozen is not None:

@@ -91,13 +91,16 @@ class LayerwiseLRDecay(MethodCallback):
         self._saved_structure: dict[int, list[list[Any]]] = {}
         self._table = ""
         self._factors: dict[int, list[float]] = {}
-        self._undo: Callable[[], None] = lambda: None
+        self._undo: Callable[[], None] | None = None
 
     def factor(self, clock: SampleClock) -> list[float]:
         return next(iter(self._factors.values()))
 
     def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> list[float]:
-        return self._factors[writer.index]
+        factors = self._factors[writer.index]
+        added = writer.optimizer.param_groups[len(factors) :]  # by the module, during the run
+        factors += [self._group_factor(group) for group in added]
+        return factors
 
     def summary(self, shape: RunShape) -> dict[str, str]:
         return {"layer-wise lr": self._summary()}
@@ -215,8 +218,9 @@ class LayerwiseLRDecay(MethodCallback):
         self._restore()
 
     def _restore(self) -> None:
-        self._undo()
-        self._undo = lambda: None
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
         self._splitter = None
         self._made = {}
         self._structure, self._saved_structure, self._factors = {}, {}, {}

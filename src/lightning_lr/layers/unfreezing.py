@@ -7,7 +7,7 @@ every torch optimizer, with its momentum and its weight decay. Pure torch; no Li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -135,6 +135,11 @@ class FrozenLayers:
             norm.training = True
             self._still.discard(id(norm))
         self.set_modes()
+
+    def hold_all(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether each of these has not begun to train."""
+        still = {id(parameter) for thaw in self._parameters[self._begun :] for parameter in thaw}
+        return all(id(parameter) in still for parameter in parameters)
 
     def set_modes(self) -> None:
         """Put the batch norms of frozen layers into evaluation mode, which a ``train()`` of the module ends."""

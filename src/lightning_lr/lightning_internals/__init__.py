@@ -8,6 +8,7 @@ Lightning release can break this one room and no other. Users take it whole:
 from lightning_lr.lightning_internals.branches import UnnoticedUpdates, borrowed, scaler_of, unnoticed, why_no_branches
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
+    combined_length,
     epoch_length,
     epoch_shape,
     forget_loader_states,
@@ -21,6 +22,7 @@ from lightning_lr.lightning_internals.loaders import (
     restart_iterator,
     samples_in_micro_batch,
     set_up_train_loader,
+    side_by_side,
     train_loaders,
 )
 from lightning_lr.lightning_internals.logs import (
@@ -122,6 +124,7 @@ __all__ = [
     "bracket_steps",
     "broadcast_from_rank_zero",
     "class_of_mirror",
+    "combined_length",
     "configured_optimizers",
     "detached_training_step",
     "engine_holds_gradients",
@@ -168,6 +171,7 @@ __all__ = [
     "schedulers_of",
     "set_epoch_length",
     "set_up_train_loader",
+    "side_by_side",
     "silent_loggers",
     "starting_position",
     "takes_the_iterator",

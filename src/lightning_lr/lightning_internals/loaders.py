@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -23,14 +24,25 @@ from lightning_lr.progress import EpochShape
 
 def epoch_shape(trainer: Trainer) -> EpochShape:
     """What an epoch of the loaded training data yields (after ``fit`` has set the loaders up)."""
-    loaders, batches = train_loaders(trainer), epoch_length(trainer)
-    shapes = [loader_shape(loader, batches, trainer.world_size) for loader in loaders]
-    if len(shapes) == 1:
-        return shapes[0]
+    batches = epoch_length(trainer)
+    shapes = [loader_shape(loader, batches, trainer.world_size) for loader in train_loaders(trainer)]
+    return shapes[0] if len(shapes) == 1 else side_by_side(shapes, batches)
+
+
+def side_by_side(shapes: Sequence[EpochShape], micro_batches: int | None) -> EpochShape:
+    """What an epoch of several loaders yields, of which a batch of each is read at every step."""
     sizes = [shape.micro_batch_size for shape in shapes if shape.micro_batch_size is not None]
-    # a batch of each is read at every step; what one of them yields when it has ended depends on the mode
+    # what one of them yields when it has ended depends on the mode
     whole = sum(sizes) if len(sizes) == len(shapes) else None
-    return EpochShape(batches, whole, None, trainer.world_size, order=f"{len(loaders)} loaders")
+    return EpochShape(micro_batches, whole, None, shapes[0].world_size, order=f"{len(shapes)} loaders")
+
+
+def combined_length(combined: CombinedLoader, lengths: Sequence[int | None]) -> int | None:
+    """Steps of an epoch of loaders with these lengths, ``None`` for one without, which are read side by side."""
+    known = [length for length in lengths if length is not None]
+    if combined._mode == "min_size":
+        return min(known, default=None)
+    return max(known) if len(known) == len(lengths) else None
 
 
 def epoch_length(trainer: Trainer) -> int | None:

@@ -169,17 +169,19 @@ def _train_loader(model: LightningModule, data: LightningDataModule | None) -> A
 
 def _epoch_of_loader(loaded: Any, world_size: int, distributed: bool, options: PlanOptions) -> EpochShape:
     if isinstance(loaded, DataLoader):
-        loaders: list[Any] = [loaded]
-    else:
-        combined = loaded if isinstance(loaded, CombinedLoader) else CombinedLoader(loaded, "max_size_cycle")
-        loaders = combined.flattened
-    lengths = [_length(loader) for loader in loaders]
-    known = [length for length in lengths if length is not None]
-    shape = internals.loader_shape(loaders[0], max(known) if len(known) == len(lengths) else None, world_size)
+        return _epoch_of_one(loaded, world_size, distributed, options)
+    combined = loaded if isinstance(loaded, CombinedLoader) else CombinedLoader(loaded, "max_size_cycle")
+    shapes = [_epoch_of_one(loader, world_size, distributed, options) for loader in combined.flattened]
+    if len(shapes) == 1:
+        return shapes[0]
+    return internals.side_by_side(shapes, internals.combined_length(combined, [s.micro_batches for s in shapes]))
+
+
+def _epoch_of_one(loader: Any, world_size: int, distributed: bool, options: PlanOptions) -> EpochShape:
+    shape = internals.loader_shape(loader, _length(loader), world_size)
     batch_size = options.batch_size or shape.micro_batch_size
-    if len(loaders) > 1 or shape.device_samples is None or batch_size is None:
+    if shape.device_samples is None or batch_size is None:
         return replace(shape, micro_batch_size=batch_size)
-    loader = cast("DataLoader[Any]", loaders[0])
     split = isinstance(loader.sampler, DistributedSampler)  # the user's own: it tells the samples of one device
     return epoch_of(
         shape.device_samples, batch_size, world_size, bool(loader.drop_last), replicated=split or not distributed
@@ -205,7 +207,14 @@ def _run_shape(
         max_epochs = 1000
         notes.append("neither max_epochs nor max_steps is set; Lightning then trains for 1000 epochs")
     if timed:
-        notes.append("a time limit is set; the run may end earlier than planned, and curves do not know it")
+        if max_epochs in (None, -1) and max_steps == -1:
+            raise ValueError(
+                "a time limit alone ends this run, and how many updates fit into it is not known before training; set "
+                "max_epochs or max_steps too, to see the plan of a run that ends by them"
+            )
+        notes.append(
+            "a time limit is set; where it ends the run before this plan does, curves come to their end with the time"
+        )
     return RunShape(
         epoch,
         accumulation=accumulation_of(callbacks, int(settings["accumulate_grad_batches"])),
