@@ -85,7 +85,7 @@ def test_a_warm_up_and_then_a_growing_batch(
     switched = numbers(rows, "warmup/switched")
     assert switched == sorted(switched)
     assert {0.0, 1.0} == set(switched)
-    batch = numbers(rows, "batch_size")
+    batch = numbers(rows, "batch/size")
     before = batch[: switched.index(1.0)]
     assert len(set(before[:10])) == 1
     assert max(batch) > 1.5 * batch[0]

@@ -89,7 +89,8 @@ def test_it_multiplies_with_the_others_in_training_and_in_the_plan() -> None:
     lrs = [LR * expected(t) * (1 - t / UPDATES) for t in range(UPDATES)]
     assert probe.first == pytest.approx(lrs, rel=1e-6)  # products of fp64 numbers
     shape = RunShape(EpochShape(6, 8, 48), max_epochs=2)
-    planned = make_plan(shape, [Breathing(), LearningRateSchedule(Polynomial(power=1.0))], Toy().configure_optimizers())
+    methods = [Breathing(), LearningRateSchedule(Polynomial(power=1.0))]
+    planned = make_plan(shape, methods, [Toy().configure_optimizers()])
     assert list(planned.lr[0]) == pytest.approx(lrs, rel=1e-6)
     assert planned.summary["breathing"] == "0.5 deep, calm"
 

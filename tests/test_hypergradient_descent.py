@@ -20,7 +20,7 @@ from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from lightning_lr import Cosine, HypergradientDescent, LearningRateSchedule, NormalizedWeightDecay
-from lightning_lr.callbacks import hypergradient_descent
+from lightning_lr.callbacks import hypergradient_follower
 from lightning_lr.cli.report.record import read_run
 from tests.support.rounding import rounding_after
 from tests.support.toy import Probe, ResumableLoader, Toy, data, fit, two_groups, weights
@@ -332,7 +332,7 @@ def test_the_host_waits_once_per_update() -> None:
 def test_a_factor_that_stays_at_its_bound_is_warned_of_once(
     lr: float, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(hypergradient_descent, "BOUND_LIMIT", 3)
+    monkeypatch.setattr(hypergradient_follower, "BOUND_LIMIT", 3)
     bounds = (1e-3, 2.0) if lr == 1e-7 else (1e-3, 1e6)
     fit(
         [HypergradientDescent(rule="normalized", bounds=bounds)],
@@ -384,13 +384,13 @@ def test_the_measured_direction_is_the_step_that_was_made(
     configure: Any, others: list[Callback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[float] = []
-    read = hypergradient_descent.read
+    read = hypergradient_follower.read
 
     def spy(sums: Tensor, values: Any) -> Any:
         measured.append(float(sums[0, 2]))
         return read(sums, values)
 
-    monkeypatch.setattr(hypergradient_descent, "read", spy)
+    monkeypatch.setattr(hypergradient_follower, "read", spy)
     moves = Moves()
     fit([HypergradientDescent(rule="normalized"), *others, moves], module=Toy(configure).double(),
         loader=torch.utils.data.DataLoader(data(dtype=torch.float64), batch_size=BATCH))  # fmt: skip

@@ -147,7 +147,8 @@ def test_the_decay_and_trust_ratios_are_logged(tmp_path: Path) -> None:
 
 
 class ChoosesTheBase(MethodCallback):
-    name = "adaptive_warmup"
+    name = "chooses_the_base"
+    lr_role = "finder"
 
     def factor(self, clock: Any) -> float:
         return 1.0

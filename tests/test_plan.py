@@ -371,7 +371,7 @@ def test_a_scheduler_that_asks_the_trainer_for_the_length_is_drawn(write: Callab
             config([schedule("Cosine"), SCALING], {"stream": True}),
             "counts epochs, and the train dataloader has",
         ),
-        (config([schedule("Cosine")] * 2), "attached too"),
+        (config([schedule("Cosine")] * 2), "two of them are attached"),
     ],
 )
 def test_what_fit_refuses_plan_refuses(
@@ -391,7 +391,7 @@ def test_a_later_method_adds_its_panel_to_the_picture(
     groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = RunShape(EpochShape(20, 8, 157), max_epochs=4)
-    plan = make_plan(shape, [LearningRateSchedule(CosineRestarts(0.02))], many_groups(groups))
+    plan = make_plan(shape, [LearningRateSchedule(CosineRestarts(0.02))], [many_groups(groups)])
     drawn: list[Plan] = []
     added = Panel[Plan]("noise scale", lambda plan: True, lambda ax, plan: drawn.append(plan))
     absent = Panel[Plan]("memory", lambda plan: False, lambda ax, plan: pytest.fail("drawn without having it"))

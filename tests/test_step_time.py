@@ -102,7 +102,7 @@ def test_a_plan_is_timed_row_by_row() -> None:
 def test_a_ramp_is_compared_with_the_batch_it_starts_from() -> None:
     shape = RunShape(EpochShape(100, 10, 1000, world_size=2), max_epochs=3)
     ramp = BatchSizeRamp(StepRamp([1, 2], factor=2), max_micro_batch_size=40)
-    plan = make_plan(shape, [ramp], torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+    plan = make_plan(shape, [ramp], [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)])
     cost = Cost(StepTime(0.0, 0.01), Network(latency=1.0), MODEL)
     made = timed(plan, cost)
     assert [row.batch_size for row in made.rows] == [20, 40, 80]

@@ -39,13 +39,35 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class At:
-    """Where an update stands: samples before it, in it, in the whole run, in an epoch; and the largest lr of a group."""
+    """Where an update stands.
 
+    Args:
+        number: updates before it.
+        updates: of the whole run; all are alike in the run's budget, also those of fewer samples.
+        per_epoch: updates in an epoch.
+        before: samples before it.
+        size: samples in it.
+        epoch: samples in an epoch.
+        largest_lr: of a group.
+    """
+
+    number: int
+    updates: int
+    per_epoch: int
     before: int
     size: int
-    total: int
     epoch: int
     largest_lr: float
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done before the update."""
+        return self.number / self.updates
+
+    @property
+    def width(self) -> float:
+        """Share of the run that the update is."""
+        return 1 / self.updates
 
 
 @dataclass(frozen=True)
@@ -88,21 +110,21 @@ class Row:
 
 
 def _cosine_after_warmup(at: At) -> float:
-    progress, width, warmup = at.before / at.total, at.size / at.total, 0.25
+    progress, width, warmup = at.progress, at.width, 0.25
     if progress < warmup:
         return min(1.0, (progress + width) / warmup)
     return 0.1 + 0.9 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
 def _restarts(at: At) -> float:
-    progress, start, length = at.before / at.total, 0.0, 0.2
+    progress, start, length = at.progress, 0.0, 0.2
     while progress >= start + length - 1e-9:
         start, length = start + length, length * 1.5
     return (1 + math.cos(math.pi * (progress - start) / length)) / 2
 
 
 def _linear(at: At) -> float:
-    return 1 + (BATCH / 4 - 1) * min(1.0, (at.before + at.size) / at.epoch)
+    return 1 + (min(BATCH, at.epoch) / 4 - 1) * min(1.0, (at.number + 1) / at.per_epoch)
 
 
 def _steps(at: At) -> float:
@@ -110,7 +132,7 @@ def _steps(at: At) -> float:
 
 
 def _polynomial(at: At) -> float:
-    progress, width, warmup = at.before / at.total, at.size / at.total, 0.25
+    progress, width, warmup = at.progress, at.width, 0.25
     return min(1.0, (progress + width) / warmup) if progress < warmup else ((1 - progress) / (1 - warmup)) ** 2
 
 
@@ -142,10 +164,8 @@ def _adam(module: LightningModule) -> torch.optim.Optimizer:
 def _warmup_without_a_switch(at: At) -> float:
     """The climb from 0.02 to 0.08 over half the run, no switch before (the confidence asks for certainty), and then the
     cosine from min_lr (lr_scale leaves no more of the lr that was best)."""
-    in_epoch = [*range(BATCH, at.epoch, BATCH), at.epoch]
-    ends = (epoch + end for epoch in range(0, at.total, at.epoch) for end in in_epoch)
-    switch = next(end for end in ends if end >= at.total / 2) / at.total
-    progress = at.before / at.total
+    switch = math.ceil(at.updates / 2) / at.updates
+    progress = at.progress
     if progress < switch:
         return min(0.08, 0.02 * 4 ** (2 * progress)) / at.largest_lr
     return 0.02 * (1 + math.cos(math.pi * (progress - switch) / (1 - switch))) / 2 / at.largest_lr
@@ -238,7 +258,7 @@ ROWS = [
         "scaling-sqrt-adam",
         lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
         lambda: [LearningRateScaling(BATCH, rule="sqrt")],
-        lambda at: math.sqrt(BATCH / 2),
+        lambda at: math.sqrt(min(BATCH, at.epoch) / 2),
         [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
         configure=_adam,
     ),
@@ -375,7 +395,7 @@ ROWS = [
         "lamb-sqrt",
         lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
         lambda: [LearningRateScaling(BATCH, rule="sqrt")],
-        lambda at: math.sqrt(BATCH / 2),
+        lambda at: math.sqrt(min(BATCH, at.epoch) / 2),
         [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
         configure=_lamb,
     ),
