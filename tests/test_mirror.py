@@ -117,7 +117,7 @@ def test_a_trainer_of_the_mirror_is_refused_by_name_before_training(make: Callab
 @pytest.mark.parametrize("make", [lambda: LearningRateSchedule(Cosine()), lambda: GhostBatchNorm(4)])
 def test_where_the_mirror_refuses_without_a_reason_it_was_said_ahead(make: Callable[[], Any]) -> None:
     mirror()
-    with pytest.warns(UserWarning, match=r"will say no more than 'Expected a parent'; write `import"):
+    with pytest.warns(UserWarning, match=r"will only report 'Expected a parent'; write `import"):
         callback = make()
     with pytest.raises(ValueError, match="Expected a parent"):
         trainer("pytorch_lightning", callback)

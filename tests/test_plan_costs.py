@@ -144,7 +144,7 @@ def test_units_are_those_of_people() -> None:
         (["--device-memory", "0GB"], "more than 0"),
         (["--parameters", "0"], "at least 1"),
         (["--micro-batch-time", "fast"], "for example 0.02"),
-        (["--bandwidth", "1GB"], "say nothing without --micro-batch-time"),
+        (["--bandwidth", "1GB"], "have no effect without --micro-batch-time"),
     ],
 )
 def test_what_is_no_quantity_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -383,7 +383,7 @@ def test_a_run_that_diverged_is_compared_too() -> None:
 def test_a_target_may_be_out_of_reach() -> None:
     comparison = compare([record("a", val_acc=[0.5, 0.7]), record("b", val_acc=[0.9])], target=0.8)
     assert row_of(comparison.runs[0], comparison)["updates"] == "not reached"
-    assert comparison.target_line == "target 0.8 (as asked)"
+    assert comparison.target_line == "target 0.8 (as given)"
     comparison_figure(comparison)
 
 

@@ -18,7 +18,7 @@ LARGEST_UPDATE = 2**53
 """Below this, update numbers are exact in every arithmetic that a report does."""
 
 CONTINUES = "continues"
-"""In a ``start`` line: the log directory, seen from the one of this journal, of the run that this one goes on with."""
+"""In a ``start`` line: the log directory, seen from the one of this journal, of the run that this one continues."""
 
 
 class Journal:

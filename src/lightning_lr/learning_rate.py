@@ -5,7 +5,7 @@ automatic warm-up. None of them may write ``group["lr"]``; each gives this write
 
     effective lr(group) = scheduled lr(group) x product of named multipliers(group)
 
-*Scheduled* is whatever the user's optimizer, LR scheduler and own code say. It is kept here as the very object that was
+*Scheduled* is whatever the user's optimizer, LR scheduler and own code set. It is kept here as the very object that was
 found (never recomputed by a division), so that a scheduler which steps inside
 :meth:`HyperparameterWriter.scheduled_values` reads and writes bit for bit what it would without us. Where the user
 wants a scheduler to have no effect, :meth:`HyperparameterWriter.replace_schedule` puts a fixed base value in its place;
@@ -111,7 +111,7 @@ class HyperparameterWriter:
         Args:
             key: as there.
             name: as there.
-            transform: index of the group, scheduled value -> effective value. Asked at every :meth:`write`.
+            transform: index of the group, scheduled value -> effective value. Called at every :meth:`write`.
 
         Raises:
             ValueError: for ``key="lr"``.
@@ -306,7 +306,7 @@ class HyperparameterWriter:
                     product = 1.0
                     for name in self._multipliers:
                         product *= self._factor(name, index)
-                    # x 1.0 would be the same bits; skipping it keeps the user's own object and type (an int lr, say)
+                    # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
                     effective = value if product == 1.0 else value * product
                 else:
                     effective = value
@@ -361,7 +361,7 @@ def _put(group: dict[str, Any], key: str, value: Any) -> Any:
 
 
 def _mark(value: Any) -> Any:
-    """What tells whether a value is still the one that was written; for tensors without reading the device."""
+    """What shows whether a value is still the one that was written; for tensors without reading the device."""
     return (id(value), value._version) if isinstance(value, Tensor) else value
 
 

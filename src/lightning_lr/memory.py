@@ -1,7 +1,7 @@
 """What a training step holds in memory for its backward: predicted by a plan, and measured while it runs.
 
 Saved activations are counted by saved-tensor hooks, each storage once and parameters not at all, which works on every
-device; on an accelerator the allocator's own peak is read beside them.
+device; on an accelerator the allocator's own peak is read as well.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def extrapolate_checkpointing(
     r"""The plan for a batch that is too large to try out, from two small ones.
 
     A block's bytes are :math:`a + b \cdot` samples (what is saved for each sample, and what does not grow, as copies of
-    weights under autocast), so two batches tell them for any other.
+    weights under autocast), so two batches give them for any other.
 
     Args:
         network: on the CPU.

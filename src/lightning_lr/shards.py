@@ -1,14 +1,14 @@
 """Parameters that are spread over ranks, seen as one: sums per parameter with one all-reduce for all of them.
 
-What a method asks about a parameter (its norm, the dot product of its gradient with its last step) is a sum over its
+What a method needs of a parameter (its norm, the dot product of its gradient with its last step) is a sum over its
 elements, so it is a sum over the pieces that the ranks hold: each rank sums its own, and :func:`sum_over_shards` adds
 them up for all parameters together. There are three ways to hold a parameter:
 
 - whole (one device, DDP), which costs nothing;
 - as a ``DTensor`` (FSDP2), one piece per rank, which :func:`local` returns;
 - flattened (DeepSpeed ZeRO): the optimizer sees one vector per group or part of a group, cut without regard to where a
-  tensor begins. The strategy that made it says by :func:`describe_flat` which run of it belongs to which tensor, and
-  who asks gets its :class:`FlatSegment` s from :func:`flat_of`.
+  tensor begins. The strategy that made it registers by :func:`describe_flat` which run of it belongs to which
+  tensor, and :func:`flat_of` returns its :class:`FlatSegment` s.
 
 Pure torch; a method that uses these functions knows nothing of the strategy.
 """
@@ -81,12 +81,12 @@ class Flat:
     partition: Partition
 
 
-# beside the vectors, not on them: attributes of a tensor are saved with it, and a process group cannot be
+# apart from the vectors, not on them: attributes of a tensor are saved with it, and a process group cannot be
 _FLAT: Any = WeakTensorKeyDictionary()
 
 
 def describe_flat(vector: Tensor, flat: Flat) -> None:
-    """Tell whoever asks :func:`flat_of` what ``vector`` is made of, for as long as it lives."""
+    """Register what ``vector`` is made of for :func:`flat_of`, for as long as it lives."""
     _FLAT[vector] = flat
 
 

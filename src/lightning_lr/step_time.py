@@ -2,7 +2,7 @@ r"""How long a run takes on machines that are not here, from a few numbers that 
 
 A rank needs :math:`a + b m` seconds for the forward and backward of a micro-batch of m samples, u for an update, and
 the bytes that it sends over its bandwidth, plus a latency for each collective, to agree with the others. Everything is
-counted one after the other: what an engine overlaps makes the run faster than said here. Pure torch; no Lightning.
+counted one after the other: what an engine overlaps makes the run faster than this. Pure torch; no Lightning.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ EVENT = "logged"
 
 
 class Stopwatch:
-    """Writes the seconds of a run beside its decisions.
+    """Writes the seconds of a run next to its decisions.
 
     Args:
         journal: where they go.

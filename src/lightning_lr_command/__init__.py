@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
-    "fit": "train a model as a configuration file says",
+    "fit": "train a model as a configuration file describes",
     "validate": "evaluate a model on the validation data",
     "test": "evaluate a model on the test data",
     "predict": "run a model on the prediction data",

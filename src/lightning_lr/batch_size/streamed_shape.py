@@ -60,7 +60,7 @@ def streamed_plan(
             )
         if cap is None:
             raise ValueError(
-                f"{CALLER}: a tenth of an iterable data set without a known length is no number; give max_batch_size "
+                f"{CALLER}: a tenth of an iterable data set without a length is not known; give max_batch_size "
                 "(or set limit_train_batches to a whole number)"
             )
         assert shape.max_updates is not None

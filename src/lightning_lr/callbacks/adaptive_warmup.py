@@ -83,7 +83,7 @@ class AdaptiveWarmup(MethodCallback):
         module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
             before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
             goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
 
     Raises:
         ValueError: for an argument outside its range.

@@ -47,7 +47,7 @@ class MethodCallback(Callback):
     their own names.
 
     Args:
-        count_samples: samples in a batch, for loaders whose sampler does not tell and whose first tensor's first
+        count_samples: samples in a batch, for loaders whose sampler does not show it and whose first tensor's first
             dimension is not it (graphs, packed sequences). Importable by path from YAML.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 

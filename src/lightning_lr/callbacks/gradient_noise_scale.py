@@ -42,13 +42,13 @@ class GradientNoiseScale(MethodCallback):
     Args:
         smoothing: what the averages of both norms keep at each measurement, in [0, 1).
         every: updates from one measurement to the next.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells; where it is
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it; where it is
             given, it decides.
 
     Raises:
         MisconfigurationException: at setup under manual optimization, where a backward need not be a micro-batch.
         MisconfigurationException: at setup, where gradients are averaged over the devices before they come to the
-            parameters (FSDP), or an engine does not tell what it does with them (Lightning's ``DeepSpeedStrategy``).
+            parameters (FSDP), or an engine hides what it does with them (Lightning's ``DeepSpeedStrategy``).
 
     Example::
 

@@ -42,7 +42,7 @@ class GradualUnfreezing(MethodCallback):
         train_batch_norm: train batch norms of frozen layers with their statistics, as fastai and Lightning's
             ``BaseFinetuning`` do by default. Else those of frozen layers are in evaluation mode, and a frozen layer is
             a fixed function.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
 
     Raises:
         ValueError: for ``epochs_per_layer`` below 1.

@@ -60,7 +60,7 @@ class HypergradientDescent(MethodCallback):
         bounds: smallest and largest factor, and so the learning rate relative to the scheduled one: by default, from
             1e-6 to 1e-3 and no further. Wider ones, such as ``(1e-6, 1e6)``, for a rate that is not even known to three
             digits. A factor that stays at a bound for 100 updates is warned of.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:

@@ -41,7 +41,7 @@ class LayerwiseLRDecay(MethodCallback):
         no_weight_decay: which parameters get none: ``"auto"`` for biases, norms, tokens, position embeddings and
             biases, ``A_log`` and ``D`` of state-space layers, and what the model's ``no_weight_decay()`` lists; or
             regular expressions; an empty list for no exemption. The table shows what is exempt and why.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all. To
             tell them apart ``configure_optimizers`` is called twice, and the others keep their groups as they are.
 

@@ -37,8 +37,8 @@ class LearningRateScaling(MethodCallback):
         reference_batch_size: the global batch for which the learning rate was tuned, in samples.
         rule: ``"linear"`` or ``"sqrt"``.
         warmup_epochs: length of the climb, in epochs; 0 for none.
-        batch_size: the global batch, in samples, where the loader does not tell it (a batch sampler of one's own).
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        batch_size: the global batch, in samples, where the loader does not have it (a batch sampler of one's own).
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:
@@ -87,7 +87,7 @@ class LearningRateScaling(MethodCallback):
         batch_size = self.batch_size or shape.batch_size
         if batch_size is None:
             raise MisconfigurationException(
-                "LearningRateScaling: the loader does not tell its batch size (it has a batch sampler of its own); "
+                "LearningRateScaling: the loader's batch size is not known (it has a batch sampler of its own); "
                 "give the global batch as batch_size"
             )
         return batch_size / self.reference_batch_size

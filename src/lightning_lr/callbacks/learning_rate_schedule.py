@@ -36,7 +36,7 @@ class LearningRateSchedule(MethodCallback):
             before training; ``"replace"`` leaves it without effect and starts from the rate that it rises to, while it
             goes on and is in the checkpoint, so that the run can go on without us; ``"multiply"`` applies both.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
 
     Raises:
         TypeError: where ``curve`` is no curve and no list of curves.

@@ -59,7 +59,7 @@ class LearningRateSearch(MethodCallback):
             as a third of an update.
         at: shares of the run at which to search, in [0, 1). After 0.0 the race starts from the weights as they are then
             and compares three rates around the present one; the budget is divided.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         module_scheduler: what becomes of an LR scheduler that ``configure_optimizers`` returns. ``"refuse"`` stops
             before training; ``"replace"`` leaves it without effect, while it goes on and is in the checkpoint, so that
             the run can go on without us; ``"multiply"`` applies both.

@@ -44,7 +44,7 @@ class NormalizedWeightDecay(MethodCallback):
 
     Args:
         norm: :math:`\lambda_\text{norm}`; the paper's repository suggests 0.025 to 0.05 for CIFAR-10.
-        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor tells.
+        count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
 
     Raises:

@@ -42,7 +42,7 @@ def warn_of_mirror(member: Any) -> None:
     if internals.mirror_refuses_unasked():
         warnings.warn(
             f"{type(member).__name__}: {MIRROR} has been imported, and its Trainer, if it is the one to be given this "
-            f"callback of {INSTEAD}, will say no more than 'Expected a parent'; {TO_DO}",
+            f"callback of {INSTEAD}, will only report 'Expected a parent'; {TO_DO}",
             stacklevel=3,
         )
 

@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # as `python -m` does, so that the user's own classes are found
         sys.path.insert(0, os.getcwd())
 
-    # Lightning's own: it has nothing to say to the user of this command
+    # Lightning's own: it is no concern of this command's users
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
     from lightning_lr.cli.errors import ConfigurationError, debugging
 

@@ -1,6 +1,6 @@
-"""What the command line says when a configuration cannot work: one paragraph instead of a traceback.
+"""The command line's error for a configuration that cannot work: one paragraph instead of a traceback.
 
-What was refused before anything was trained is the configuration's fault and is said in a sentence; whatever goes wrong
+What was refused before anything was trained is the configuration's fault and gets one sentence; whatever goes wrong
 later is unexpected and keeps its traceback. With ``LIGHTNING_LR_DEBUG=1`` everything does.
 """
 
@@ -15,7 +15,7 @@ EXPLAINED = (ValueError, OSError, ImportError)
 
 
 class ConfigurationError(Exception):
-    """A configuration that cannot work; the message says what was given and what to do."""
+    """A configuration that cannot work; the message states what was given and what to do."""
 
 
 def debugging() -> bool:
@@ -40,7 +40,7 @@ def refusing(prefix: str = "", kinds: tuple[type[Exception], ...] = EXPLAINED) -
 
 
 def described(error: BaseException) -> str:
-    """The message of the root cause; with its type where the message alone says little."""
+    """The message of the root cause; with its type where the message alone is too short."""
     cause = root_cause(error)
     text = str(cause).strip()
     return text if len(text.split()) > 3 else f"{type(cause).__name__}: {text}".rstrip(": ")

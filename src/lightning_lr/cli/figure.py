@@ -1,7 +1,7 @@
 """How pictures of a run are laid out: panels over one axis of samples, and a strip that names the phases above.
 
-A :class:`Panel` says whether there is something to draw and draws it; ``plan`` and ``report`` each keep a list of them,
-and a later method adds its own. matplotlib alone, on its own canvas, so nothing of the user's pyplot is touched.
+A :class:`Panel` knows whether there is something to draw and draws it; ``plan`` and ``report`` each keep a list of
+them, and a later method adds its own. matplotlib alone, on its own canvas, so nothing of the user's pyplot is touched.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def draw_figure(frame: Frame, panels: Sequence[Panel[T]], data: T) -> tuple[Figu
     """Draw the panels for which the data has something.
 
     Returns:
-        The figure, and what could not be drawn, a sentence each: the panel says so in its place, and the rest is there
+        The figure, and what could not be drawn, a sentence each: the panel shows it in its place, and the rest is there
         all the same.
     """
     panels = sorted((panel for panel in panels if _has(panel, data)), key=lambda panel: panel.own_axis)
@@ -171,11 +171,11 @@ def _has(panel: Panel[T], data: T) -> bool:
     try:
         return panel.has(data)
     except DAMAGED:
-        return True  # and drawing it says why not
+        return True  # drawing it gives the reason
 
 
 def _draw(panel: Panel[T], ax: Axes, data: T) -> str:
-    """Draw a panel; where that fails, what to say about it."""
+    """Draw a panel; where that fails, return a message about it."""
     try:
         panel.draw(ax, data)
         return ""
@@ -261,7 +261,7 @@ def _draw_strips(ax: Axes, frame: Frame) -> None:
 
 
 def _name_blocks(ax: Axes, y: float, phases: Sequence[Phase], end: float) -> None:
-    """The name in each block where it fits, else beside it in the next block, else its last word (``cycle 7``: 7).
+    """The name in each block where it fits, else next to it in the next block, else its last word (``cycle 7``: 7).
 
     Else nothing: the table in the terminal names every phase.
     """

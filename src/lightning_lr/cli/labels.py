@@ -1,4 +1,4 @@
-"""What is written beside the ends of lines and above points, so that a panel needs no legend."""
+"""Labels next to the ends of lines and above points, so that a panel needs no legend."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-LABEL_INCHES = 0.15  # a line of text beside the end of a line
+LABEL_INCHES = 0.15  # a line of text next to the end of a line
 
 
 @dataclass(frozen=True)
 class EndLabel:
-    """What is written beside the end of a line.
+    """The label next to the end of a line.
 
     Args:
         x: where the line ends.
@@ -37,7 +37,7 @@ def label_point(ax: Axes, x: float, y: float, text: str, color: str) -> None:
 
 
 def label_ends(ax: Axes, labels: Sequence[EndLabel]) -> None:
-    """Write what a line came to beside its end; labels that would overlap are moved apart.
+    """Write what a line came to next to its end; labels that would overlap are moved apart.
 
     They stand right of the panel, or inside it where the lines end early (a run that is still going).
 
@@ -49,7 +49,7 @@ def label_ends(ax: Axes, labels: Sequence[EndLabel]) -> None:
     heights: Any = [2.0] if spec is None else spec.get_gridspec().get_height_ratios()
     inches = float(heights[0 if spec is None else spec.rowspan.start])
     line_height = LABEL_INCHES / inches
-    ax.autoscale_view()  # else limits that are not asked for are computed later, and the heights below are not true
+    ax.autoscale_view()  # else limits that nobody has read are computed later, and the heights below are not true
     to_share = ax.transData + ax.transAxes.inverted()
     ends = [float(to_share.transform((label.x, label.y))[0]) for label in labels]
     x = 1.0 if not ends or max(ends) > 0.9 else max(ends)

@@ -29,7 +29,7 @@ class Shown:
     """A plan or a report.
 
     Args:
-        title: one line that says what it shows.
+        title: one line about what it shows.
         text: what the terminal prints.
         draw: makes the figure; ``None`` where there is nothing to draw.
         data: the object behind it.

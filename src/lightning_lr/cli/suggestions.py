@@ -1,6 +1,6 @@
 """Which name in a configuration is unknown, where it stands, and which known one is nearest.
 
-Asked only after jsonargparse has refused a configuration. The file is walked beside the signatures of the classes that
+Runs only after jsonargparse has refused a configuration. The file is walked along the signatures of the classes that
 it names, so the answer does not depend on the wording of anybody's error message.
 """
 
@@ -40,7 +40,7 @@ def did_you_mean(given: str, known: Iterable[str], prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class Known:
-    """The names that a command accepts: options, and the classes that may stand in some of them.
+    """The names that a command accepts: options, and the classes that some of them take.
 
     Args:
         command: the subcommand, under which a file may nest its options.
@@ -82,7 +82,7 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 
 class _Walk:
-    """Configuration files and options beside what is known."""
+    """Walks configuration files and options along what is known."""
 
     def __init__(self, known: Known) -> None:
         self.known = known

@@ -1,4 +1,4 @@
-"""``lightning-lr fit|validate|test|predict``: Lightning's own command line, made to say clearly what it refuses.
+"""``lightning-lr fit|validate|test|predict``: Lightning's own command line, with clear errors for what it refuses.
 
 Model and data are given by ``class_path``; every public name of :mod:`lightning_lr` can be used without a module path.
 A configuration that is refused leaves nothing on disk, as far as this package writes it.
@@ -51,7 +51,7 @@ class LateSaveConfigCallback(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.already_saved or (stage != "fit" and not trainer.loggers):
             return
-        log_dir = trainer.log_dir  # asked for on every rank: Lightning broadcasts it
+        log_dir = trainer.log_dir  # read on every rank: Lightning broadcasts it
         exists = log_dir is not None and (Path(log_dir) / self.config_filename).is_file()
         self.overwrite |= stage == "fit" and self.config.ckpt_path is not None  # it goes on, as it is configured now
         if trainer.strategy.broadcast(exists) and not self.overwrite:
@@ -123,7 +123,7 @@ class Stoppable(Callback):
 
 
 class Timed(Callback):
-    """Writes down the seconds of a run without a callback of ours (those write them themselves), for ``report``."""
+    """Writes down the seconds of a run without our callbacks (those write them themselves), for ``report``."""
 
     def __init__(self) -> None:
         self._stopwatch: Stopwatch | None = None
@@ -198,7 +198,7 @@ class LearningRateCLI(LightningCLI):
 
 
 def refuse_half_a_checkpoint(path: Any) -> None:
-    """Say which file it is that cannot be read; torch says of a part of one what it stumbled over.
+    """Name the file that cannot be read; torch's error for half a file names only the position it failed at.
 
     Raises:
         MisconfigurationException: for a file that is empty, or begins as torch's archives do and does not end so.
@@ -222,7 +222,7 @@ def run_trainer(words: Sequence[str]) -> None:
 
     Raises:
         ConfigurationError: for a configuration that cannot work, found before the first batch.
-        SystemExit: 143 where the process was asked to end (SIGTERM) and did.
+        SystemExit: 143 where the process got SIGTERM and ended.
     """
     begun = Begun()
     try:

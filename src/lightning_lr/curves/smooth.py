@@ -65,7 +65,7 @@ class CosineRestarts(WarmedUp):
     Raises:
         ValueError: if an argument is outside its range, or there are more than 10000 cycles.
 
-    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (T_mult = cycle_growth); the falling peak is ours.
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (T_mult = cycle_growth); the falling peak is new here.
     """
 
     first_cycle: float = 0.1

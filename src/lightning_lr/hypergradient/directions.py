@@ -34,7 +34,7 @@ READ = (
     *("betas", "momentum", "dampening", "nesterov", "eps", "amsgrad"),
     *("weight_decay", "decoupled_weight_decay", "maximize"),
 )
-"""Hyperparameters beside the learning rate that a step, and so its direction, is made with."""
+"""Hyperparameters other than the learning rate that a step, and so its direction, is made with."""
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _adam(
 
 
 def batch_key(kind: Family, state: dict[str, Any]) -> object:
-    """Parameters with equal keys can be asked for together: their number of Adam steps is the same."""
+    """Parameters with equal keys can be handled together: their number of Adam steps is the same."""
     if kind != "adam":
         return None
     step = state.get("step")
@@ -149,7 +149,7 @@ def batch_key(kind: Family, state: dict[str, Any]) -> object:
 
 
 def invertible(kind: Family, group: dict[str, Any], lr: float) -> bool:
-    """Whether an update with this learning rate tells its direction."""
+    """Whether an update with this learning rate reveals its direction."""
     if kind == "adam":  # at 1 the decay has wiped the parameter out
         return float(group["weight_decay"]) * lr < 1
     return kind == "sgd" or lr > 0

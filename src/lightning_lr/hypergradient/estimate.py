@@ -154,7 +154,7 @@ class AlignmentEstimator:
     def shards(self) -> dict[int, Tensor]:
         """The copies of sharded parameters, which are other ones on every rank, and go back by :meth:`load_shards`.
 
-        A run that goes on without them leaves one update unmeasured.
+        A run that resumes without them leaves one update unmeasured.
         """
         whole = self._whole()
         return {place: copy.cpu().clone() for place, copy in self._copies.items() if place not in whole}

@@ -73,7 +73,7 @@ class FactorLearner:
         return [*self._factors, *[1.0] * (groups - len(self._factors))][:groups]
 
     def cosines(self, alignments: Sequence[Alignment]) -> list[float]:
-        """The cosine that each factor follows; NaN where nothing can be said."""
+        """The cosine that each factor follows; NaN where it is unknown."""
         if self.scope == "group":
             return [alignment.cosine for alignment in alignments]
         base = self._base if self._base is not None and len(self._base) == len(alignments) else [1.0] * len(alignments)
@@ -108,7 +108,7 @@ class FactorLearner:
         return self.factors(groups)
 
     def applied(self, alignments: Sequence[Alignment], base: Sequence[float]) -> None:
-        """The update is made, with the factors as they are and these learning rates beside them."""
+        """The update is made, with the factors as they are and these base learning rates."""
         self._base = list(base)
         self._gradients = [alignment.gradient for alignment in alignments]
 

@@ -45,7 +45,7 @@ class Additive:
 
     .. math:: \alpha_t = \alpha_{t-1} + \beta \, g_t \cdot d_{t-1}
 
-    For a factor m beside a schedule of learning rates b it is gradient descent on m,
+    For a factor m on a schedule of learning rates b it is gradient descent on m,
     :math:`m \mathrel{+}= \beta \, b_{t-1} (g_t \cdot d_{t-1}) / b_\text{max}^2`, which is the same where b is constant,
     and moves nothing where the schedule is at 0. :math:`\beta` has units: it has to be chosen with the size of the
     gradient (for SGD, :math:`1 / |g|^2`).

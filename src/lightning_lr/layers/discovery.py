@@ -26,7 +26,7 @@ SHOWN = 40
 def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
     """Find the layers of a model, from input to head.
 
-    With ``"auto"``: a sub-model that brings timm's ``group_matcher`` is asked; elsewhere repeated blocks in a
+    With ``"auto"``: timm's ``group_matcher`` of a sub-model decides; elsewhere repeated blocks in a
     ``ModuleList`` or ``Sequential`` are the layers, with a stem before and a head after them (as in BEiT and MAE: the
     final norm belongs to the head); a model without repeated blocks has one layer per child module, with a warning.
 

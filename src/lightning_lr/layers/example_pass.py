@@ -34,7 +34,7 @@ def example_pass(model: nn.Module) -> dict[str, Visits]:
                 watch.hook(stand_in)
                 with watch:
                     _call(stand_in, example, next(model.parameters()).device)
-        except Exception:  # whatever the user's code says to a fake tensor
+        except Exception:  # whatever the user's code raises for a fake tensor
             continue
         return watch.visits()
     return {}

@@ -110,7 +110,7 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
             _with_stubs(stand_in, module, tracer)
             arguments, keywords = _arguments(forward, tracer)
             forward(stand_in, *arguments, **keywords)
-    except Exception:  # whatever the user's code says to a symbol
+    except Exception:  # whatever the user's code raises for a symbol
         return None
     visits = tracer.finished()
     return visits if visits.position else None
@@ -271,7 +271,7 @@ def _stub(module: nn.Module, tracer: _Tracer, unit: str, name: str, depth: int) 
 
 
 def _is_defined(forward: Callable[..., Any]) -> bool:
-    if forward.__module__.startswith("lightning"):  # LightningModule's own, which says that there is none
+    if forward.__module__.startswith("lightning"):  # LightningModule's own: there is none
         return False
     return forward.__name__ != "_forward_unimplemented"
 

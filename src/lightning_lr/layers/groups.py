@@ -92,7 +92,7 @@ class GroupSplitter:
 
         Args:
             params: tensors, or (name, tensor) pairs, or groups.
-            default_weight_decay: of groups that do not say.
+            default_weight_decay: of groups without one.
 
         Returns:
             The groups, and for each the index of the group that it is a part of.

@@ -1,4 +1,4 @@
-"""What the name and type of a sub-module say about its place, where no forward pass shows it.
+"""What the name and type of a sub-module reveal about its place, where no forward pass shows it.
 
 These are conventions of the models that people fine-tune. A forward pass (:mod:`~lightning_lr.layers.forward_pass`)
 goes first; where neither decides, the order is a guess and the user gets a warning with the table of layers.
@@ -81,7 +81,7 @@ IsHead = Callable[[str], bool]
 
 
 def heads(parts: Sequence[tuple[str, nn.Module | None]]) -> IsHead:
-    """What tells heads by name; where all parts are named so (``self.classifier = Bert``), the name says nothing."""
+    """Names of heads; where all parts are named so (``self.classifier = Bert``), the name means nothing."""
     names = [name for name, module in parts if HEAD.fullmatch(name) and not isinstance(module, nn.Embedding)]
     if len(names) == len(parts):
         return lambda name: False
@@ -116,13 +116,13 @@ def is_encoder_decoder(encoder: tuple[str, nn.Module], decoder: tuple[str, nn.Mo
 
 
 def words(name: str) -> frozenset[str]:
-    """The words in a name that say which of several towers it is."""
+    """The words in a name that identify one of several towers."""
     parts = re.split(r"[_\d]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
     return frozenset(part for part in parts if ROLE.fullmatch(part))
 
 
 def are_towers(names: Iterable[str]) -> bool:
-    """Whether every name says which tower it is, each another one."""
+    """Whether every name identifies a tower, each another one."""
     names = list(names)
     if len(names) > 1 and all(PLACED.fullmatch(name) for name in names):
         return True

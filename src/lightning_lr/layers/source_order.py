@@ -24,7 +24,7 @@ def source_order(module: nn.Module) -> dict[str, int]:
 @functools.cache
 def _order_in(forward: Callable[..., Any]) -> dict[str, int]:
     try:
-        # a decorator of transformers may stand in for the function
+        # a decorator of transformers may replace the function
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
     except (OSError, TypeError, SyntaxError, IndentationError):
         return {}

@@ -159,7 +159,7 @@ class FrozenLayers:
 
 
 def _batch_norms(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter | None]]:
-    """Every module with running statistics, and the parameter that tells its layer: its own, else the one before."""
+    """Every module with running statistics, and the parameter that decides its layer: its own, else the one before."""
     before: nn.Parameter | None = None
     for child in module.modules():
         own = list(child.parameters(recurse=False))

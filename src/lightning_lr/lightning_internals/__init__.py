@@ -1,7 +1,7 @@
 """Every touch of what Lightning does not promise: private attributes, and the order in which its loop calls things.
 
-Checked against Lightning 2.5.6 and 2.6.6; where they differ, the function says so. Each is named for its purpose; a new
-Lightning release can break this one room and no other. Users take it whole:
+Checked against Lightning 2.5.6 and 2.6.6; where they differ, the function's docstring names it. Each is named for its
+purpose; a new Lightning release can break this one room and no other. Users take it whole:
 ``from lightning_lr import lightning_internals as internals``.
 """
 

@@ -61,7 +61,7 @@ def train_loaders(trainer: Trainer) -> tuple[Any, ...]:
 def loader_shape(loader: Any, micro_batches: int | None, world_size: int) -> EpochShape:
     """What an epoch of ``loader`` yields on each of ``world_size`` devices in ``micro_batches`` micro-batches.
 
-    Only torch's own ``BatchSampler`` tells the size of each batch; a subclass or another class may do anything. An
+    Only torch's own ``BatchSampler`` shows the size of each batch; a subclass or another class may do anything. An
     iterable data set is batched inside the workers, so only the nominal size is known there.
     """
     kind = type(loader).__name__
@@ -85,7 +85,7 @@ def _order_of(sampler: Any) -> str:
 
 
 def samples_in_micro_batch(trainer: Trainer, index: int) -> int | None:
-    """Samples in a micro-batch of this device's epoch, by its sampler; ``None`` where the sampler does not tell."""
+    """Samples in a micro-batch of this device's epoch, by its sampler; ``None`` where the sampler does not know."""
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
     loader = combined.flattened[0]
@@ -155,7 +155,7 @@ def forget_loader_states(trainer: Trainer) -> None:
 def given_loader_without_length(trainer: Trainer) -> bool:
     """Whether ``fit`` was handed a loader (not a hook that makes one) which has no length.
 
-    Asked before training starts, where calling the user's hook would run it once more than without us.
+    Called before training starts, where calling the user's hook would run it once more than without us.
     """
     source = trainer.fit_loop._data_source
     if source.is_module() or isinstance(trainer.limit_train_batches, int):

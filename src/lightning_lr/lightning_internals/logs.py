@@ -91,7 +91,7 @@ def logged_in_this_step(trainer: Trainer) -> dict[str, Any]:
 def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Log at the step number that Lightning uses for this update, and let other callbacks monitor the values.
 
-    Where the user logs a metric of the same name, ours becomes ``lightning_lr/<name>``.
+    Where the user logs a metric of the same name, this one becomes ``lightning_lr/<name>``.
     """
     loops = (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop)
     users = {name for loop in loops for result in loop._results.values() for name in _names_of(result.meta)}

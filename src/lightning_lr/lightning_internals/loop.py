@@ -62,7 +62,7 @@ def time_limit(trainer: Trainer) -> tuple[float, float] | None:
 
 
 def why_no_end(trainer: Trainer) -> str | None:
-    """Why no end of the run is known, in the user's words, as far as can be told before the loader is made."""
+    """Why no end of the run is known, in the user's words, as far as is known before the loader is made."""
     if trainer.max_steps != -1 or time_limit(trainer) is not None:
         return None
     unknown = EpochShape(None if given_loader_without_length(trainer) else 1, None)
@@ -137,7 +137,7 @@ def _epoch_is_counted(trainer: Trainer) -> bool:
 
 
 def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:
-    """Tell every place that counts an epoch's micro-batches: progress bar, end of epoch, validation interval."""
+    """Set the length wherever an epoch's micro-batches are counted: progress bar, end of epoch, validation interval."""
     loop = trainer.fit_loop
     combined, fetcher = loop._combined_loader, loop._data_fetcher
     assert combined is not None

@@ -64,6 +64,6 @@ def configured_optimizers(returned: Any) -> tuple[list[Optimizer], list[Schedule
 def _scheduled(scheduler: Any) -> Scheduled | None:
     if not isinstance(scheduler, dict):
         return scheduler, "epoch", 1
-    if scheduler.get("scheduler") is None:  # Lightning says so later
+    if scheduler.get("scheduler") is None:  # Lightning refuses it later
         return None
     return scheduler["scheduler"], scheduler.get("interval", "epoch"), scheduler.get("frequency", 1)

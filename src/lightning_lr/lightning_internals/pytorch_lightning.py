@@ -1,7 +1,7 @@
 """``pytorch_lightning``: the package that holds the code of ``lightning.pytorch`` once more, under other module paths.
 
-Its classes are others than ours inherit from, so that no ``isinstance`` sees that they are the same. What a user gave
-is told apart by where its classes come from; the package itself is never imported.
+Its classes are not the ones that ours inherit from, so ``isinstance`` does not recognise them. What a user gave is
+distinguished by where its classes come from; the package itself is never imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def mirror_is_imported() -> bool:
 
 
 def mirror_refuses_unasked() -> bool:
-    """Whether a Trainer of ``pytorch_lightning`` would refuse our callbacks before they could say why.
+    """Whether a Trainer of ``pytorch_lightning`` would refuse our callbacks before they could explain why.
 
     Up to 2.5.6 its constructor ends with "Expected a parent" for a callback of the other package; 2.6.0 and later take
     it, and its ``setup`` is called. The two packages need not be of one version.

@@ -1,4 +1,4 @@
-"""What the ranks tell each other, without the barriers of Lightning's own reductions."""
+"""What the ranks exchange, without the barriers of Lightning's own reductions."""
 
 from __future__ import annotations
 

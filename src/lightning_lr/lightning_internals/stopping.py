@@ -16,11 +16,11 @@ from lightning_lr.patching import override_on_instance
 
 
 def agree_on_sigterm(trainer: Trainer) -> Callable[[], None]:
-    """In ``on_train_start``: let processes that are asked to end do so at the same micro-batch; returns what undoes it.
+    """In ``on_train_start``: let processes that get SIGTERM end at the same micro-batch; returns what undoes it.
 
     Lightning's handler (2.5, 2.6.6) broadcasts at once, wherever training is. Where another process waits in a
-    collective of another kind, both wait for ever, and nothing is saved. Here the handler takes a note. Lightning asks
-    rank 0 before each micro-batch; that is shadowed by asking all, so that it does not matter which of them heard it.
+    collective of another kind, both wait for ever, and nothing is saved. Here the handler takes a note. Lightning reads
+    rank 0's before each micro-batch; here all ranks' are read, so that it does not matter which of them got the signal.
     """
     loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
     composed = signal.getsignal(signal.SIGTERM)
@@ -32,17 +32,17 @@ def agree_on_sigterm(trainer: Trainer) -> Callable[[], None]:
         or threading.current_thread() is not threading.main_thread()
     ):
         return lambda: None
-    asked = False
+    signalled = False
 
     def note(signum: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal signalled
+        signalled = True
         for handler in others:
             if callable(handler) and handler != connector._sigterm_notifier_fn:
                 handler(signum, frame)
 
     def agree() -> None:
-        anyone = torch.tensor(float(asked), device=trainer.strategy.root_device)
+        anyone = torch.tensor(float(signalled), device=trainer.strategy.root_device)
         if maximum_over_ranks(anyone).item():
             connector.received_sigterm = True
             raise SIGTERMException

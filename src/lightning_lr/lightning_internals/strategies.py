@@ -18,7 +18,7 @@ def why_no_micro_batch_gradients(trainer: Trainer, module: LightningModule) -> s
     strategy = trainer.strategy
     caller = type(strategy).__name__
     if isinstance(strategy, DeepSpeedStrategy) and not hasattr(strategy, "gradient_norm"):
-        return f"{caller} tells neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
+        return f"{caller} shows neither the gradient's norm nor its scale; use lightning_lr.ZeROStrategy"
     if isinstance(strategy, FSDPStrategy) or any(isinstance(p, DTensor) for p in module.parameters()):
         return (
             f"{caller} averages gradients over the devices before they come to the parameters; use DDP or "

@@ -17,7 +17,7 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
     difference who calls ``step``: Lightning's loop, an AMP scaler (not for an update that it skips), or the user under
     manual optimization. (LBFGS evaluates its closure several times, and ``act`` follows each.)
 
-    A strategy whose engine clips in its own step says by ``before_update`` when that is done.
+    A strategy whose engine clips in its own step calls back through ``before_update`` when that is done.
     """
     clipped = getattr(trainer.strategy, "before_update", None)
     if clipped is not None:
@@ -45,7 +45,7 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
 def after_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:
     """Call ``act`` after each update that was made, not where a scaler skipped it; returns a function that undoes this.
 
-    A strategy whose engine steps the optimizer in parts says by ``after_update`` when the whole update is made.
+    A strategy whose engine steps the optimizer in parts calls back through ``after_update`` after the whole update.
     """
     whole = getattr(trainer.strategy, "after_update", None)
     if whole is not None:

@@ -65,7 +65,7 @@ class LAMB(TrustRatioOptimizer):
         eps: :math:`\epsilon`, at least 0.
         weight_decay: :math:`\lambda`, of every tensor of the group; put those without decay into a group of their own.
         adapt: which tensors have a trust ratio: ``"ndim>1"`` (biases and norms do not), ``"all"``, ``"none"``, or a
-            function of a parameter, asked once when the group is added. The others take steps of AdamW.
+            function of a parameter, called once when the group is added. The others take steps of AdamW.
         foreach: None or True for fused and multi-tensor kernels where they can be used; False for one plain operation
             after the other. The results are the same to rounding.
         maximize: ascend instead of descend.

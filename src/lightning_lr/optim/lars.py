@@ -75,7 +75,7 @@ class LARS(TrustRatioOptimizer):
         eps: :math:`\epsilon`, added to the denominator.
         nesterov: Nesterov's momentum.
         adapt: which tensors have a trust ratio: ``"ndim>1"`` (biases and norms do not), ``"all"``, ``"none"``, or a
-            function of a parameter, asked once when the group is added. The others take steps of SGD at the full lr.
+            function of a parameter, called once when the group is added. The others take steps of SGD at the full lr.
         foreach: None or True for fused and multi-tensor kernels where they can be used; False for one plain operation
             after the other. The results are the same to rounding.
         maximize: ascend instead of descend.

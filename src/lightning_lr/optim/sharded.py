@@ -1,6 +1,6 @@
 """One update of LARS or LAMB over parameters that are spread over ranks, with one all-reduce for all groups.
 
-The norms of all tensors are asked for before any tensor moves: each rank adds up the squares of the pieces that it
+The norms of all tensors are computed before any tensor moves: each rank adds up the squares of the pieces that it
 holds, in one table with a row for each tensor, and the sum over the ranks gives every rank every ratio. For LAMB this
 means that the step of every tensor is there before the first is applied: one more copy of the rank's share of the
 weights while the step lasts.

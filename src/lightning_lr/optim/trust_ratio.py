@@ -1,6 +1,6 @@
 """What LARS and LAMB share: which tensors have a trust ratio, their norms over all shards, the ratios of the last step.
 
-A trust ratio is one number per parameter tensor, made of two norms. The norms of all tensors are asked for together
+A trust ratio is one number per parameter tensor, made of two norms. The norms of all tensors are computed together
 and stay on the device: nothing is read back there. Where parameters are sharded over ranks (FSDP2, ZeRO) the update is
 made by ``sharded``, with one all-reduce for all groups. On the CPU, where reading a number costs nothing, the ratios go
 as plain numbers into torch's fused kernels, one tensor after the other, while it is in the cache.
@@ -46,10 +46,10 @@ class TrustRatioOptimizer(Optimizer):
 
     Args:
         params: parameters or groups; a group may have its own ``adapt``.
-        defaults: hyperparameters of groups that do not say otherwise.
+        defaults: hyperparameters of groups that do not set their own.
 
     Raises:
-        RuntimeError: at a step, for parameters that were flattened by somebody who does not say where each tensor is:
+        RuntimeError: at a step, for parameters that were flattened without a registered layout of the tensors:
             FSDP1, and DeepSpeed ZeRO without ``ZeROStrategy``. FSDP2 (``fully_shard``) keeps tensors apart and works.
     """
 
@@ -235,6 +235,6 @@ class TrustRatioOptimizer(Optimizer):
         if id(parameter) not in self._own and parameter.ndim == 1:
             raise RuntimeError(
                 f"{caller}: a parameter group was replaced by a flat vector of {parameter.numel()} numbers, as "
-                "DeepSpeed ZeRO (stages 1, 2 and 3) does with its partitions, and nobody said where each tensor lies "
-                "in it, so its norm is not known; use lightning_lr.ZeROStrategy, which does, FSDP2 or DDP"
+                "DeepSpeed ZeRO (stages 1, 2 and 3) does with its partitions, and no layout of the tensors in it "
+                "was registered, so their norms are not known; use lightning_lr.ZeROStrategy (it does so), FSDP2 or DDP"
             )

@@ -14,7 +14,7 @@ class SampleClock:
 
     :meth:`stand` takes the loop's counters whenever the loop has moved; nothing is accumulated here, so no place that
     the loop can be moved to is wrong. :meth:`close_window` is for the time between an update and the next place: from
-    then on :attr:`progress` is that of the *next* update. Samples are counted beside this, to be reported.
+    then on :attr:`progress` is that of the *next* update. Samples are counted separately, for reports.
 
     Args:
         shape: the run to walk through.
@@ -27,7 +27,7 @@ class SampleClock:
         self.samples_seen = 0
         """Samples consumed over all devices, the open window included."""
         self.samples_counted = True
-        """Whether every micro-batch so far told its samples, so that :attr:`samples_seen` is right."""
+        """Whether the samples of every micro-batch so far were known, so that :attr:`samples_seen` is right."""
         self.batch_size = 0
         """Samples in the last finished update."""
         self.rescaled = 1.0
@@ -99,7 +99,7 @@ class SampleClock:
 
     @property
     def counts(self) -> str:
-        """What the shape counts: ``"samples"``, or ``"micro-batches"`` where the loader does not tell."""
+        """What the shape counts: ``"samples"``, or ``"micro-batches"`` where the loader's batch size is not known."""
         return "samples" if self.shape.epoch.counts_samples else "micro-batches"
 
     # ------------------------------------------------------------------ walking
@@ -155,7 +155,7 @@ class SampleClock:
         self._window_samples = int(state["window_samples"])
 
     def resume(self, place: Place, state: dict[str, Any] | None) -> None:
-        """Stand where a run goes on, by the loop's counters; ``state`` tells what they do not.
+        """Move to where a run continues, by the loop's counters; ``state`` has what they lack.
 
         Args:
             place: where the loop stands.

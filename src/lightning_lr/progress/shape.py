@@ -35,8 +35,8 @@ class EpochShape:
 
     Args:
         micro_batches: micro-batches per device in an epoch; ``None`` where the loader has no length.
-        micro_batch_size: samples in a full micro-batch of one device; ``None`` where the loader does not tell.
-        device_samples: samples per device in an epoch; ``None`` where there is no sampler that tells. The last
+        micro_batch_size: samples in a full micro-batch of one device; ``None`` where it is not known.
+        device_samples: samples per device in an epoch; ``None`` where no sampler has them. The last
             micro-batch is what is left of them.
         world_size: devices that train together.
         shares: what each device reads, where they do not all read the same.
@@ -56,7 +56,7 @@ class EpochShape:
     def of_all(cls, measured: Sequence[EpochShape]) -> EpochShape:
         """One fact of what every device has measured of its own loader.
 
-        The epoch is as long as the shortest; sizes are known where all devices tell them.
+        The epoch is as long as the shortest; sizes are known where they are on all devices.
         """
         lengths = [epoch.micro_batches for epoch in measured]
         known = [length for length in lengths if length is not None]
@@ -226,7 +226,7 @@ class RunShape:
 
     @property
     def batch_size(self) -> int | None:
-        """Global batch of a full update in the first epoch, see :class:`Batch`; ``None``: the loader does not tell."""
+        """Global batch of a full update in the first epoch, see :class:`Batch`; ``None``: not known."""
         return self.batch_at(0, 0).size
 
     @property
@@ -258,7 +258,7 @@ class RunShape:
             raise NoEndError(
                 self.why_no_end
                 if not self.ends
-                else f"max_time={self.max_seconds:g} s tells no number of updates; set max_steps or max_epochs too"
+                else f"max_time={self.max_seconds:g} s gives no number of updates; set max_steps or max_epochs too"
             )
         if self.epoch.micro_batches is None:  # endless loader: nominal batches up to max_updates
             assert self.max_updates is not None

@@ -1,9 +1,9 @@
 """The learning rate, found by trying: a race of short complete schedules over a few rates.
 
-:mod:`settings` says what is searched, :mod:`heats` how a budget of updates is spent, :mod:`race` runs the heats with
+:mod:`settings` defines what is searched, :mod:`heats` how a budget of updates is spent, :mod:`race` runs the heats with
 whatever trains a branch, :mod:`reading` reads the scores by a Gaussian process. Pure torch.
 
-Why a race and not a range test: a sweep moves the weights, so that its loss at one rate tells as much about the rates
+Why a race and not a range test: a sweep moves the weights, so that its loss at one rate depends as much on the rates
 before; and a loss at full rate ranks rates by their noise floor, which a decay removes. In the race every rate starts
 from the same weights, sees the same batches with the same random numbers, and is judged after its own decay to zero.
 

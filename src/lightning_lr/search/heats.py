@@ -14,7 +14,7 @@ LAST_TRIALS = 3
 """Rates, half a decade apart, of a later heat: the leader and its neighbours."""
 
 SHORTEST = 4
-"""Updates of a schedule below which nothing can be said: a warm-up, a peak, a decay."""
+"""Updates of a schedule below which nothing can be measured: a warm-up, a peak, a decay."""
 
 LONGEST = 128
 """Updates of a schedule that need not be longer to rank rates; what is left of a large budget is saved."""

@@ -23,7 +23,7 @@ NOISE_RATIOS = (0.5, 1.0, 2.0)
 
 CAP = 2.0
 """The score of a rate above the best one is taken for at most so many times as far above its score as the second best
-is. What matters beyond the edge of stability is where it lies; how bad it gets would bend the fit."""
+is. What matters beyond the edge of stability is where it lies; how bad it gets would distort the fit."""
 
 TIE = 0.05
 """Share of the fall that the second best is taken to be above the best one at least, for this purpose."""
@@ -103,7 +103,7 @@ def _capped(trials: Sequence[Trial], best: Trial) -> Tensor:
     gap = max(above[0] if above else 0.0, TIE * (best.losses[0] - best.score))
     if not gap > 0.0:  # nothing has fallen, and the others have all diverged
         gap = max(abs(best.score), 1e-300)
-    # only above the best rate: below it, scores are smooth, and their slope tells where the minimum is
+    # only above the best rate: below it, scores are smooth, and their slope shows where the minimum is
     capped = [min(t.score, best.score + CAP * gap) if t.rate > best.rate or not t.scores else t.score for t in trials]
     return torch.tensor(capped, dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""What is searched for, checked when it is said."""
+"""What is searched for, checked when it is set."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class EngineSettings:
         overlap_comm: a second bucket is filled while the first one travels (stages 1 and 2).
         persistence_threshold: parameters up to this size stay whole on every rank (stage 3).
         prefetch_bucket_size: parameters that are gathered ahead of their use (stage 3).
-        max_live_parameters: gathered parameters that may be alive at a time, beside those (stage 3).
+        max_live_parameters: gathered parameters that may be alive at a time, on top of those (stage 3).
     """
 
     offload_optimizer: bool = False
@@ -101,7 +101,7 @@ def engine_bytes(
 
     Stage 1 holds whole gradients while it accumulates. With the optimizer offloaded the last term is the host's, and
     there are copies for the way: a shard of parameters and an fp32 shard of gradients in stages 1 and 2, an fp32 shard
-    of gradients beside the accumulated one in stage 3.
+    of gradients on top of the accumulated one in stage 3.
 
     Args:
         model: its size.

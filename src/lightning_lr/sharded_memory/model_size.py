@@ -57,14 +57,14 @@ class ModelSize:
 def state_bytes(optimizer: Optimizer) -> float:
     """What an optimizer keeps for each number that it trains, in bytes; the mean over its groups.
 
-    The optimizer is asked: a copy of it steps once on small flat fp32 vectors, as ZeRO's shards are, and its state is
-    counted. What does not grow with the vector (step counts) is not in it.
+    It is measured: a copy of the optimizer steps once on small flat fp32 vectors, as ZeRO's shards are, and its state
+    is counted. What does not grow with the vector (step counts) is not in it.
 
     Args:
         optimizer: any torch optimizer, with its hyperparameters; neither it nor its parameters change.
 
     Raises:
-        ValueError: for an optimizer that cannot step on its own, with what it said.
+        ValueError: for an optimizer that cannot step on its own, with its error.
     """
     total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     kept = 0.0

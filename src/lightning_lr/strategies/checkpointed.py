@@ -83,7 +83,7 @@ class CheckpointsActivations(_Base):
         For a run that goes on under ``ActivationCompression``: a watched step keeps other activations than one by the
         plan. Without rounding the gradients are the same, with it they would not be the uninterrupted run's.
         """
-        if self.checkpointing is None:  # a strategy that checkpoints only if told to
+        if self.checkpointing is None:  # a strategy that checkpoints only on request
             return
         module, trainer = self.lightning_module, self._notes.trainer
         assert module is not None
@@ -119,7 +119,7 @@ class _PlanNotes:
         self._first = True
 
     def begin(self) -> None:
-        """A training step begins; the first one tells where training starts or goes on."""
+        """A training step begins; the first one marks where training starts or continues."""
         if self._begun is None:
             self._begun = self.trainer.global_step
 
@@ -147,10 +147,10 @@ def _policy(strategy: object, policy: CheckpointPolicy | None) -> CheckpointPoli
 
 
 class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
-    """One device, whose activations are kept for backward or computed again as a policy says.
+    """One device, whose activations are kept for backward or computed again by a policy.
 
     ``Trainer(strategy="checkpointed")``, or an instance. The device is the one that the Trainer's ``accelerator`` and
-    ``devices`` say.
+    ``devices`` are.
 
     Args:
         policy: how to cut; ``None`` for :class:`CheckpointPolicy`'s defaults, square root of n segments.
@@ -200,7 +200,7 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
 
 
 class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
-    """DDP, with activations that are kept for backward or computed again as a policy says.
+    """DDP, with activations that are kept for backward or computed again by a policy.
 
     ``Trainer(strategy="ddp_checkpointed")``, or an instance. All processes cut by the times that the first measured;
     bytes are each one's own.
@@ -210,7 +210,7 @@ class CheckpointedDDPStrategy(CheckpointsActivations, DDPStrategy):
         **kwargs: of Lightning's ``DDPStrategy``.
 
     Raises:
-        MisconfigurationException: as :class:`CheckpointedStrategy` does; and beside ``BackboneFinetuning`` and
+        MisconfigurationException: as :class:`CheckpointedStrategy` does; and with ``BackboneFinetuning`` and
             ``BatchSizeFinder``.
     """
 

@@ -3,7 +3,7 @@
 Read in this order: :mod:`.history` (what is remembered of the losses), :mod:`.smoother` (a Gaussian process over the
 log learning rate, by :mod:`.gaussian_process`; it comes to a :mod:`.posterior`), :mod:`.switch` (has the smoothed loss
 risen?), :mod:`.divergence` (has it taken off?), :mod:`.settings`, :mod:`.decision` and :mod:`.machine` (the course of a
-run); beside them :mod:`.update_loss` (one loss per update) and :mod:`.snapshot` (a state to come back to). No Lightning
+run); also :mod:`.update_loss` (one loss per update) and :mod:`.snapshot` (a state to come back to). No Lightning
 in here. Source: AutoWU, Kim et al. 2021, arXiv:2107.05855.
 """
 

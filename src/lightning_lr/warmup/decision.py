@@ -29,8 +29,8 @@ class Decision:
         limit: loss above which two updates in a row count as an explosion from now on.
         non_finite: whether a loss was NaN or infinite, so that the weights may be so too and a mere switch of the
             learning rate may not help.
-        informative: whether the loss depended on the learning rate at all, with the confidence asked for.
-        message: for the user, where there is something to say.
+        informative: whether the loss depended on the learning rate at all, with the confidence of the settings.
+        message: for the user, where there is one.
         picture: block means, posterior mean and band over the learning rate, for the report.
     """
 

@@ -1,9 +1,9 @@
 """Has the loss just left the ground? Every update's loss is looked at, one update later, so that the host never waits.
 
-Beside the switch test, which looks every so many updates: a loss that is not finite, or that explodes, cannot wait for
-it. The loss is copied to pinned memory asynchronously and judged after the *next* update: the host waits for work that
-is one update behind it, never for the queue. What counts as exploding is two losses in a row above a limit (one is a
-spike, which the history replaces), and so a divergence is known within 2 updates of its start.
+In addition to the switch test, which runs every few updates: a loss that is not finite, or that explodes, cannot wait
+for it. The loss is copied to pinned memory asynchronously and judged after the *next* update: the host waits for work
+that is one update behind it, never for the queue. What counts as exploding is two losses in a row above a limit (one is
+a spike, which the history replaces), and so a divergence is known within 2 updates of its start.
 """
 
 from __future__ import annotations

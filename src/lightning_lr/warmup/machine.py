@@ -7,7 +7,7 @@ All decisions of ``AdaptiveWarmup`` are made here, without a Trainer. The flow o
     decision = machine.decide(progress)              None, unless a test is due or the loss diverged
     if decision is not None: machine.apply(decision) where ranks train together, after broadcasting that of rank 0
 
-Source: AutoWU, Kim et al. 2021, arXiv:2107.05855; what is different is said where it is decided. Pure torch.
+Source: AutoWU, Kim et al. 2021, arXiv:2107.05855; what is different is noted where it is decided. Pure torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WarmupMachine:
     """An adaptive warm-up, from its first update to the end of the run.
 
     Args:
-        settings: what the user asked for.
+        settings: the user's.
         total_updates: updates in the whole run.
         maximum: the maximum over the ranks of a scalar, where a run has several; called after every update of the
             warm-up, with the loss (not finite: plus infinity).
@@ -223,7 +223,7 @@ class WarmupMachine:
         positive = self._positive + 1 if test.probability > settings.confidence else 0
         informative = max(test.probability, test.fell) > settings.confidence
         ends = facts["progress"] >= settings.max_warmup - SNAP
-        # a loss that tells nothing has its lowest point anywhere, also at max_lr: the middle of what was tried, then
+        # a loss that shows nothing has its lowest point anywhere, also at max_lr: the middle of what was tried, then
         best = math.sqrt(settings.min_lr * facts["reached_lr"]) if ends and not informative else test.best_lr
         chosen = max(settings.min_lr, settings.lr_scale * best)
         known = {**facts, "lr": chosen, "positive": positive, "informative": informative}

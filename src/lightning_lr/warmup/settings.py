@@ -1,4 +1,4 @@
-"""What a user says about an adaptive warm-up, checked: the lr it climbs through, when it is tested, what follows it.
+"""A user's settings of an adaptive warm-up, checked: the lr it climbs through, when it is tested, what follows it.
 
 Fixed for the whole run; the state machine walks through it. The climb is AutoWU's (Kim et al. 2021, arXiv:2107.05855,
 section 3): exponential, so that each update multiplies the learning rate by the same factor.
@@ -168,7 +168,7 @@ class WarmupSettings:
         return climb, *(Phase(p.name, start + p.start * (1 - start), start + p.end * (1 - start)) for p in decay)
 
     def summary(self, total_updates: int) -> dict[str, str]:
-        """What a plan says about the warm-up.
+        """What a plan shows about the warm-up.
 
         Args:
             total_updates: of the whole run.

@@ -67,7 +67,7 @@ def fit(blocks: Sequence[LossBlock]) -> Posterior:
         raise ValueError("fit: all blocks have one and the same learning rate; give the blocks of a warm-up")
     points = torch.linspace(float(inputs[0]), float(inputs[-1]), GRID, dtype=torch.float64)
     centre, scale = losses.mean(), losses.std()
-    if not float(scale) > 1e-12 * float(losses.abs().max()):  # a constant loss, up to rounding, tells nothing
+    if not float(scale) > 1e-12 * float(losses.abs().max()):  # a constant loss, up to rounding, shows nothing
         flat = centre.expand(1, GRID)
         return Posterior(points, torch.ones(1, dtype=torch.float64), flat, torch.zeros(1, GRID, GRID).double())
     targets = (losses - centre) / scale

@@ -28,7 +28,7 @@ BAND = 1.96
 
 @dataclass(frozen=True)
 class SwitchTest:
-    """What one look at the history of a warm-up says.
+    """What one look at the history of a warm-up shows.
 
     Args:
         probability: that the smoothed loss at the highest learning rate exceeds that at the best earlier one.

@@ -83,7 +83,7 @@ class RampSettings:
         if isinstance(self.schedule, AdaptiveRamp):
             raise MisconfigurationException(
                 f"{caller}: an AdaptiveRamp follows the gradient noise between the micro-batches of an update, which "
-                "manual optimization does not tell apart; use a StepRamp or a CurveRamp"
+                "manual optimization does not distinguish; use a StepRamp or a CurveRamp"
             )
 
     def check(self, caller: str, trainer: Trainer) -> None:
@@ -147,7 +147,7 @@ class RampSettings:
             return self._streamed_plan_for(shape, decided)
         if epoch.micro_batch_size is None or epoch.device_samples is None:
             raise MisconfigurationException(
-                "BatchSizeRamp: the loader does not tell its batch size (a batch sampler of its own, or none); give "
+                "BatchSizeRamp: the loader's batch size is not known (a batch sampler of its own, or none); give "
                 "the DataLoader a batch_size"
             )
         whole, rest = divmod(epoch.device_samples, epoch.micro_batch_size)

@@ -1,4 +1,4 @@
-"""What ``plan`` says about activations: the segments of a checkpointed strategy and the bytes that are left.
+"""What ``plan`` shows about activations: the segments of a checkpointed strategy and the bytes that are left.
 
 Nothing of the run is needed but the module and a batch of its data: two forwards of a few samples are measured on this
 machine's CPU and extrapolated to the batch of the run.
@@ -31,17 +31,17 @@ PACKED_FEW, PACKED_MANY = 32, 64
 
 def configured_policy(strategy: Any) -> CheckpointPolicy | None:
     """The policy of a strategy that checkpoints, as a configuration has it: a name, or ``class_path`` and more."""
-    ours = (CheckpointedStrategy, CheckpointedDDPStrategy)
+    known = (CheckpointedStrategy, CheckpointedDDPStrategy)
     if isinstance(strategy, str):
-        return CheckpointPolicy() if strategy in [cls.strategy_name for cls in ours] else None
+        return CheckpointPolicy() if strategy in [cls.strategy_name for cls in known] else None
     name = str(strategy.get("class_path", "")) if strategy is not None and hasattr(strategy, "get") else ""
     name = name.rsplit(".", 1)[-1]
-    if name not in [cls.__name__ for cls in (*ours, ZeROStrategy)]:
+    if name not in [cls.__name__ for cls in (*known, ZeROStrategy)]:
         return None
     init_args = strategy.get("init_args") or {}
     given = init_args.get("checkpointing" if name == ZeROStrategy.__name__ else "policy")
     if given is None and name == ZeROStrategy.__name__:
-        return None  # it keeps everything unless it is told
+        return None  # without the argument it keeps everything
     if given is None or isinstance(given, CheckpointPolicy):
         return given or CheckpointPolicy()
     return CheckpointPolicy(**dict(vars(given) if not isinstance(given, Mapping) else given))
@@ -104,7 +104,7 @@ def saved_bytes(
         compressor: of what is kept; ``None`` for none.
         model: that is trained; nothing in it changes but the random state.
         batch: of its data.
-        samples: of the micro-batch that is asked about.
+        samples: of the micro-batch in question.
         precision: the Trainer's.
         notes: where a reason goes.
 

@@ -1,7 +1,7 @@
 """``lightning-lr plan``: read a configuration as ``fit`` would, and show the run without training it.
 
 No Trainer is built, so a plan for eight GPUs works on a laptop; ``prepare_data`` is never called, so nothing is
-downloaded; no logger is made, so nothing is written but the picture that was asked for.
+downloaded; no logger is made, so nothing is written but the picture of ``--out``.
 """
 
 from __future__ import annotations

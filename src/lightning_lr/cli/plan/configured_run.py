@@ -47,7 +47,7 @@ class TrainerSettings:
         self.callbacks: list[Callback] = list(given) if isinstance(given, Sequence) else [given]
         self.arguments = arguments
         self.checkpointing: CheckpointPolicy | None = None
-        """The policy of the configured strategy, if it is one of ours that checkpoints."""
+        """The policy of the configured strategy, if it is one of this package's that checkpoint."""
         self.sharding = Sharding()
         """The ZeRO stage of the configured strategy."""
 
@@ -127,7 +127,7 @@ def _world_size(settings: TrainerSettings, options: PlanOptions, notes: list[str
     if isinstance(devices, int) and devices > 0:
         return devices * int(nodes)
     if settings["accelerator"] != "cpu":  # where "auto" is one process
-        notes.append(f"trainer.devices={devices!r} is no number, so one device is planned; give --world-size W")
+        notes.append(f"trainer.devices={devices!r}: assuming 1 device; set --world-size W")
     return int(nodes)
 
 
@@ -182,7 +182,7 @@ def _epoch_of_one(loader: Any, world_size: int, distributed: bool, options: Plan
     batch_size = options.batch_size or shape.micro_batch_size
     if shape.device_samples is None or batch_size is None:
         return replace(shape, micro_batch_size=batch_size)
-    split = isinstance(loader.sampler, DistributedSampler)  # the user's own: it tells the samples of one device
+    split = isinstance(loader.sampler, DistributedSampler)  # the user's own: it has the samples of one device
     return epoch_of(
         shape.device_samples, batch_size, world_size, bool(loader.drop_last), replicated=split or not distributed
     )

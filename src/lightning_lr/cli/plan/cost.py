@@ -1,4 +1,4 @@
-"""The part of a plan that speaks of machines, where it is asked for: memory by ZeRO stage, and time to finish."""
+"""The optional part of a plan about machines: memory by ZeRO stage, and time to finish."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def with_costs(
     options: PlanOptions,
     batch: Callable[[], Any],
 ) -> Plan:
-    """The plan with what was asked for.
+    """The plan with the memory and time that the options request.
 
     Args:
         plan: of the run.

@@ -28,7 +28,7 @@ _NUMBER = r"\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?"
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the command line says beside the configuration.
+    """The options of the command line in addition to the configuration.
 
     Args:
         config: the configuration file, the last where there are several.
@@ -96,7 +96,7 @@ def parse_options(words: Sequence[str]) -> tuple[PlanOptions, list[str]]:
     given, rest = parser.parse_known_args(words)
     if given.step_time is None and (given.update_time is not None or given.bandwidth != float("inf") or given.latency):
         parser.error(
-            "--update-time, --bandwidth and --latency say nothing without --micro-batch-time A+Bn (or measure)"
+            "--update-time, --bandwidth and --latency have no effect without --micro-batch-time A+Bn (or measure)"
         )
     configs: list[str] = given.config or []
     rest = [*(word for path in configs for word in ("--config", path)), *rest]

@@ -1,4 +1,4 @@
-"""What ``plan`` says about the memory of parameters, gradients and optimizer: by ZeRO stage and number of ranks, as
+"""What ``plan`` shows about the memory of parameters, gradients and optimizer: by ZeRO stage and number of ranks, as
 DeepSpeed's engine holds it and as the ZeRO paper counts it, and which strategy fits a device."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WAYS: dict[str, tuple[Stage, bool, bool]] = {
 
 @dataclass(frozen=True)
 class Sharding:
-    """What a configured strategy says about the engine.
+    """What a configured strategy sets in the engine.
 
     Args:
         stage: of ZeRO; 0 for anything else.
@@ -128,7 +128,7 @@ def states_addendum(states: StatesOf, memory: float | None, ranks: Sequence[int]
 
     Args:
         states: of the run.
-        memory: bytes of a device, or ``None`` where nobody asked what fits.
+        memory: bytes of a device, or ``None`` where the question is not what fits.
         ranks: the columns.
     """
     rows = [row for way in WAYS for row in _rows(states, way, ranks)]
@@ -142,8 +142,8 @@ def states_addendum(states: StatesOf, memory: float | None, ranks: Sequence[int]
     ]
     if memory is not None:
         found = [(n, fitting(states, memory, n)) for n in ranks]
-        said = ", ".join(f"{way or 'none of these'} on {n:,}" for n, way in found)
-        below.append(f"first to fit {size(memory)} at its peak: {said} (ranks)")
+        fitting = ", ".join(f"{way or 'none of these'} on {n:,}" for n, way in found)
+        below.append(f"first to fit {size(memory)} at its peak: {fitting} (ranks)")
     frozen = f" and {states.model.frozen:,} frozen" if states.model.frozen else ""
     title = (
         f"Model states per rank: {states.model.numbers:,} parameters{frozen}, {states.precision}, "
@@ -167,9 +167,9 @@ def _communication(states: StatesOf) -> str:
     by_stage = {
         f"zero_{stage}" if stage else "ddp": communication_rounds(stage, states.accumulation) for stage in (0, 1, 2, 3)
     }
-    said = ", ".join(f"{way} {times}" for way, times in by_stage.items())
+    multiples = ", ".join(f"{way} {times}" for way, times in by_stage.items())
     windows = f" with {states.accumulation} micro-batches" if states.accumulation > 1 else ""
-    return f"sent by a rank for an update{windows}, in multiples of the parameters: {said}"
+    return f"sent by a rank for an update{windows}, in multiples of the parameters: {multiples}"
 
 
 def size(count: float) -> str:

@@ -82,7 +82,7 @@ COLUMNS: list[Column] = [
     ),
     Column(lambda plan: "time", lambda row: None if row.seconds is None else duration(row.seconds)),
 ]
-"""What each row says, before the learning rates."""
+"""What each row shows, before the learning rates."""
 
 
 def _lr_columns(plan: Plan) -> list[Column]:
@@ -102,7 +102,7 @@ def _group_column(heading: str, index: int) -> Column:
 
 
 def run_summary(plan: Plan) -> dict[str, str]:
-    """What holds for the whole run, by heading: its size, and what each callback says of it."""
+    """What holds for the whole run, by heading: its size, and what each callback adds to it."""
     shape, last = plan.shape, plan.rows[-1]
     summary = {}
     if shape.epoch.total_units is not None:

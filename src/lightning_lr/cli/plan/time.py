@@ -1,4 +1,4 @@
-"""What ``plan`` says about time: how long the run takes, part by part, and how long a fixed batch would take."""
+"""What ``plan`` shows about time: how long the run takes, part by part, and how long a fixed batch would take."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def timed(plan: Plan, cost: Cost) -> Plan:
     """
     shape, ranks = plan.shape, plan.shape.epoch.world_size
     if not shape.epoch.counts_samples:
-        return replace(plan, notes=(*plan.notes, "time is not planned: the loader does not tell its batch size"))
+        return replace(plan, notes=(*plan.notes, "time is not planned: the batch size of the loader is not known"))
     rows = tuple(
         replace(
             row,
@@ -58,17 +58,17 @@ def timed(plan: Plan, cost: Cost) -> Plan:
         for row in plan.rows
     )
     total = sum(row.seconds or 0.0 for row in rows)
-    said = duration(total)
+    words = duration(total)
     if shape.fixed_batch_updates != shape.total_updates:
         fixed = cost.seconds(shape.fixed_batch_updates, shape.total_units, ranks, shape.accumulation_in(0))
-        said += f"; {duration(fixed)} at the fixed batch of {shape.batch_size:,}"
-        said += f", {fixed / total:.2f} times as long" if total else ""
+        words += f"; {duration(fixed)} at the fixed batch of {shape.batch_size:,}"
+        words += f", {fixed / total:.2f} times as long" if total else ""
     step, sent = cost.step, cost.communication(ranks, plan.rows[0].batch.accumulation)
-    said += (
+    words += (
         f"\n{step.micro_batch:.3g} s + {step.sample:.3g} s per sample for a micro-batch, {step.update:.3g} s for an "
         f"update, {sent:.3g} s to send it, one after the other; without loading, validation and checkpoints"
     )
-    return replace(plan, rows=rows, summary={**plan.summary, "time to finish": said})
+    return replace(plan, rows=rows, summary={**plan.summary, "time to finish": words})
 
 
 def duration(seconds: float) -> str:

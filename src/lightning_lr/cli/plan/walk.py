@@ -79,7 +79,7 @@ def make_plan(
         methods: our callbacks, in the Trainer's order.
         optimizers: of the run; none plans factors on the learning rate instead.
         schedulers: the user's LR schedulers; they are stepped as Lightning would, under the multipliers.
-        notes: what is known already that the reader should be told.
+        notes: what is known already and the reader should see.
 
     Raises:
         MisconfigurationException, ValueError: where a method refuses a run of this shape.

@@ -1,6 +1,6 @@
 """``lightning-lr report``: what a run did, from what its loggers and our callbacks wrote; also while it is going.
 
-Of several runs it says which was better, and what each paid for the same result.
+For several runs it shows which was better, and what each paid for the same result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def report(words: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (any format of matplotlib)")
     several = parser.add_argument_group("several runs")
     several.add_argument("--metric", metavar="NAME", help="what is compared; else a validation score, else a loss")
-    several.add_argument("--better", choices=BETTER, help="where the metric's name does not say it")
+    several.add_argument("--better", choices=BETTER, help="where the metric's name does not show it")
     several.add_argument(
         "--target", type=float, metavar="VALUE", help="what each run paid for this value; else the worst run's best"
     )

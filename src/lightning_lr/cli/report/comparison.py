@@ -1,4 +1,4 @@
-"""Several runs beside each other: one metric, and what each run took until it was as good as the worst one's best.
+"""Several runs side by side: one metric, and what each run took until it was as good as the worst one's best.
 
 The picture and the terminal both take their facts from :class:`Comparison`.
 """
@@ -40,7 +40,7 @@ class ComparedRun:
     """A run as it is compared.
 
     Args:
-        name: what tells its directory from the others'.
+        name: what distinguishes its directory from the others'.
         differs: what sets its configuration apart; empty where nothing does.
         record: what it left.
         metric: the name of the metric.
@@ -92,7 +92,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, the metric they are compared by, and what is asked of all of them.
+    """Runs, the metric they are compared by, and the target for all of them.
 
     Args:
         runs: in the order in which they were given.
@@ -126,9 +126,9 @@ class Comparison:
 
     @property
     def target_line(self) -> str:
-        """What the price is asked of, and who paid least."""
+        """The target that the prices belong to, and who paid least."""
         worst = next(run for run in self.runs if run.best is not None and (self.given or run.best.value == self.target))
-        why = "as asked" if self.given else f"the best of {worst.name}, which every run reaches"
+        why = "as given" if self.given else f"the best of {worst.name}, which every run reaches"
         text = f"target {self.target:.4g} ({why})"
         for axis in AXES:
             paid = [(p.spent(axis), run.name) for run in self.runs if (p := run.reached(self.target)) is not None]
@@ -183,13 +183,13 @@ class Comparison:
 def compare(
     records: Sequence[RunRecord], metric: str | None = None, better: str | None = None, target: float | None = None
 ) -> Comparison:
-    """Put runs beside each other.
+    """Compare runs side by side.
 
     Args:
         records: the runs, two or more.
         metric: what they are compared by; else the first of validation score, validation loss, training score and
             training loss that most of them have.
-        better: ``"higher"`` or ``"lower"``, where the metric's name does not tell.
+        better: ``"higher"`` or ``"lower"``, where the metric's name does not show it.
         target: the value whose price is compared; else the best value of the worst run.
 
     Raises:
@@ -198,10 +198,10 @@ def compare(
     names = names_of([record.directory for record in records])
     chosen = _metric(records, names, metric)
     higher = _higher(chosen, better)
-    told = differences(records)
+    differing = differences(records)
     runs = [
         ComparedRun(name, differs, record, chosen, higher)
-        for name, differs, record in zip(names, told, records, strict=True)
+        for name, differs, record in zip(names, differing, records, strict=True)
     ]
     bests = [run.best.value for run in runs if run.best is not None]
     if not bests:
@@ -213,19 +213,19 @@ def compare(
     return Comparison(tuple(runs), chosen, higher, common if target is None else target, target is not None)
 
 
-def _metric(records: Sequence[RunRecord], names: Sequence[str], asked: str | None) -> str:
+def _metric(records: Sequence[RunRecord], names: Sequence[str], given: str | None) -> str:
     every = sorted({name for record in records for name in model_metrics(record)})
-    if asked is not None:
-        if not any(asked in record.metrics for record in records):
+    if given is not None:
+        if not any(given in record.metrics for record in records):
             raise ConfigurationError(
-                f"report: --metric {asked} is in none of the runs{did_you_mean(asked, every)}; "
+                f"report: --metric {given} is in none of the runs{did_you_mean(given, every)};  "
                 f"they have {_available(records, names)}"
             )
-        return asked
+        return given
     ranked = main_metrics(records)
     if not ranked:
         raise ConfigurationError(
-            "report: the runs have no metric whose name says that it is a loss or a score; choose one with "
+            "report: the runs have no metric whose name marks it as a loss or a score; choose one with "
             f"--metric NAME --better higher|lower ({_available(records, names)})"
         )
     return max(ranked, key=lambda name: sum(bool(r.metrics[name].finite) for r in records if name in r.metrics))

@@ -13,7 +13,7 @@ NOT_REACHED, NOT_KNOWN = "not reached", "?"
 
 
 def row_of(run: ComparedRun, comparison: Comparison) -> dict[str, str]:
-    """What is said of a run, by heading: its best and last value, and what it had spent when it reached the target."""
+    """The summary of a run, by heading: its best and last value, and what it had spent when it reached the target."""
     row = {"run": run.name, "best": "-", "last": "-"}
     if run.best is not None and run.last is not None:
         row |= {"best": f"{run.best.value:.4g}", "last": f"{run.last.value:.4g}"}

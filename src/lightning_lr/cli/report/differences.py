@@ -1,7 +1,7 @@
 """What runs are called and what differs between them: read from their ``config.yaml``, else from what else they left.
 
-Only keys that differ are told, by the shortest name that is unambiguous. Where two runs have different classes at a
-place, the classes are told and not their arguments.
+Only keys that differ are shown, by the shortest name that is unambiguous. Where two runs have different classes at a
+place, the classes are shown and not their arguments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_THE_RUN = re.compile(
     r"|trainer\.callbacks\.\[(ModelCheckpoint|OnExceptionCheckpoint|\w*ProgressBar|\w*ModelSummary"
     r"|LearningRateMonitor|DeviceStatsMonitor|Timer)[^]]*\])(\.|$)"
 )
-"""Keys that say where a run writes and what it shows, not how it trains."""
+"""Keys for where a run writes and what it shows, not how it trains."""
 
 LONGEST = 28
 """Characters of a value that are shown."""
@@ -34,7 +34,7 @@ Key = tuple[str, ...]
 
 
 def names_of(directories: Sequence[Path]) -> list[str]:
-    """The part of each path that tells it from the others.
+    """The part of each path that distinguishes it from the others.
 
     Args:
         directories: of the runs, all different.

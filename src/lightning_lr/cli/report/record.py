@@ -1,6 +1,6 @@
 """What a run left on disk, or has left so far: the metrics of its loggers and the decisions of our callbacks.
 
-``CSVLogger`` and ``TensorBoardLogger`` are read, whichever wrote, and the journals ``lightning_lr/*.jsonl`` beside
+``CSVLogger`` and ``TensorBoardLogger`` are read, whichever wrote, and the journals ``lightning_lr/*.jsonl`` next to
 them. The run may still be going: a line that is half written is passed over. No Lightning, no torch.
 """
 
@@ -52,7 +52,7 @@ NAMES_OF_0_1 = {
 """How version 0.1 logged the same, without a group."""
 
 PREFIX = "lightning_lr/"
-"""Before a name of ours that the user's module logs too."""
+"""Before a name of this package that the user's module logs too."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RunRecord:
         journals: the decisions of each callback, by the journal's name.
         sources: where the metrics were read from.
         modified: when something was last written, in seconds since the epoch.
-        timing: seconds of training, where something tells them.
+        timing: seconds of training, where they are known.
         parts: the directories of a run that went on in another one, the first one first; its own alone otherwise.
     """
 
@@ -177,7 +177,7 @@ class RunRecord:
 
     @property
     def _totals(self) -> list[dict[str, Any]]:
-        """What says how long the run is: written by every callback at the start, and by the one that changes it."""
+        """How long the run is: written by every callback at the start, and by the one that changes it."""
         return [r for records in self.journals.values() for r in records if "total" in r and "total_updates" in r]
 
     @property
@@ -195,11 +195,11 @@ class RunRecord:
 
     @property
     def learning_rates(self) -> dict[str, str]:
-        """The metric of each group's learning rate: ours, else those of Lightning's ``LearningRateMonitor``."""
+        """The metric of each group's learning rate: this package's, else that of Lightning's monitor."""
         drawn = [name for name, series in self.metrics.items() if series.finite]
-        ours = {name.removeprefix("lr/"): name for name in drawn if name.startswith("lr/")}
+        written = {name.removeprefix("lr/"): name for name in drawn if name.startswith("lr/")}
         monitored = (n for n in drawn if n.startswith("lr-") and not n.endswith(("-momentum", "-weight_decay")))
-        return ours or {name.removeprefix("lr-"): name for name in monitored}
+        return written or {name.removeprefix("lr-"): name for name in monitored}
 
     @property
     def end(self) -> float:
@@ -310,7 +310,7 @@ def read_tensorboard(directory: Path) -> dict[str, MetricSeries]:
 
 
 def _named_as_now(metrics: dict[str, MetricSeries]) -> dict[str, MetricSeries]:
-    """The metrics by their present names, printable; of two with one name ours keeps it."""
+    """The metrics by their present names, printable; of two with one name this package's keeps it."""
     old = SAMPLES not in metrics and "samples_seen" in metrics
     named: dict[str, MetricSeries] = {}
     for name, series in metrics.items():

@@ -1,7 +1,7 @@
 """A run that was stopped and went on, each time into another directory of its logger: read as the one run that it is.
 
-Loggers give every start a directory of its own (``version_1`` after ``version_0``), and ``start`` lines of journals say
-which one a run goes on with. Of the earlier part counts what came before the place where the later one began.
+Loggers give every start a directory of its own (``version_1`` after ``version_0``), and ``start`` lines of journals
+record which one a run continues. Of the earlier part counts what came before the place where the later one began.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_lr.journal import CONTINUES
 
 
 def read_whole_run(directory: Path) -> RunRecord:
-    """Everything that a run has written so far, into this directory and into those that it goes on with.
+    """Everything that a run has written so far, into this directory and into those that it continues.
 
     Args:
         directory: where the run wrote last, as :func:`~lightning_lr.cli.report.record.find_run` gives it.

@@ -1,4 +1,4 @@
-"""What a report says of a run in words: how far it is, what each metric came to, what was decided.
+"""The summary of a run in words: how far it is, what each metric came to, what was decided.
 
 Which metrics are losses and which are better when they are higher is read off their names, here and nowhere else. The
 terminal and the picture both take their sentences from here.
@@ -22,7 +22,7 @@ from lightning_lr.cli.terminal import summary_block
 RESULT = "result"
 """The heading of what the run came to."""
 
-OURS = re.compile(
+RUN_METRICS = re.compile(
     r"^(lightning_lr/.*|epoch|lr[/-].*|(progress|batch|noise|warmup|search|hypergradient|trust_ratio|compression)/.*)$"
 )
 """What is logged about the run itself, not about the model."""
@@ -37,12 +37,12 @@ SCORE = re.compile(
 
 def is_loss(name: str) -> bool:
     """Whether a metric is a loss: better when it is lower."""
-    return "loss" in name.lower() and not OURS.match(name)
+    return "loss" in name.lower() and not RUN_METRICS.match(name)
 
 
 def is_score(name: str) -> bool:
     """Whether a metric is better when it is higher."""
-    return not is_loss(name) and SCORE.search(name) is not None and not OURS.match(name)
+    return not is_loss(name) and SCORE.search(name) is not None and not RUN_METRICS.match(name)
 
 
 def stage_of(name: str) -> str:
@@ -53,7 +53,7 @@ def stage_of(name: str) -> str:
 
 def model_metrics(record: RunRecord) -> list[str]:
     """The metrics of the model; of a metric logged both per step and per epoch, those of the steps."""
-    names = sorted(name for name in record.metrics if not OURS.match(name))
+    names = sorted(name for name in record.metrics if not RUN_METRICS.match(name))
     return [n for n in names if not (n.endswith("_epoch") and f"{n.removesuffix('_epoch')}_step" in names)]
 
 
@@ -65,7 +65,7 @@ def best(name: str, series: MetricSeries) -> tuple[int, float] | None:
 
 
 def main_metrics(records: Sequence[RunRecord]) -> list[str]:
-    """The metrics that say how good a model is, most telling first: validation before training, scores before losses.
+    """The metrics that show how good a model is, most telling first: validation before training, scores before losses.
 
     Args:
         records: of one run or of several.
@@ -84,7 +84,9 @@ def result_of(record: RunRecord) -> str:
             at, last = top[0] + 1, series.finite[-1][1]
             if len(series.finite) > 1 and len({value for _, value in series.finite}) == 1:
                 return f"{name} {last:.4g} throughout"
-            return f"{name} {last:.4g}" + (f", best {top[1]:.4g} at update {at:,}" if top[1] != last else ", its best")
+            return f"{name} {last:.4g}" + (
+                f", best {top[1]:.4g} at update {at:,}" if top[1] != last else ", best so far"
+            )
     return ""
 
 
@@ -114,7 +116,7 @@ def progress_of(record: RunRecord) -> Progress:
     epochs = record.metrics.get("epoch")
     of_epochs = f", in epoch {epochs.values[-1] + 1:g}" if epochs else ""
     if planned is None:
-        return Progress(f"{seen:,} updates{of_samples}{of_epochs} (how many were planned is not written down)", None)
+        return Progress(f"{seen:,} updates{of_samples}{of_epochs} (planned length unknown)", None)
     share = f"{seen:,} of {planned:,} updates{of_samples}{of_epochs}"
     if seen >= planned:
         return Progress(f"{share}: finished", True)
@@ -149,7 +151,7 @@ def run_lines(record: RunRecord) -> dict[str, str]:
 
 
 def drawn_lines(record: RunRecord) -> dict[str, str]:
-    """What the picture draws and nothing else says in words, by heading: where it began, what it came to."""
+    """What the picture draws and no other line has in words, by heading: where it began, what it came to."""
     lines = {}
     if BATCH in record.metrics and batch_varies(record):
         sizes = full_batches(record)
@@ -176,8 +178,8 @@ def constant_learning_rate(record: RunRecord) -> str:
     rates = {group: {v for _, v in record.metrics[name].finite} for group, name in record.learning_rates.items()}
     if not rates or any(len(values) != 1 for values in rates.values()):
         return ""
-    told = sorted({f"{value:.4g}" for values in rates.values() for value in values}, key=float)
-    return " to ".join(dict.fromkeys((told[0], told[-1]))) + " throughout"
+    values_seen = sorted({f"{value:.4g}" for values in rates.values() for value in values}, key=float)
+    return " to ".join(dict.fromkeys((values_seen[0], values_seen[-1]))) + " throughout"
 
 
 def batch_varies(record: RunRecord) -> bool:

@@ -1,9 +1,9 @@
-"""Checkpoints that are folders, there as a whole or not at all, whenever who writes or removes one is killed.
+"""Checkpoints that are folders, complete or absent, even if the process that writes or removes one is killed.
 
-A file can be replaced in one move, a folder cannot: it is written beside its place, the one that was there is moved
-away, and it is moved in. At no step is there a name that ends in ``.ckpt``, and so could be taken for a checkpoint, on
-anything but a whole one. Between the two moves the whole one is the one before, ``X.previous.ckpt``: where X is
-``last``, ``Trainer.fit(ckpt_path="last")`` finds it by that name.
+A file can be replaced in one move, a folder cannot: it is written under a temporary name, the one that was there is
+moved away, and it is moved in. At no step is there a name that ends in ``.ckpt``, and so could be taken for a
+checkpoint, on anything but a whole one. Between the two moves the whole one is the one before, ``X.previous.ckpt``:
+where X is ``last``, ``Trainer.fit(ckpt_path="last")`` finds it by that name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def previous(path: Path) -> Path:
 
 
 def publish(path: Path) -> None:
-    """Put what lies :func:`beside` ``path`` in its place; one process does it, when all have written."""
+    """Put the folder at :func:`beside` in the place of ``path``; one process does it, when all have written."""
     aside = previous(path)
     if os.path.lexists(path):
         remove(aside)  # of a process that was killed here, and older

@@ -123,7 +123,7 @@ def saved_in(path: str | Path) -> dict[str, Any]:
 
 
 def layout_of(caller: str, path: str | Path) -> Layout:
-    """What the checkpoint says about itself.
+    """What the checkpoint records about itself.
 
     Raises:
         MisconfigurationException: for a path that is no checkpoint of DeepSpeed's.
@@ -158,7 +158,7 @@ def check_fits(caller: str, path: str | Path, found: Layout, run: Layout) -> Non
         run: the layout that this run would write.
 
     Raises:
-        MisconfigurationException: says how both were made and what to do.
+        MisconfigurationException: with how both were made and what to do.
     """
     if found.weights_only:
         raise MisconfigurationException(

@@ -15,12 +15,12 @@ def check_module(caller: str, module: LightningModule) -> None:
     """Refuse manual optimization and a backward of the module's own.
 
     Raises:
-        MisconfigurationException: says what was given, what is allowed and what to do.
+        MisconfigurationException: with what was given, what is allowed and what to do.
     """
     if not module.automatic_optimization:
         raise MisconfigurationException(
             f"{caller}: {type(module).__name__} uses manual optimization (automatic_optimization=False), where the "
-            "engine is not told which backward ends an update; use automatic optimization, or strategy='ddp'"
+            "engine does not know which backward ends an update; use automatic optimization, or strategy='ddp'"
         )
     if type(module).backward is not LightningModule.backward:
         raise MisconfigurationException(

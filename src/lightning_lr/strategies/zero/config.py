@@ -1,4 +1,4 @@
-"""What DeepSpeed is told, in full: a value that it would choose by itself is one that can change with its version.
+"""The complete configuration of DeepSpeed: a value that it would choose by itself can change with its version.
 
 Plain dictionaries, in the names of DeepSpeed's configuration; DeepSpeed is not imported. ``gradient_clipping`` is why
 everything is written out: left out, it is 0.0 up to DeepSpeed 0.19.2 and 1.0 from 0.19.3.
@@ -36,7 +36,7 @@ STAGE_3_ONLY = (
 """Arguments of Lightning's ``DeepSpeedStrategy`` that do nothing before stage 3."""
 
 CHOSEN: Settings = {
-    "gradient_accumulation_steps": 1,  # Lightning counts, and tells the engine where an update ends
+    "gradient_accumulation_steps": 1,  # Lightning counts, and the strategy marks where an update ends
     "train_micro_batch_size_per_gpu": 1,  # only for the engine's throughput log, which is off
     "zero_allow_untested_optimizer": True,  # an element-wise optimizer is as right on shards as on whole tensors
     "zero_force_ds_cpu_optimizer": False,  # else offloading refuses torch's optimizers
@@ -60,7 +60,7 @@ def check_arguments(caller: str, stage: int, offload_parameters: bool, given: Ma
     """Refuse a stage that does not exist, and arguments that would do nothing.
 
     Raises:
-        MisconfigurationException: says what was given, what is allowed and what to do.
+        MisconfigurationException: with what was given, what is allowed and what to do.
     """
     if stage not in (1, 2, 3) or isinstance(stage, bool):
         raise MisconfigurationException(
@@ -86,7 +86,7 @@ def check_arguments(caller: str, stage: int, offload_parameters: bool, given: Ma
 
 
 def check_config(caller: str, stage: int, config: Mapping[str, Any]) -> None:
-    """Refuse a DeepSpeed configuration that says what somebody else decides.
+    """Refuse a DeepSpeed configuration that sets what something else decides.
 
     Raises:
         MisconfigurationException: names the setting and its right place.

@@ -113,7 +113,7 @@ def check_nvme(caller: str) -> None:
 
 
 def explain_failed_build(caller: str, error: BaseException) -> None:
-    """Say in plain words that an operator of DeepSpeed could not be compiled, if that is what happened.
+    """Explain in plain words that an operator of DeepSpeed could not be compiled, if that is what happened.
 
     Raises:
         MisconfigurationException: for such an error.
@@ -129,7 +129,7 @@ def check_optimizer(caller: str, optimizer: Optimizer, stage: int) -> None:
     """Refuse optimizers that the engine would break.
 
     Raises:
-        MisconfigurationException: says which and why.
+        MisconfigurationException: with which and why.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MisconfigurationException(
@@ -320,15 +320,15 @@ class Trained:
         """Refuse to save weights that the shards do not have; up to stage 2 the module holds both.
 
         Raises:
-            MisconfigurationException: says what to do.
+            MisconfigurationException: with what to do.
         """
         changed = False
         for parameter, start, piece in self._pieces:
             own = parameter.detach().flatten().narrow(0, start, piece.numel())
             changed |= not torch.equal(own.cpu(), piece.detach().to(own.dtype).cpu())
-        told = torch.tensor(int(changed), device=self.engine.device)
-        torch.distributed.all_reduce(told)
-        if int(told):
+        anywhere = torch.tensor(int(changed), device=self.engine.device)
+        torch.distributed.all_reduce(anywhere)
+        if int(anywhere):
             raise MisconfigurationException(
                 f"{caller}: the module's weights were changed after fit had returned, and the engine's fp32 shards "
                 "were not; save before changing them, or save the weights by torch.save(module.state_dict(), FILE)"

@@ -147,7 +147,7 @@ def _fill(optimizer: Any, flat: Tensor, pieces: list[tuple[int, int, int, State]
         optimizer: the client's.
         flat: the vector of fp32 weights.
         pieces: where a piece begins in the vector and in the whole parameter, its length, and the whole state.
-        some: the state of one parameter of the vector, also where this rank has no piece; tells the names.
+        some: the state of one parameter of the vector, also where this rank has no piece; for the names.
     """
     flat.data.zero_()  # padding too: DeepSpeed leaves it uninitialised in stage 3
     for here, there, length, state in pieces:

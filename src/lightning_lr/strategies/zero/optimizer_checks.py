@@ -2,7 +2,7 @@
 
 ZeRO hands the optimizer flat pieces of the parameters, other ones on every rank. That is right for one that treats
 each element by itself. One that looks at a tensor's shape or norm (AdamP, Adafactor, Muon, layer-wise rates) or sums
-over all parameters (Prodigy, D-Adaptation, DoG) goes on without an error, and trains other weights than under DDP.
+over all parameters (Prodigy, D-Adaptation, DoG) continues without an error, and trains other weights than under DDP.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_acts_on_elements(caller: str, optimizer: Optimizer) -> None:
     more than gradients) is let through.
 
     Raises:
-        MisconfigurationException: says which and what to do.
+        MisconfigurationException: with which and what to do.
     """
     if isinstance(optimizer, TrustRatioOptimizer) or type(optimizer).__module__.startswith("deepspeed."):
         return

@@ -1,7 +1,7 @@
 """The inside of a universal checkpoint: a folder per parameter, with its whole fp32 weight and optimizer state.
 
-DeepSpeed's layout, ``zero/<name of the parameter>/<state>.pt``, so that DeepSpeed can read it too. Each file also says
-which parameter and which save it belongs to, and which states the parameter has.
+DeepSpeed's layout, ``zero/<name of the parameter>/<state>.pt``, so that DeepSpeed can read it too. Each file also
+records which parameter and which save it belongs to, and which states the parameter has.
 """
 
 from __future__ import annotations

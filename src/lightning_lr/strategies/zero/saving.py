@@ -17,7 +17,7 @@ from lightning_lr.strategies.zero.shard_stamps import stamp
 
 
 class AtomicCheckpoint(DeepSpeedStrategy):
-    """Writes the folder of a checkpoint beside its place, and moves it in when every process is done."""
+    """Writes a checkpoint's folder under a temporary name, and renames it when every process is done."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None

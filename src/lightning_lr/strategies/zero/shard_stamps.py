@@ -138,10 +138,10 @@ def check_stamps(caller: str, path: str | Path, stamps: Mapping[str, Stamp | Non
         None if found is None else (found["save"], found["step"], found["world_size"]) for found in stamps.values()
     }
     if len(kinds) > 1:
-        told = "; ".join(f"{Path(file).name}: {_words(found)}" for file, found in sorted(stamps.items()))
+        listed = "; ".join(f"{Path(file).name}: {_words(found)}" for file, found in sorted(stamps.items()))
         raise MisconfigurationException(
-            f"{caller}: the files in {path} belong to different saves ({told}); copy the whole checkpoint of one save, "
-            "or use another one"
+            f"{caller}: the files in {path} belong to different saves ({listed}); copy the whole checkpoint of one "
+            "save, or use another one"
         )
     for file, found in sorted(stamps.items()):
         named = _RANK.search(Path(file).name)

@@ -2,7 +2,7 @@
 
 DeepSpeed steps the client optimizer once per parameter group (stages 1 and 2) or part of a group (stage 3), the other
 groups hidden, on vectors without a trace of the tensors in them. What looks at whole tensors (a trust ratio) or at the
-whole update (a hypergradient) is wrong there, silently. :class:`ShardedUpdate` says where each tensor lies, and holds
+whole update (a hypergradient) is wrong there, silently. :class:`ShardedUpdate` knows where each tensor lies, and holds
 each part's step back until the gradients of all are complete, averaged, unscaled and clipped; then the optimizer makes
 one step, with all groups, as torch's contract has it. What the engine does with a part after its step is done again.
 

@@ -1,8 +1,9 @@
 """`ZeROStrategy`: DeepSpeed's sharded training with the meaning that DDP gives to every setting.
 
 Lightning owns the update: it counts micro-batches, divides the loss and steps on the last batch of an epoch, and the
-engine is told where an update ends. So accumulation, its changes in flight and the hooks are as under DDP; what the
-engine alone knows (shards, clipping, the loss scale) stays with it. Runs on CPU with gloo, without a compiler.
+strategy marks for the engine where an update ends. So accumulation, its changes in flight and the hooks are as under
+DDP; what the engine alone knows (shards, clipping, the loss scale) stays with it. Runs on CPU with gloo, without a
+compiler.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     engine's shards (stages 1 and 2: one flat vector per group; stage 3: none outside the step).
 
     Optimizers that act on each element by itself (SGD, Adam, AdamW, ...) are right on shards, which is why DeepSpeed's
-    list of tested ones is not asked. One that looks at whole tensors is not, which is found out by trying and refused,
+    list of tested ones is not used. One that looks at whole tensors is not, which is found out by trying and refused,
     unless it knows of shards, as ``lightning_lr.optim.LARS`` and ``LAMB`` do. The optimizer makes one step per update,
     with all groups.
 
@@ -156,14 +157,14 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Nothing to block: the engine is told with each backward whether the update ends there."""
+        """Nothing to block: each backward marks for the engine whether the update ends there."""
         yield
 
     # ------------------------------------------------------------------ what callbacks ask
     def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
         """Call ``act`` after each update that was made; returns a function that undoes this.
 
-        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's own hooks do not tell.
+        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's own hooks cannot be used.
         """
         self._after_update.append(act)
         return lambda: self._after_update.remove(act) if act in self._after_update else None
@@ -206,7 +207,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         return zero_engine.weights_finite(self.lightning_module)
 
     def update_made(self) -> None:
-        """Tell all who asked by :meth:`after_update`."""
+        """Call all functions given to :meth:`after_update`."""
         for act in list(self._after_update):
             act()
 
