@@ -142,8 +142,8 @@ def states_addendum(states: StatesOf, memory: float | None, ranks: Sequence[int]
     ]
     if memory is not None:
         found = [(n, fitting(states, memory, n)) for n in ranks]
-        fitting = ", ".join(f"{way or 'none of these'} on {n:,}" for n, way in found)
-        below.append(f"first to fit {size(memory)} at its peak: {fitting} (ranks)")
+        first = ", ".join(f"{way or 'none of these'} on {n:,}" for n, way in found)
+        below.append(f"first to fit {size(memory)} at its peak: {first} (ranks)")
     frozen = f" and {states.model.frozen:,} frozen" if states.model.frozen else ""
     title = (
         f"Model states per rank: {states.model.numbers:,} parameters{frozen}, {states.precision}, "

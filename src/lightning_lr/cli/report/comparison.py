@@ -218,7 +218,7 @@ def _metric(records: Sequence[RunRecord], names: Sequence[str], given: str | Non
     if given is not None:
         if not any(given in record.metrics for record in records):
             raise ConfigurationError(
-                f"report: --metric {given} is in none of the runs{did_you_mean(given, every)};  "
+                f"report: --metric {given} is in none of the runs{did_you_mean(given, every)}; "
                 f"they have {_available(records, names)}"
             )
         return given

@@ -164,7 +164,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
     def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
         """Call ``act`` after each update that was made; returns a function that undoes this.
 
-        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's own hooks cannot be used.
+        Where an engine steps the client optimizer in parts (:attr:`in_parts`), the optimizer's hooks cannot be used.
         """
         self._after_update.append(act)
         return lambda: self._after_update.remove(act) if act in self._after_update else None
