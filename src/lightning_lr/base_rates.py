@@ -143,6 +143,6 @@ def _tried(optimizer: Optimizer, scheduler: Any, own: list[Any], steps: int | No
             for _ in range(min(SIMULATED, SIMULATED if steps is None else steps)):
                 trial.step()
                 peaks = [max(peak, float(g["lr"])) for peak, g in zip(peaks, stub.param_groups, strict=True)]
-    except Exception:  # it wants a metric, say
+    except Exception:  # it needs a metric, for example
         return own
     return [lr if float(lr) == peak else peak for lr, peak in zip(own, peaks, strict=True)]

@@ -37,7 +37,7 @@ def is_list(value: object) -> bool:
 
 # ---------------------------------------------------------------------- refusals
 def require(is_allowed: bool, caller: str, argument: str, value: object, allowed: str) -> None:
-    """Raise a ValueError that quotes what was given and says what is allowed, unless ``is_allowed``."""
+    """Raise a ValueError that quotes what was given and what is allowed, unless ``is_allowed``."""
     if not is_allowed:
         raise ValueError(f"{caller}: {argument}={value!r} is not allowed; give {allowed}")
 

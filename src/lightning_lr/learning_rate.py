@@ -66,7 +66,7 @@ class HyperparameterWriter:
         self._separate_shared_tensors()
         self._capture()
 
-    # ------------------------------------------------------------------ what the methods say
+    # ------------------------------------------------------------------ what the methods set
     def set_multiplier(self, name: str, factor: float | Sequence[float]) -> None:
         """Set the named multiplier of the learning rate; takes effect at the next :meth:`write`.
 

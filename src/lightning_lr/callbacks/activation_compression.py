@@ -102,7 +102,7 @@ class ActivationCompression(MethodCallback):
         """What the last micro-batch saved, raw and compressed; None before training and after it."""
         return None if self._compressor is None else self._compressor.tally
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
         if self.bits == "auto":
             raise MisconfigurationException(

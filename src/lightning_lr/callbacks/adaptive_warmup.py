@@ -148,7 +148,7 @@ class AdaptiveWarmup(MethodCallback):
         self._continues = False
         self._state: dict[str, Any] | None = None  # of a checkpoint, or of an earlier fit that goes on
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     @property
     def decays(self) -> bool:
         return self.settings.decay.decays

@@ -114,7 +114,7 @@ class MethodCallback(Callback):
                 "(it names the multiplier and the journal's file: letters, digits, '_', '-' and '.')"
             )
 
-    # ------------------------------------------------------------------ what a method says
+    # ------------------------------------------------------------------ what a method defines
     @property
     def decays(self) -> bool:
         """Whether this method lowers the learning rate over the run; two that do are refused."""

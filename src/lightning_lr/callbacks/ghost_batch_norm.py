@@ -63,7 +63,7 @@ class GhostBatchNorm(Callback):
 
     @property
     def state_key(self) -> str:
-        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` says what to do."""
+        """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` refuses them."""
         return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
 
     def state_dict(self) -> dict[str, Any]:

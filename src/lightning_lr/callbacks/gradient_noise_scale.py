@@ -79,7 +79,7 @@ class GradientNoiseScale(MethodCallback):
         self._contents = WindowContents()
         self._warned = False
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
         raise MisconfigurationException(
             "GradientNoiseScale: under manual optimization nothing tells which backwards are micro-batches of an "
@@ -212,7 +212,7 @@ class GradientNoiseScale(MethodCallback):
         if not self._warned:
             self._warned = True
             rank_zero_warn(
-                "GradientNoiseScale: neither the sampler nor the batch tells how many samples a micro-batch has, and "
+                "GradientNoiseScale: the sampler and the batch do not show how many samples a micro-batch has, and "
                 "such updates are not measured; give count_samples, a function of the batch"
             )
 

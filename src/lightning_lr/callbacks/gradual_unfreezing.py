@@ -83,7 +83,7 @@ class GradualUnfreezing(MethodCallback):
         self._order: UnfreezingOrder | None = None
         self._frozen: FrozenLayers | None = None
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     @property
     def order(self) -> UnfreezingOrder:
         """Which layers begin to train when; known from ``setup`` on."""

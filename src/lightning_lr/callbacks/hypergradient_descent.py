@@ -109,7 +109,7 @@ class HypergradientDescent(MethodCallback):
         self._hooks: list[Any] = []
         self._warmup: AdaptiveWarmup | None = None
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self._warmup = next((m for m in members_of(trainer) if isinstance(m, AdaptiveWarmup)), None)
         unseen = internals.why_gradients_hidden(trainer)

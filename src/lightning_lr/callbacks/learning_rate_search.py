@@ -117,7 +117,7 @@ class LearningRateSearch(MethodCallback):
         self._undo: Callable[[], None] | None = None
         self._state: dict[str, Any] | None = None  # of a checkpoint, or of an earlier fit that goes on
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     @property
     def decays(self) -> bool:
         return self.settings.curve.decays

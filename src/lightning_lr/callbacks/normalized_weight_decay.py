@@ -81,7 +81,7 @@ class NormalizedWeightDecay(MethodCallback):
         self._decay: dict[int, float] = {}
         self._base_lr: dict[int, list[float]] = {}
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     @property
     def needs_end(self) -> bool:
         return True

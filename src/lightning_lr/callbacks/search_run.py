@@ -153,7 +153,7 @@ def _result(race: Race, at: float, fallback: float) -> SearchResult:
     warning = ""
     if len(race.heats.lengths) == 1 and race.around is None:
         warning = (
-            f"LearningRateSearch: the budget allows for schedules of {race.heats.lengths[0]} updates only, which tell "
+            f"LearningRateSearch: the budget allows for schedules of {race.heats.lengths[0]} updates only, which show "
             f"little: {choice.rate:.3g} is the lowest learning rate that they support (interval {choice.low:.2g} to "
             f"{choice.high:.2g}, found in {race.spent:.0f} updates). Raise budget or train longer for a better one"
         )

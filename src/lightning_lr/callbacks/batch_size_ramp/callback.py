@@ -122,7 +122,7 @@ class BatchSizeRamp(MethodCallback):
         """How far the noise scale has fallen, over the run."""
         return self.settings.schedule
 
-    # ------------------------------------------------------------------ what the method says
+    # ------------------------------------------------------------------ what the method defines
     @property
     def decays(self) -> bool:
         return self.schedule.falls

@@ -69,8 +69,8 @@ def check_arguments(caller: str, stage: int, offload_parameters: bool, given: Ma
         )
     if "zero_optimization" in given:
         raise MisconfigurationException(
-            f"{caller}: got zero_optimization={given['zero_optimization']!r}; ZeRO is what this strategy is for: say "
-            "which by stage, or take strategy='ddp'"
+            f"{caller}: got zero_optimization={given['zero_optimization']!r}; this strategy sets it; give "
+            "the argument stage instead, or take strategy='ddp'"
         )
     if stage < 3 and offload_parameters:
         raise MisconfigurationException(
