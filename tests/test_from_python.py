@@ -165,3 +165,17 @@ def test_a_plan_of_a_run_that_ends_by_time_alone_says_what_to_set(tmp_path: Path
     made.fit_loop.max_epochs = -1
     with pytest.raises(ValueError, match=r"a time limit alone ends this run.*set max_epochs or max_steps too"):
         lr.plan(made, Module(), loader())
+
+
+@pytest.mark.parametrize("silent", [{"logger": False}, {"fast_dev_run": 2}])
+def test_a_report_of_a_trainer_without_a_logger_is_not_that_of_another_run(
+    silent: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer(tmp_path).fit(Module(), loader())  # a run of somebody else, below the same directory
+    other = Trainer(
+        default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", callbacks=[lr.LearningRateSchedule(lr.Cosine())],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **silent,
+    )  # fmt: skip
+    other.fit(Module(), loader())
+    with pytest.raises(ConfigurationError, match="this Trainer has no logger"):
+        lr.report(other)

@@ -133,7 +133,13 @@ def _directory(run: Any) -> Path:
     if isinstance(run, str | Path):
         return Path(run)
     from lightning_lr import lightning_internals as internals
+    from lightning_lr.cli.errors import ConfigurationError
 
+    if not run.loggers or internals.is_fast_dev_run(run):  # whatever lies in its directory is of other runs
+        raise ConfigurationError(
+            "report: this Trainer has no logger (logger=False, barebones or fast_dev_run), so nothing of its run was "
+            "written down; give it one, for example CSVLogger('logs')"
+        )
     for logger in run.loggers:
         logger.save()
     folder = internals.journal_folder(run)
