@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from numpy import random as global_numpy
+from numpy.random import default_rng
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -154,6 +157,89 @@ class WindowNet(nn.Module):
 def test_a_tensor_that_a_block_writes_in_place_is_what_it_was() -> None:
     x = torch.randn(3, 4)
     compared(WindowNet, lambda net: net(x))
+
+
+# ---------------------------------------------------------------------- what a block keeps itself
+class Keeps(nn.Module):
+    """A block that reads and changes what it keeps itself, or draws numbers from a generator."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer, self.calls = kind, nn.Linear(4, 4), 0
+        if kind == "spectral norm":
+            self.layer = nn.utils.parametrizations.spectral_norm(self.layer)
+        self.seen: list[Tensor] = []
+        self.generator, self.numpy, self.python = torch.Generator().manual_seed(3), default_rng(3), random.Random(3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def draw(self, x: Tensor, given: Any) -> Tensor | float:
+        if self.kind == "counter":
+            self.calls += 1
+            return 1 / self.calls
+        if self.kind == "list":
+            self.seen = [*self.seen[-2:], x.detach()]
+            self.seen.append(x.detach())
+            return torch.stack(self.seen).mean(0)
+        if self.kind.startswith("buffer"):
+            with torch.no_grad():
+                if self.kind == "buffer in place":
+                    self.mean.mul_(0.9).add_(x.mean(0))
+                else:
+                    self.mean = 0.9 * self.mean + x.detach().mean(0)
+            return 1 + self.mean.clone()
+        if self.kind == "global":
+            return random.random() + float(global_numpy.rand())
+        if self.kind == "argument":
+            return torch.rand(x.shape, generator=given)
+        if self.kind == "generator":
+            return torch.rand(x.shape, generator=self.generator)
+        return self.numpy.random() + self.python.random() if self.kind == "host" else 1.0
+
+    def forward(self, x: Tensor, given: Any) -> Tensor:
+        return torch.tanh(self.layer(x) * self.draw(x, given)) + x
+
+
+class KeepingNet(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        random.seed(5)
+        global_numpy.seed(5)
+        self.blocks = nn.ModuleList(Keeps(kind) for _ in range(4))
+        self.given = torch.Generator().manual_seed(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, self.given)
+        return x.square().sum()
+
+
+KEPT = [
+    "counter",
+    "list",
+    "buffer in place",
+    "buffer assigned",
+    "spectral norm",
+    "generator",
+    "argument",
+    "host",
+    "global",
+]
+
+
+@pytest.mark.parametrize("policy", ["every_block", "sqrt"])
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_block_computes_the_same_twice_from_what_it_keeps_itself(kind: str, policy: Any) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    nets: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        nets.append(KeepingNet(kind))
+        return nets[-1]
+
+    compared(make, lambda net: net(x), CheckpointPolicy(policy))
+    plain, again = (dict(net.named_buffers()) for net in nets)
+    assert all(torch.equal(plain[name], again[name]) for name in plain), "and leaves the same behind"
+    assert [block.calls for block in nets[0].blocks] == [block.calls for block in nets[1].blocks]  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------------- transformers' models

@@ -5,26 +5,33 @@ block runs, and what it changed is put back for the time of the recomputation. C
 (which items a list holds, which values an object's attributes have), so nothing is copied but references; tensors that
 a block writes in place are copied, once a block was seen to do so.
 
+The block's own buffers (an EMA codebook, the vectors of spectral norm), its numbers, lists and dicts, and random
+generators, among its arguments or its attributes, are noted the same way.
+
 Plain lists, tuples and dicts among a block's own arguments need no note: a segment keeps copies of them anyway.
 """
 
 from __future__ import annotations
 
+import pickle
+import random
+import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_lr.nested import version_of
 
 NO_STATE = (
     str, bytes, bytearray, int, float, complex, range, type(None), type, nn.Module, torch.device, torch.dtype,
-    torch.Size, torch.Generator, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
+    torch.Size, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType,
     weakref.ref,
 )  # fmt: skip
 """What holds no state that a block may change, or is not a block's argument to change (a module)."""
@@ -33,29 +40,47 @@ MOST_OBJECTS = 5_000
 """Objects that are looked at; beyond them a structure is no cache but a whole program."""
 
 
+ENGINES = ("_", "ds_", "applied_")
+"""Beginnings of the names under which torch, FSDP and DeepSpeed keep their own state in a module."""
+
+SMALL = 65_536
+"""A buffer of a block with at most so many numbers is always copied, in case the block writes it in place."""
+
+
 class ArgumentState:
     """The contents of every object among some arguments, before a block runs.
 
     Args:
         arguments: of the block.
         copy_tensors: whether tensors in the objects are copied, for a block that writes them in place.
+        modules: of the block, whose buffers and generators it may change.
     """
 
-    def __init__(self, arguments: Any, copy_tensors: bool = False) -> None:
+    def __init__(self, arguments: Any, copy_tensors: bool = False, modules: Iterable[nn.Module] = ()) -> None:
         self._before: list[tuple[Any, dict[Any, Any]]] = []
         self._tensors: dict[int, tuple[Tensor, int, Tensor | None]] = {}
-        for holder in _holders(arguments):
+        own = own_state(modules)
+        buffers = {id(holder) for holder in own}
+        for holder in [*own, *_holders(arguments)]:
             contents = _contents(holder)
             self._before.append((holder, contents))
             for value in contents.values():
                 if isinstance(value, Tensor) and id(value) not in self._tensors:
-                    copied = value.detach().clone() if copy_tensors else None
+                    small = id(holder) in buffers and value.numel() <= SMALL
+                    copied = value.detach().clone() if copy_tensors or small else None
                     self._tensors[id(value)] = (value, version_of(value), copied)
 
     @property
     def wrote_in_place(self) -> bool:
         """Whether a tensor in one of the objects was written since."""
         return any(version_of(tensor) != version for tensor, version, _ in self._tensors.values())
+
+    @property
+    def overwrote(self) -> bool:
+        """Whether a tensor was written since of which there is no copy."""
+        return any(
+            copied is None and version_of(tensor) != version for tensor, version, copied in self._tensors.values()
+        )
 
     def changes(self) -> ArgumentChanges | None:
         """What was changed since; ``None`` where nothing was."""
@@ -92,7 +117,59 @@ class ArgumentChanges:
                 _fill(holder, contents)
 
 
+def own_state(modules: Iterable[nn.Module]) -> list[Any]:
+    """What the modules of a block hold that their forward may change: buffers, numbers, lists, random generators.
+
+    Statistics of batch norms are not among it: :func:`~lightning_lr.activations.replay_state.statistics_written_once`.
+    """
+    found: list[Any] = []
+    for module in modules:
+        if module._buffers and not isinstance(module, _BatchNorm):
+            found.append(module._buffers)
+        own = _attributes_of(module)
+        if own:
+            found.append(module)
+        found += [value for value in own.values() if isinstance(value, list | deque | dict)]
+        found += [value for value in vars(module).values() if _is_generator(value)]
+    return found
+
+
 # ---------------------------------------------------------------------- inside
+def _is_generator(thing: Any) -> bool:
+    return isinstance(thing, torch.Generator | random.Random) or _is_numpy_generator(thing)
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """A module's public attributes that are numbers or plain containers; an engine's counters are its own affair."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if type(value) in (int, float, list, deque, dict) and not name.startswith(ENGINES)
+    }
+
+
+def _is_numpy_generator(thing: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # what has not been imported has made no generator
+    return numpy is not None and isinstance(thing, (numpy.random.Generator, numpy.random.RandomState))
+
+
+def _generator_state(generator: Any) -> bytes:
+    if isinstance(generator, torch.Generator):
+        return bytes(generator.get_state().numpy().tobytes())
+    if isinstance(generator, random.Random):
+        return pickle.dumps(generator.getstate())
+    return pickle.dumps(generator._bit_generator.state)
+
+
+def _set_generator_state(generator: Any, state: bytes) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    elif isinstance(generator, random.Random):
+        generator.setstate(pickle.loads(state))
+    else:
+        generator._bit_generator.state = pickle.loads(state)
+
+
 def _holders(arguments: Any) -> list[Any]:
     """Every object that can be changed, the plain lists, tuples and dicts of the arguments themselves left out."""
     found: list[Any] = []
@@ -115,6 +192,10 @@ def _holders(arguments: Any) -> list[Any]:
 
 def _contents(holder: Any) -> dict[Any, Any]:
     """What an object holds now: items of containers, and attributes, by a key that :func:`_fill` understands."""
+    if _is_generator(holder):
+        return {("state", "generator"): _generator_state(holder)}
+    if isinstance(holder, nn.Module):
+        return {("attribute", name): value for name, value in _attributes_of(holder).items()}
     held: dict[Any, Any] = {}
     if isinstance(holder, list | deque):
         held |= {("item", index): value for index, value in enumerate(holder)}
@@ -143,6 +224,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _fill(holder: Any, contents: dict[Any, Any]) -> None:
+    if _is_generator(holder):
+        _set_generator_state(holder, contents["state", "generator"])
+        return
+    if isinstance(holder, nn.Module):
+        for _, name in contents:
+            vars(holder)[name] = contents["attribute", name]
+        return
     items = [(key, value) for (kind, key), value in contents.items() if kind == "item"]
     if isinstance(holder, list | deque):
         holder.clear()

@@ -209,18 +209,18 @@ class Checkpointing:
     ) -> Any:
         module, name = block.candidate.module, block.candidate.name
         again = module if self._repeat_hooks else None  # its forward is the original while replaying
-        noted = state or ArgumentState((args, kwargs), copy_tensors=module in self._writing)
+        noted = state or ArgumentState((args, kwargs), module in self._writing, block.modules)
         self._inside = True
         try:
             output = segment.run(block.original, args, kwargs, name, block.norms, saved, again, noted)
         finally:
             self._inside = False
-        if state is None and noted.wrote_in_place and module not in self._writing:
+        if state is None and noted.overwrote:
             self._writing.add(module)
             raise RuntimeError(
-                f"checkpointing: {name} wrote into a tensor of one of its arguments, which it did not do while it "
-                "was watched, so it cannot be computed again; leave it out by naming the other blocks in "
-                "CheckpointPolicy(modules=[...])"
+                f"checkpointing: {name} wrote into a buffer, or a tensor of one of its arguments, which it did "
+                "not do while it was watched, so it cannot be computed again; leave it out by naming the other "
+                "blocks in CheckpointPolicy(modules=[...])"
             )
         return output
 
@@ -237,7 +237,7 @@ class Checkpointing:
             recorder.saw(tensor)
 
         before = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not tensor.is_inference()]
-        state = ArgumentState((args, kwargs))
+        state = ArgumentState((args, kwargs), modules=block.modules)
         output = self._run(Segment(), block, args, kwargs, saved, state)
         if state.wrote_in_place:
             self._writing.add(block.candidate.module)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +30,9 @@ class ReplayState:
         if before is not None and len(before.states) == len(states):  # no block drew a number: one copy is enough
             states = [old if torch.equal(old, new) else new for old, new in zip(before.states, states, strict=True)]
         self.states: list[Tensor] = states
+        self.host = _host_state()
+        if before is not None and before.host[0] == self.host[0]:
+            self.host = before.host[0], self.host[1]
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
             for kind in dict.fromkeys(("cpu", self.device_type))
@@ -45,7 +51,23 @@ class ReplayState:
                 module.set_rng_state(state, device)
             for kind, enabled, dtype, cached in self.autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cached))
+            now = _host_state()
+            stack.callback(_set_host_state, now)
+            _set_host_state(self.host)
             yield
+
+
+def _host_state() -> tuple[Any, Any]:
+    """The state of Python's and NumPy's global generators."""
+    numpy = sys.modules.get("numpy")  # what has not been imported has drawn nothing
+    return random.getstate(), None if numpy is None else numpy.random.get_state()
+
+
+def _set_host_state(state: tuple[Any, Any]) -> None:
+    python, numpy = state
+    random.setstate(python)
+    if numpy is not None:
+        sys.modules["numpy"].random.set_state(numpy)
 
 
 @contextmanager

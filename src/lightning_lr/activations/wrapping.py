@@ -36,6 +36,7 @@ class BlockForward:
         self.candidate = candidate
         self.original: Callable[..., Any] = module.forward
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if preserve_batch_norm else []
+        self.modules = list(module.modules())
         self._call = call
         self._outermost = candidate.level == 0
         update_wrapper(self, self.original)
