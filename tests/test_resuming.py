@@ -177,7 +177,7 @@ def test_a_log_directory_that_is_read_only_is_named(tmp_path: Path) -> None:
 def test_a_journal_that_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "logs" / "one").mkdir(parents=True)
     (tmp_path / "logs" / "one" / "lightning_lr").write_text("a file")
-    with pytest.warns(UserWarning, match=r"the journal .*schedule\.jsonl cannot be written"):
+    with pytest.warns(UserWarning, match=r"the journal .*seconds\.jsonl cannot be written"):
         logged_run(tmp_path, version="one")
 
 
