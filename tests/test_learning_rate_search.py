@@ -454,3 +454,20 @@ def test_a_near_tie_above_the_best_rate_does_not_hide_the_slope_below_it() -> No
         Trial(rate, (0.59,) * 22, tuple(score + (1 + rate) * each for each in noise)) for rate, score in scores.items()
     ]
     assert 0.025 < read(trials).rate < 0.06
+
+
+def test_no_branch_logs_anything() -> None:
+    """The mean of an epoch is that of the run's own losses, also in the epoch of the race."""
+    module = Everything(sgd)
+    logged: list[float] = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
+            logged.append(float(outputs["loss"]))
+
+    seed_everything(11, verbose=False)
+    trainer = Trainer(
+        **quiet(callbacks=[Losses(), LearningRateSearch(Cosine(), budget=1.0)], max_epochs=1, max_steps=60)
+    )
+    trainer.fit(module, DataLoader(data(240), batch_size=4))
+    assert float(trainer.callback_metrics["loss_epoch"]) == pytest.approx(sum(logged) / len(logged), rel=1e-5)

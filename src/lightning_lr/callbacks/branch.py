@@ -140,17 +140,21 @@ def forked(
         leave_out=[trainer, module, *trainer.loggers, *optimizers],
         tensors=False,
     )
-    state = ForkedState([module, *optimizers, *([] if scaler is None else [scaler])], leave_out=outside)
-
-    def restore() -> None:
-        state.restore()
-        notes.restore()
-        random.restore()
-        after_restore()
-
     try:
         with internals.unnoticed(trainer, module) as updates:
-            yield Branches(trainer, updates, batches, restore)
+            # taken with the module's logging silenced: what each branch puts back is silent, too
+            state = ForkedState([module, *optimizers, *([] if scaler is None else [scaler])], leave_out=outside)
+
+            def restore() -> None:
+                state.restore()
+                notes.restore()
+                random.restore()
+                after_restore()
+
+            try:
+                yield Branches(trainer, updates, batches, restore)
+            finally:
+                restore()
     finally:
         batches.close()
-        restore()
+        random.restore()
