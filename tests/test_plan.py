@@ -298,7 +298,7 @@ def test_devices_are_read_from_the_configuration(
     plan = planned(write(content))
     assert plan.shape.epoch.world_size == world
     assert plan.shape.epoch.device_samples == math.ceil(45 / world)
-    assert any("give --world-size" in note for note in plan.notes) == noted
+    assert any("set --world-size" in note for note in plan.notes) == noted
 
 
 def test_without_a_limit_the_plan_has_lightnings_thousand_epochs(write: Callable[[dict[str, Any]], str]) -> None:
