@@ -40,6 +40,7 @@ from benchmarks.headline_arms import ARMS, Arm
 from benchmarks.headline_run import Config as HeadlineConfig
 from benchmarks.headline_run import train as headline_train
 from benchmarks.headline_tasks import TASKS
+from benchmarks.learning_rate_search_picture import Dot, draw
 from benchmarks.learning_rate_search_tasks import SMALL, train_small
 from lightning_lr import LearningRateSearch
 
@@ -125,6 +126,7 @@ def work(config: Config, data_dir: str | None, folder: Path) -> None:
         "heats": None
         if result is None
         else [[[t["rate"], len(t["losses"]), _mean(t["scores"])] for t in heat] for heat in result.heats],
+        "held": None if result is None else [[t["rate"], t["losses"], _mean(t["scores"])] for t in result.held],
         "chosen_on": list(CHOSEN_ON),
         "environment": environment(),
     }
@@ -209,6 +211,62 @@ def write(store: ResultStore, target: Path) -> None:
     )
     write_keeping_findings(target.with_suffix(".md"), text)
     print(text)
+    draw(
+        [
+            ("tasks on which the search was designed: CNN, ViT, byte LM; AdamW", _dots(store)),
+            ("tasks that had no say: GRU, MLP,\nautoencoder; AdamW and SGD", _judged_dots(store)),
+        ],
+        "How far from a tuned learning rate? Dot: median task; bar: best to worst task",
+        target.with_suffix(".png"),
+    )
+
+
+BITS_OF_A_POINT = 0.1
+"""Bits per byte that stand for a point, where tasks are put side by side."""
+
+SHORT = {
+    "AdaptiveWarmup": "Adaptive\nWarmup",
+    "LearningRateFinder": "Lightning's\nfinder",
+    "LearningRateFinder, per step": "finder,\nper step",
+    "ScheduleFreeAdamW": "Schedule-\nFree",
+}
+
+
+def _dots(store: ResultStore) -> list[Dot]:
+    """Every method on the tasks of `headline` that were searched, with AdamW."""
+
+    def distance(task: str, values: Sequence[float]) -> float:
+        away = statistics.fmean(tuned_values(task, "AdamW", store)) - statistics.fmean(values)
+        return away / BITS_OF_A_POINT if task == "byte LM" else away
+
+    dots = [Dot("grid\nof five", 4.0, [0.0], False)]
+    for arm in OTHERS:
+        found = [distance(task, headline_values(task, arm)) for task in CHOSEN_ON]
+        runs = [r for r in _headline_records() if r["config"]["arm"] == arm and r["config"]["model"] in CHOSEN_ON]
+        price = statistics.fmean(r["finder_samples"] / (r["samples"] - r["finder_samples"]) for r in runs)
+        dots.append(Dot(SHORT.get(arm, arm), price, found, arm == "AdaptiveWarmup"))
+    for budget in BUDGETS:
+        by_task = {task: search_records(task, "AdamW", budget, store) for task in CHOSEN_ON}
+        found = [distance(task, [r["test"] for r in records]) for task, records in by_task.items() if records]
+        if found:
+            dots.append(Dot(f"search\n{budget:.0%}", budget, found, True))
+    return dots
+
+
+def _judged_dots(store: ResultStore) -> list[Dot]:
+    """The searches on the tasks that had no say, with both optimizers."""
+    dots = [Dot("grid\nof five", 4.0, [0.0], False)]
+    for budget in BUDGETS:
+        found = []
+        for task in SMALL:
+            for optimizer in OPTIMIZERS:
+                reference = tuned_values(task, optimizer, store)
+                records = search_records(task, optimizer, budget, store)
+                if reference and records:
+                    found.append(statistics.fmean(reference) - statistics.fmean(r["test"] for r in records))
+        if found:
+            dots.append(Dot(f"search\n{budget:.0%}", budget, found, True))
+    return dots
 
 
 def _line(task: str, optimizer: str, store: ResultStore) -> list[str] | None:

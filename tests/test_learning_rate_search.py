@@ -21,8 +21,8 @@ from torchmetrics import MeanMetric
 
 from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch, find_learning_rate
 from lightning_lr.cli import main
-from lightning_lr.search import Trial, read
-from tests.support.toy import Toy, data, fit, quiet, two_groups, weights
+from lightning_lr.search import Heats, Race, Start, Trial, read
+from tests.support.toy import ResumableLoader, Toy, data, fit, quiet, two_groups, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -471,3 +471,132 @@ def test_no_branch_logs_anything() -> None:
     )
     trainer.fit(module, DataLoader(data(240), batch_size=4))
     assert float(trainer.callback_metrics["loss_epoch"]) == pytest.approx(sum(logged) / len(logged), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("worst", "limit"),
+    [((), 0.25), ((3.0,) * 4, 0.25), ((0.9,) * 4, None)],
+    ids=["diverged", "worse than any batch before", "only a bad score"],
+)
+def test_no_rate_is_chosen_within_four_times_of_one_that_failed(worst: tuple[float, ...], limit: float | None) -> None:
+    scores = {0.1: 0.95, 0.2: 0.8, 0.316: 0.5}
+    trials = [Trial(rate, (1.07,) * 12, (score,) * 4) for rate, score in scores.items()]
+    rate = read([*trials, Trial(1.0, (1.07,) * 12, worst)]).rate
+    if limit is None:
+        assert rate > 0.26
+    else:
+        assert rate == limit
+
+
+class Edge:
+    """A rate above an edge explodes once it has been at its peak for some updates, which a decay spares it."""
+
+    def __init__(self, edge: float, patience: int) -> None:
+        self.edge, self.patience = edge, patience
+
+    def __call__(self, rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+        losses, above = [], 0
+        for update in range(updates):
+            above += rate * schedule(update, updates) > self.edge
+            losses.append(1.0 - 0.01 * update if above < self.patience else 100.0)
+            if not goes_on(losses[-1]):
+                return losses, []
+        return losses, [1.0 + abs(math.log10(rate / 0.3))] * scored
+
+
+def test_a_rate_that_explodes_when_it_is_held_is_given_up_for_lower_ones() -> None:
+    race = Race(Heats((4, 12), 200.0), Start(1e-2, 1e-2), lambda rate: rate, Edge(0.2, patience=7))
+    race.run()
+    chosen = read(race.trials[-1]).rate
+    assert chosen == pytest.approx(0.3, rel=0.3)  # no schedule that decays has seen the edge
+    assert race.hold(chosen, race.trials[-1]) == pytest.approx(chosen / math.sqrt(10.0))
+    assert [trial.rate for trial in race.held] == [2.0 * chosen, pytest.approx(2.0 * chosen / math.sqrt(10.0))]
+    assert race.spent <= 1.1 * 200.0
+
+
+def test_a_rate_that_stays_stable_when_it_is_held_is_kept() -> None:
+    race = Race(Heats((4, 12), 200.0), Start(1e-2, 1e-2), lambda rate: rate, Edge(2.0, patience=7))
+    race.run()
+    assert race.hold(0.3, race.trials[-1]) == 0.3
+    assert [trial.rate for trial in race.held] == [0.6]
+
+
+def test_a_held_rate_stays_within_the_users_bounds_and_the_budget() -> None:
+    race = Race(Heats((4, 12), 70.0), Start(1e-2, 1e-2), lambda rate: min(max(rate, 0.25), 0.4), Edge(0.2, patience=7))
+    race.run()
+    assert race.hold(0.4, race.trials[-1]) == 0.25
+    assert all(trial.rate <= 0.4 for trial in race.held)
+    assert race.spent <= 1.1 * 70.0
+
+
+class TurnsUnstable(Toy):
+    """Its loss leaves for infinity once the rate has been above an edge for a few updates."""
+
+    def __init__(self, configure: Any, edge: float) -> None:
+        super().__init__(configure)
+        self.edge, self.above = edge, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.above += self.trainer.optimizers[0].param_groups[0]["lr"] > self.edge
+        return super().training_step(batch, batch_idx) * (math.inf if self.above > 20 else 1.0)
+
+
+def test_a_run_does_not_begin_at_a_rate_that_explodes_only_when_it_is_held() -> None:
+    def sgd_of(module: LightningModule) -> Any:
+        return torch.optim.SGD(module.parameters(), lr=1.0)
+
+    free = found(TurnsUnstable(sgd_of, math.inf))
+    assert free.result is not None
+    (held,) = free.result.held
+    assert held["scores"], "the toy is stable at twice the chosen rate"
+    bounded = found(TurnsUnstable(sgd_of, free.rate / 1.05))  # type: ignore[operator]
+    assert bounded.result is not None
+    assert bounded.rate < free.rate / 2  # type: ignore[operator]
+    assert not bounded.result.held[0]["scores"]
+
+
+def test_a_second_search_is_narrow_and_a_resumed_run_makes_it_to_the_bit(tmp_path: Any) -> None:
+    def search() -> LearningRateSearch:
+        return LearningRateSearch(Cosine(warmup=0.05), budget=1.0, at=(0.0, 0.3))
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step in (10, 20):  # before the second search, at update 15 of 48, and after it
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def loader() -> ResumableLoader:
+        return ResumableLoader(data(), 8)
+
+    def resume_from(updates: int) -> tuple[LearningRateSearch, Tensor]:
+        again = search()
+        module, _ = fit([again], loader=loader(), max_epochs=8, ckpt_path=str(tmp_path / f"{updates}.ckpt"))
+        return again, weights(module)
+
+    whole = search()
+    seen: dict[int, float | None] = {}
+
+    class Rate(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            seen[trainer.global_step] = whole.rate
+
+    module, trainer = fit([whole, Rate(), Save()], loader=loader(), max_epochs=8)
+    assert trainer.global_step == 48
+    first = weights(module)
+    before = seen[10]
+    assert before is not None
+    assert whole.result is not None
+    assert whole.result.at == 0.3
+    (heat,) = whole.result.heats
+    tried = sorted(trial["rate"] for trial in heat)
+    assert any(rate == pytest.approx(before) for rate in tried)
+    assert 2 <= len(tried) <= 4
+    assert tried[-1] / tried[0] == pytest.approx(10 ** (0.5 * (len(tried) - 1)))
+
+    again, weights_again = resume_from(10)  # makes the second search, not the first
+    assert again.result is not None
+    assert again.result.facts() == whole.result.facts()
+    assert torch.equal(first, weights_again)
+
+    again, weights_again = resume_from(20)
+    assert again.rate == whole.rate
+    assert torch.equal(first, weights_again)

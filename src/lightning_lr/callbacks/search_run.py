@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,9 +14,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.callbacks.branch import Branches, forked
 from lightning_lr.callbacks.run import Run
 from lightning_lr.progress import RunShape
-from lightning_lr.search import Heats, Race, SearchResult, plan_heats, read, short_schedule, start_of
+from lightning_lr.search import Choice, Heats, Race, SearchResult, Trial, plan_heats, read, short_schedule, start_of
 from lightning_lr.search.heats import SHORTEST, scored_on
-from lightning_lr.search.race import Train
+from lightning_lr.search.race import Schedule, Train
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
@@ -50,7 +51,9 @@ def search(
     fallback = cautious if present is None else present
     with forked(trainer, module, run.writer.values_were_put_back) as branches:
         train = _trainer_of(run, member, reference_lr, branches)
-        updates = _updates_of(run.clock.shape, trainer, lambda: train(fallback, SHORTEST, 0, lambda loss: True))
+        updates = _updates_of(
+            run.clock.shape, trainer, lambda: train(fallback, SHORTEST, 0, lambda loss: True, short_schedule)
+        )
         planned = plan_heats(settings.updates(updates), narrow=present is not None, candidates=settings.candidates)
         if planned is None:
             return _unfounded(
@@ -72,8 +75,13 @@ def search(
             )
         race = Race(heats, start_of(trainer.optimizers[0]), settings.within, train, present)
         race.run()
-    result = _result(race, at, fallback)
-    # the same scores were read on every rank; what floating point makes of them is rank 0's
+        read_of, choice = _read(race)
+        if choice is not None:
+            # every rank has read the same scores; what floating point makes of them is rank 0's, and all hold one rate
+            shared = trainer.strategy.broadcast(choice.rate) if trainer.world_size > 1 else choice.rate
+            rate = race.hold(shared, read_of)
+            choice = replace(choice, rate=rate, low=min(choice.low, rate))
+    result = _result(race, at, choice)
     return trainer.strategy.broadcast(result) if trainer.world_size > 1 else result
 
 
@@ -96,10 +104,10 @@ def announce(result: SearchResult) -> None:
 # ---------------------------------------------------------------------- inside
 def _trainer_of(run: Run, member: LearningRateSearch, reference_lr: float, branches: Branches) -> Train:
     def train(
-        rate: float, updates: int, scored: int, goes_on: Callable[[float], bool]
+        rate: float, updates: int, scored: int, goes_on: Callable[[float], bool], schedule: Schedule
     ) -> tuple[Sequence[float], Sequence[float]]:
         def before_update(update: int) -> None:
-            run.writer.set_multiplier(member.name, rate / reference_lr * short_schedule(update, updates))
+            run.writer.set_multiplier(member.name, rate / reference_lr * schedule(update, updates))
             run.writer.write()
 
         return branches.train(updates, before_update, goes_on, scored)
@@ -129,10 +137,17 @@ def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
     return Heats(lengths, heats.budget) if min(lengths) >= SHORTEST else None
 
 
-def _result(race: Race, at: float, fallback: float) -> SearchResult:
+def _read(race: Race) -> tuple[Sequence[Trial], Choice | None]:
+    """The longest heat with a finite score, and the choice from it; none where every rate diverged."""
+    for heat in reversed(race.trials):
+        if any(math.isfinite(trial.score) for trial in heat):
+            return heat, read(heat)
+    return (), None
+
+
+def _result(race: Race, at: float, choice: Choice | None) -> SearchResult:
     heats = [[trial.facts() for trial in heat] for heat in race.trials]
-    read_of = next((heat for heat in reversed(race.trials) if any(math.isfinite(t.score) for t in heat)), None)
-    if read_of is None:
+    if choice is None:
         lowest = min(trial.rate for heat in race.trials for trial in heat)
         return SearchResult(
             lowest,
@@ -145,11 +160,11 @@ def _result(race: Race, at: float, fallback: float) -> SearchResult:
             f"{CALLER}: the loss diverged at every rate down to {lowest:.3g}, which is taken; something other than the "
             "rate is wrong, or the range (min_lr) does not reach low enough",
         )
-    choice = read(read_of)
     band = None
     if choice.posterior is not None:
         lr, mean, sd = choice.posterior.log_lr.exp(), choice.posterior.mean, choice.posterior.sd
         band = {"lr": lr[::4].tolist(), "mean": mean[::4].tolist(), "sd": sd[::4].tolist()}
+    held = [trial.facts() for trial in race.held]
     warning = ""
     if len(race.heats.lengths) == 1 and race.around is None:
         warning = (
@@ -157,7 +172,7 @@ def _result(race: Race, at: float, fallback: float) -> SearchResult:
             f"little: {choice.rate:.3g} is the lowest learning rate that they support (interval {choice.low:.2g} to "
             f"{choice.high:.2g}, found in {race.spent:.0f} updates). Raise budget or train longer for a better one"
         )
-    return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band, warning)
+    return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band, warning, held)
 
 
 def _unfounded(rate: float, at: float, warning: str) -> SearchResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ class SearchResult:
         heats: by heat, what was tried: ``rate``, ``losses`` of the updates, ``scores`` after the decay to zero.
         band: the Gaussian process over the last heat's scores: ``lr``, ``mean``, ``sd``; ``None`` without one.
         warning: what is wrong with the evidence, or ``""``.
+        held: rates that were held without a decay, to see whether training stays stable: twice the chosen one, and
+            twice those that were given up because it did not; ``rate``, ``losses``, ``scores``.
 
     Example::
 
@@ -39,6 +41,7 @@ class SearchResult:
     heats: list[list[dict[str, Any]]]
     band: dict[str, list[float]] | None
     warning: str = ""
+    held: list[dict[str, Any]] = field(default_factory=list)
 
     def figure(self) -> Figure:
         """The scores of every heat, the Gaussian process's band and the choice."""
