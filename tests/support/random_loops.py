@@ -94,6 +94,8 @@ def loops(draw: st.DrawFn) -> Loop:
         lengths, lies, draw(st.sampled_from(MODES)), limit, accumulation,
         -1 if end == "steps" else epochs, -1 if end == "epochs" else draw(st.integers(1, 12)), skips,
     )  # fmt: skip
+    if end == "steps" and lies and loop.given(100) < min(accumulation, loop.told(100)):
+        loop = _with(loop, accumulation=1)  # no update would ever be made
     event = draw(st.sampled_from(["none", "stop", "resume", "more"]))
     if event == "stop":
         loop = _with(loop, stop=(draw(st.integers(0, epochs - 1)), draw(st.integers(0, 6))))
@@ -115,6 +117,11 @@ class _RaisedError(Exception):
 
 def replay(loop: Loop) -> list[Fraction]:
     """The share of the budget before each update that is made, over all fits."""
+    updates = _replay(loop, None)
+    return updates if loop.resume is None or loop.resume >= len(updates) else _replay(loop, loop.resume)
+
+
+def _replay(loop: Loop, resume: int | None) -> list[Fraction]:
     updates: list[Fraction] = []
     place = [0, 0]  # epoch that comes next, updates made
 
@@ -122,7 +129,9 @@ def replay(loop: Loop) -> list[Fraction]:
         while place[0] != max_epochs and place[1] != max_steps:
             epoch, told, given = place[0], loop.told(place[0]), loop.given(place[0])
             start = 0
-            for batch in range(given):
+            batch = -1
+            while batch + 1 < given:
+                batch += 1
                 if (epoch, batch) == stop:
                     raise _RaisedError
                 if (epoch, batch) in loop.skips:
@@ -138,6 +147,9 @@ def replay(loop: Loop) -> list[Fraction]:
                     place[1] += 1
                     if place[1] == max_steps:
                         break
+                    if place[1] == resume and batch + 1 < told and loop.lies is not None:
+                        # a loader that is no part of the checkpoint begins anew inside the epoch
+                        given = min(told, batch + 1 + loop.lies[min(epoch, len(loop.lies) - 1)])
             place[0] += 1
 
     with suppress(_RaisedError):

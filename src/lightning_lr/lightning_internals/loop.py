@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
+from lightning.pytorch.loops.training_epoch_loop import RestartStage
 
 from lightning_lr.lightning_internals.loaders import given_loader_without_length
 from lightning_lr.progress import EpochShape, Place, RunShape
@@ -94,11 +95,18 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
                 vars(counts).update(ready=done, started=done, processed=done)
         return
     done = batches.current.ready
-    if not (
-        done and done == vars(batches.current)["processed"] and batches.is_last_batch and _epoch_is_counted(trainer)
-    ):
+    if not (done > 0 and done == vars(batches.current)["processed"]):
         return
-    if loop.epoch_loop.restarted_on_train_batch_end:
+    at_batch_end, counted = loop.epoch_loop.restarted_on_train_batch_end, _epoch_is_counted(trainer)
+    if not batches.is_last_batch:
+        # Where an earlier batch was skipped or interrupted, Lightning's totals differ, and it does not see that this
+        # one is done: it would be trained on twice.
+        if not at_batch_end and batches.current.completed == done - 1:
+            loop.epoch_loop._restart_stage = RestartStage.RESTARTED_ON_TRAIN_BATCH_END
+        return
+    if not counted:
+        loop.epoch_progress.increment_processed()
+    if at_batch_end or not counted:
         if not loop.epoch_loop._should_accumulate():
             loop.epoch_loop._batches_that_stepped += 1
         batches.increment_completed()
