@@ -34,7 +34,7 @@ def test_progress_is_that_of_a_plain_replay(loop: Loop) -> None:
 
 
 def test_a_batch_after_a_skipped_one_is_not_trained_on_twice_by_a_resume() -> None:
-    """Lightning's totals differ after a skip, and it takes the batch that saved the checkpoint for an interrupted one."""
+    """Lightning's totals differ after a skip, and it takes the batch that saved for an interrupted one."""
     _holds(Loop(((2,),), max_epochs=2, skips=frozenset({(0, 1)}), resume=2))
     _holds(Loop(((3,),), max_epochs=3, max_steps=8, skips=frozenset({(0, 1)}), resume=4))
 
