@@ -197,11 +197,11 @@ def _cyclic_adamw(module: Any) -> Any:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def test_the_table_of_layers_shows_the_rate_that_is_meant(caplog: pytest.LogCaptureFixture) -> None:
-    callback = LayerwiseLRDecay(0.5, layers=["body", "head"])
-    with caplog.at_level("INFO"):
-        fit([callback], module=Toy(configured("OneCycleLR")))
-    table = next(record.message for record in caplog.records if record.message.startswith("LayerwiseLRDecay"))
+def test_the_table_of_layers_shows_the_rate_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_lr.callbacks.layerwise_lr_decay.rank_zero_info", said.append)
+    fit([LayerwiseLRDecay(0.5, layers=["body", "head"])], module=Toy(configured("OneCycleLR")))
+    table = next(text for text in said if text.startswith("LayerwiseLRDecay"))
     assert [line.split()[-1] for line in table.splitlines()[-2:]] == ["0.2", "0.4"]
 
 
@@ -250,9 +250,11 @@ def test_wrong_returns_of_configure_optimizers_keep_lightnings_message(returned:
     assert said([LayerwiseLRDecay(0.5)]) == said([])
 
 
-def test_warm_up_says_where_it_switched_at_which_rate_and_why(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="AdaptiveWarmup: the run has 18 updates, up to 9"):
+def test_warm_up_says_where_it_switched_at_which_rate_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_lr.callbacks.adaptive_warmup.rank_zero_info", said.append)
+    with pytest.warns(UserWarning, match="AdaptiveWarmup: the run has 18 updates, up to 9"):
         fit([AdaptiveWarmup(0.02, 0.08, confidence=1 - 1e-12, patience=1)])
-    lines = [record.message for record in caplog.records if "the warm-up has ended" in record.message]
+    lines = [text for text in said if "the warm-up has ended" in text]
     assert len(lines) == 1
     assert "after update 9 (50% of the run) at a learning rate of 0.0686" in lines[0]

@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[Callable[[], None], str]] = {
             loader=DataLoader(Stream(48), batch_size=4),
             limit_train_batches=6,
         ),
-        "iterable data need the gradients of a window",
+        "iterable data and count_samples need the gradients of a window",
     ),
     "fp16": (_native_half, "got precision='16-mixed', which DeepSpeed does not run on this CPU"),
     "manual": (lambda: _refused(1, module=Manual()), "uses manual optimization"),
