@@ -239,3 +239,16 @@ def test_the_learning_rate_has_no_transform() -> None:
 def test_groups_of_one_name_are_told_apart() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "name": name} for name in ("a", "b", "a")]
     assert HyperparameterWriter(SGD(groups, lr=0.1)).group_names() == ["a_0", "b", "a_2"]
+
+
+def test_a_value_that_a_checkpoint_took_for_scheduled_is_still_multiplied_before_the_step() -> None:
+    optimizer = optimizer_of()
+    writer = HyperparameterWriter(optimizer)
+    writer.set_multiplier("schedule", 0.5)
+    writer.write()
+    optimizer.param_groups[0]["lr"] = 0.4
+    with pytest.warns(UserWarning, match="lr"):
+        writer.rewrite_state(optimizer.state_dict())
+    writer.settle()
+    assert writer.scheduled() == [0.4, 0.02]
+    assert writer.effective() == [0.4 * 0.5, 0.02 * 0.5]

@@ -118,7 +118,7 @@ class HyperparameterWriter:
         """
         if key == "lr":
             raise ValueError("set_transform: got key='lr'; the learning rate has named multipliers (set_multiplier)")
-        self._adopt_foreign_values()
+        self.settle()
         self._transforms.setdefault(key, {})[name] = transform
         for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
             if key in group and key not in scheduled:
@@ -235,7 +235,7 @@ class HyperparameterWriter:
         Args:
             optimizer_state: what ``optimizer.state_dict()`` returned; its ``param_groups`` are changed in place.
         """
-        self._adopt_foreign_values()
+        self.settle()  # a value that is adopted here is multiplied here: the next settle would not see it any more
         for group, scheduled in zip(optimizer_state["param_groups"], self._scheduled, strict=True):
             group.update({key: _copied(value) for key, value in scheduled.items()})
 
