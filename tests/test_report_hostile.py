@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import lightning_lr as lr
 from lightning_lr.cli import main
 from lightning_lr.cli.printable import printable
 from lightning_lr.cli.report.record import read_run
@@ -191,3 +192,20 @@ def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(tmp_path: Path, caps
         assert "train_loss" in reported(capsys, run)
     finally:
         signal.alarm(0)
+
+
+def test_no_label_of_a_picture_is_unread_mathtext(tmp_path: Path) -> None:
+    header = "step,train_loss,val_acc,lr/0,progress/samples\n"
+    rows = "".join(f"{i},{10.0 ** -(i / 3)},{i / 20},{10.0 ** -(i / 3)},{8 * i}\n" for i in range(20))
+    runs = []
+    for name in ("a", "b"):
+        run = named(tmp_path / name, "x")
+        (run / "metrics.csv").write_text(header + rows, encoding="utf-8")
+        runs.append(run)
+    for figure in (lr.report(runs[0]).figure, lr.report(*runs).figure):
+        assert figure is not None
+        figure.canvas.draw()
+        assert [ax for ax in figure.axes if ax.get_yscale() == "log"]
+        labels = [label.get_text() for ax in figure.axes for label in (*ax.get_yticklabels(), *ax.get_xticklabels())]
+        labels += [label.get_text() for ax in figure.axes for label in ax.get_yticklabels(minor=True)]
+        assert not [label for label in labels if "$" in label or "mathdefault" in label]

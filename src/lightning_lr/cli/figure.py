@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogFormatterMathtext
 
 from lightning_lr.curves import Phase
 
@@ -152,6 +152,7 @@ def draw_figure(frame: Frame, panels: Sequence[Panel[T]], data: T) -> tuple[Figu
             ax.tick_params(axis="x", labelbottom=False)
         common[-1].set_xlabel(frame.xlabel)
         common[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        plain_log_labels(figure)
         figure.align_ylabels(axes[1:])
         _write_head(figure, frame)
         _draw_epochs(axes[0], frame)
@@ -161,6 +162,15 @@ def draw_figure(frame: Frame, panels: Sequence[Panel[T]], data: T) -> tuple[Figu
         for row, phases in enumerate(frame.strips.values()):
             _name_blocks(axes[0], row + 0.5, phases, frame.end)
     return figure, damaged
+
+
+def plain_log_labels(figure: Figure) -> None:
+    """Label logarithmic axes in plain text: matplotlib's own labels are mathtext, which is off (see ``STYLE``)."""
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        if isinstance(axis.get_minor_formatter(), LogFormatterMathtext):
+            axis.set_minor_formatter(LogFormatter())
 
 
 DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

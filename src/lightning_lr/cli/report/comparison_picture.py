@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lightning_lr.cli.figure import COLORS, DPI, STYLE, WIDTH, Panel, short_number, spans_decades
+from lightning_lr.cli.figure import COLORS, DPI, STYLE, WIDTH, Panel, plain_log_labels, short_number, spans_decades
 from lightning_lr.cli.report.comparison import AXES, ComparedRun, Comparison
 from lightning_lr.cli.report.comparison_summary import row_of
 from lightning_lr.cli.report.record import BATCH, RunRecord
@@ -156,6 +156,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
                 panel.draw(ax, comparison)
                 ax.set_ylabel(panel.label)
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+        plain_log_labels(figure)
         _write_head(figure, comparison, notes)
     return figure
 
