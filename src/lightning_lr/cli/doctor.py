@@ -47,10 +47,11 @@ def doctor(words: Sequence[str]) -> int:
     console.print()
     from lightning_lr.callbacks.base import MethodCallback
     from lightning_lr.cli.plan.command import PlanCLI, planned_run
+    from lightning_lr.cli.plan.options import parse_options
 
     size = ["--dataset-size", given.dataset_size] if given.dataset_size else []
     try:
-        configured, planned = planned_run(["--config", given.config, *size])
+        configured, planned = planned_run(*parse_options(["--config", given.config, *size]))
     except ConfigurationError as error:
         console.print(cell(f"refused: {error}", style="red"))
         return 2

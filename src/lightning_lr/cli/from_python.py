@@ -52,7 +52,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
     from lightning_lr.cli.plan.options import PlanOptions
     from lightning_lr.cli.plan.state_memory import configured_sharding
-    from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
+    from lightning_lr.cli.plan.table import picture_lines, plan_table, plan_title
     from lightning_lr.cli.shown import ShownPlan
     from lightning_lr.strategies import ZeROStrategy
 
@@ -76,13 +76,11 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     with torch.random.fork_rng():
         planned = plan_run(settings, copy.deepcopy(module, dict(memo)), data, PlanOptions())
     title = plan_title(planned, type(module).__name__)
-    lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_summary(planned).items()]
-    lines += [f"note: {note}" for note in planned.notes]
 
     def draw() -> Any:
         from lightning_lr.cli.plan.picture import plan_figure
 
-        return plan_figure(planned, title, lines)
+        return plan_figure(planned, title, picture_lines(planned))
 
     return ShownPlan(title, plan_table(planned, title), draw, planned)
 

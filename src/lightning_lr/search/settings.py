@@ -27,19 +27,21 @@ class SearchSettings:
     def __init__(
         self, curve: Curve, min_lr: float | None, max_lr: float | None, budget: float, at: Sequence[float]
     ) -> None:
-        who = "LearningRateSearch"
+        caller = "LearningRateSearch"
         if not isinstance(curve, Curve):
-            raise TypeError(f"{who}: got curve={curve!r}; give a Curve, for example Cosine(warmup=0.05)")
+            raise TypeError(f"{caller}: got curve={curve!r}; give a Curve, for example Cosine(warmup=0.05)")
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
             if value is not None and not (math.isfinite(value) and value > 0.0):
-                raise ValueError(f"{who}: got {name}={value}; give a finite rate above 0, or None")
+                raise ValueError(f"{caller}: got {name}={value}; give a finite rate above 0, or None")
         if min_lr is not None and max_lr is not None and min_lr > max_lr:
-            raise ValueError(f"{who}: got min_lr={min_lr} above max_lr={max_lr}; give min_lr <= max_lr")
+            raise ValueError(f"{caller}: got min_lr={min_lr} above max_lr={max_lr}; give min_lr <= max_lr")
         if not 0.0 < budget <= 1.0:
-            raise ValueError(f"{who}: got budget={budget}; give a share of the run's updates in (0, 1]")
+            raise ValueError(f"{caller}: got budget={budget}; give a share of the run's updates in (0, 1]")
         at = tuple(float(share) for share in at)
         if not at or list(at) != sorted(set(at)) or not all(0.0 <= share < 1.0 for share in at):
-            raise ValueError(f"{who}: got at={at}; give shares of the run in [0, 1), ascending, for example (0.0, 0.3)")
+            raise ValueError(
+                f"{caller}: got at={at}; give shares of the run in [0, 1), ascending, for example (0.0, 0.3)"
+            )
         self.curve, self.min_lr, self.max_lr, self.budget, self.at = curve, min_lr, max_lr, budget, at
 
     @property

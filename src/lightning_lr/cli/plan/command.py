@@ -17,9 +17,9 @@ from lightning_lr.cli.errors import ConfigurationError, refusing
 from lightning_lr.cli.plan.activation_memory import configured_policy
 from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
 from lightning_lr.cli.plan.model import Plan
-from lightning_lr.cli.plan.options import parse_options
+from lightning_lr.cli.plan.options import PlanOptions, parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
-from lightning_lr.cli.plan.table import plan_table, plan_title, run_summary
+from lightning_lr.cli.plan.table import picture_lines, plan_table, plan_title
 from lightning_lr.cli.printable import cell
 from lightning_lr.cli.suggestions import did_you_mean
 from lightning_lr.cli.terminal import terminal
@@ -35,34 +35,28 @@ def plan(words: Sequence[str]) -> None:
     Raises:
         ConfigurationError: for a configuration that ``fit`` would refuse too, or whose size cannot be known.
     """
-    options, _ = parse_options(words)
-    _, planned = planned_run(words)
+    options, rest = parse_options(words)
+    _, planned = planned_run(options, rest)
     name = options.config or "the run"
     terminal().print(plan_table(planned, plan_title(planned, name)))
     if options.out is not None:
         from lightning_lr.cli.plan.picture import save_plan_picture
 
-        lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_summary(planned).items()]
         with refusing(f"plan: the picture could not be written to {options.out}: "):
-            save_plan_picture(
-                planned,
-                plan_title(planned, Path(name).name),
-                [*lines, *(f"note: {note}" for note in planned.notes)],
-                options.out,
-            )
+            save_plan_picture(planned, plan_title(planned, Path(name).name), picture_lines(planned), options.out)
         terminal().print(cell(f"picture: {options.out}"))
 
 
-def planned_run(words: Sequence[str]) -> tuple[PlanCLI, Plan]:
+def planned_run(options: PlanOptions, rest: Sequence[str]) -> tuple[PlanCLI, Plan]:
     """What is configured, and the plan of it.
 
     Args:
-        words: the options of ``plan``.
+        options: of ``plan``, as :func:`~lightning_lr.cli.plan.options.parse_options` returns them.
+        rest: the words that are left for the configuration.
 
     Raises:
         ConfigurationError: as for :func:`plan`.
     """
-    options, rest = parse_options(words)
     configured = PlanCLI(rest)
     with refusing("plan: ", REFUSALS):
         return configured, plan_run(configured.settings, configured.model, configured.datamodule, options)

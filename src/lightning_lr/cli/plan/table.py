@@ -115,6 +115,12 @@ def run_summary(plan: Plan) -> dict[str, str]:
     return summary | plan.summary
 
 
+def picture_lines(plan: Plan) -> list[str]:
+    """What stands below the title of a picture: the summary, one line each, and the notes."""
+    lines = [f"{heading}: {fact.splitlines()[0]}" for heading, fact in run_summary(plan).items()]
+    return [*lines, *(f"note: {note}" for note in plan.notes)]
+
+
 def _short_batch(plan: Plan) -> str:
     epoch = plan.shape.epoch
     assert epoch.micro_batches is not None
