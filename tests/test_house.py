@@ -34,6 +34,7 @@ SHARED = (
     "checks",
     "nested",
     "panels",
+    "optimizer_copy",
     "patching",
 )
 METHODS = (*ROOMS, "scaling", "weight_decay", "memory", "sharded_memory", "step_time", "stopwatch")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -27,7 +28,7 @@ from lightning_lr import (
 )
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.optim import LAMB, LARS
-from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
+from lightning_lr.weight_decay import decays_apart_from_step, normalized_weight_decay, torch_weight_decay
 from tests.support.toy import Probe, Stream, Toy, data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -162,7 +163,10 @@ def _warm_restarts(module: LightningModule) -> Any:
 @pytest.mark.parametrize(
     ("configure", "says"),
     [
-        (lambda m: torch.optim.SGD(m.parameters(), 0.1, weight_decay=0.1), "SGD .parameter group 0. does not subtract"),
+        (
+            lambda m: torch.optim.SGD(m.parameters(), 0.1, 0.9, weight_decay=0.1),
+            "SGD .parameter group 0. does not subtract",
+        ),
         (lambda m: torch.optim.Adam(m.parameters(), 0.1, weight_decay=0.1), "Adam .parameter group 0. does not"),
         (lambda m: LAMB(m.parameters(), 0.1), "LAMB .parameter group 0. does not subtract"),
         (lambda m: LARS(m.parameters(), 0.1, weight_decay=0.1), "LARS .parameter group 0. does not subtract"),
@@ -173,6 +177,42 @@ def _warm_restarts(module: LightningModule) -> Any:
 def test_what_has_no_such_decay_is_refused(configure: Callable[[LightningModule], Any], says: str) -> None:
     with pytest.raises(MisconfigurationException, match=says):
         decays(NormalizedWeightDecay(), configure=configure)
+
+
+@pytest.mark.parametrize(
+    ("make", "apart"),
+    [
+        (lambda p: torch.optim.AdamW(p, fused=True), True),
+        (lambda p: torch.optim.Adam(p, decoupled_weight_decay=True), True),
+        (lambda p: torch.optim.Muon(p), True),
+        (lambda p: pytorch_optimizer.Lion(p), True),
+        (lambda p: pytorch_optimizer.AdaBelief(p, fixed_decay=True), False),
+        (lambda p: pytorch_optimizer.Prodigy(p), False),
+        (lambda p: torch.optim.NAdam(p, weight_decay=0.1), False),
+        (lambda p: torch.optim.SGD(p, 0.1), True),  # without momentum L2 is the same as a decay
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.5), False),
+        (lambda p: torch.optim.Adafactor(p), False),
+        (lambda p: torch.optim.LBFGS(p), False),
+    ],
+)
+def test_whether_the_decay_is_apart_from_the_step_is_tried_out(make: Callable[[Any], Any], apart: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = make([weight])
+    before = torch.random.get_rng_state()
+    assert decays_apart_from_step(optimizer, optimizer.param_groups[0]) == apart
+    assert torch.equal(weight, torch.ones(3, 2))
+    assert not optimizer.state.get(weight)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_muon_decays_by_the_norm() -> None:
+    """As AdamW's: torch multiplies a Muon's decay by its learning rate too."""
+    logged = decays(NormalizedWeightDecay(), configure=lambda m: torch.optim.Muon(_matrices(m), 0.1))
+    assert logged == decays(NormalizedWeightDecay(), configure=lambda m: torch.optim.AdamW(_matrices(m), 0.1))
+
+
+def _matrices(module: LightningModule) -> list[torch.nn.Parameter]:
+    return [p for p in module.parameters() if p.ndim == 2]
 
 
 def test_beside_a_method_that_chooses_the_base_learning_rate_it_is_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from lightning_lr.callbacks.base import MethodCallback, members_of
@@ -22,7 +22,7 @@ from lightning_lr.checks import is_real
 from lightning_lr.curves import CosineRestarts, Curve
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
-from lightning_lr.weight_decay import normalized_weight_decay, torch_weight_decay
+from lightning_lr.weight_decay import decays_apart_from_step, normalized_weight_decay, torch_weight_decay
 
 
 class NormalizedWeightDecay(MethodCallback):
@@ -49,9 +49,10 @@ class NormalizedWeightDecay(MethodCallback):
 
     Raises:
         ValueError: for a negative ``norm``.
-        MisconfigurationException: at setup, with an optimizer whose decay is not decoupled from the gradient (SGD,
-            Adam) or is inside a trust ratio (LAMB), where no group has a decay, with ``AdaptiveWarmup``, which
-            chooses the base learning rate during the run, or with torch's own warm restarts.
+        MisconfigurationException: at setup, with an optimizer whose decay is not decoupled from the gradient (SGD with
+            momentum, Adam), is inside a trust ratio (LAMB) or has another factor (Prodigy), where no group has a decay,
+            with ``AdaptiveWarmup``, which chooses the base learning rate during the run, or with torch's own warm
+            restarts.
 
     Example::
 
@@ -97,11 +98,11 @@ class NormalizedWeightDecay(MethodCallback):
         chosen = self.chosen(optimizers)
         for optimizer in chosen:
             for index, group in enumerate(optimizer.param_groups):
-                if not _is_decoupled(optimizer, group):
+                if not decays_apart_from_step(optimizer, group):
                     raise MisconfigurationException(
                         f"NormalizedWeightDecay: {type(optimizer).__name__} (parameter group {index}) does not "
-                        "subtract lr x weight_decay x weight apart from its step; use torch.optim.AdamW, or AdamP of "
-                        "pytorch_optimizer"
+                        "subtract lr x weight_decay x weight apart from its step; use one that does, for example "
+                        "torch.optim.AdamW or Muon"
                         + (", or leave it out with the argument optimizers" if len(optimizers) > 1 else "")
                     )
         if not any(group["weight_decay"] for optimizer in chosen for group in optimizer.param_groups):
@@ -174,10 +175,3 @@ class NormalizedWeightDecay(MethodCallback):
         factors = writer.factors(group)
         base_lr = known[group] * math.prod(factors.get(name, 1.0) for name in self._base_names)
         return torch_weight_decay(self._decay[writer.index], base_lr)
-
-
-def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    """Whether the decay is torch's AdamW's: weight x lr x weight_decay, apart from the step."""
-    if group.get("fixed_decay"):  # pytorch_optimizer: not times the learning rate
-        return False
-    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay") or group.get("weight_decouple"))

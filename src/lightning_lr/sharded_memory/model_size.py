@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_lr.nested import tensors_in
+from lightning_lr.optimizer_copy import optimizer_like
 
 WHOLE = 4
 """Bytes of an fp32 number."""
@@ -80,7 +79,7 @@ def _kept_after_a_step(optimizer: Optimizer, group: dict[str, Any], numbers: int
     parameter.grad = torch.full((numbers,), 0.5)
     try:
         with torch.enable_grad():
-            copy = _alike(optimizer, group, parameter)
+            copy = optimizer_like(optimizer, group, parameter)
             copy.step(lambda: float(parameter.detach().sum()))
     except Exception as error:
         raise ValueError(
@@ -88,18 +87,3 @@ def _kept_after_a_step(optimizer: Optimizer, group: dict[str, Any], numbers: int
             "that it keeps for each number"
         ) from error
     return sum(t.numel() * t.element_size() for t in tensors_in(copy.state[parameter]))
-
-
-def _alike(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Optimizer:
-    """An optimizer of the same class and hyperparameters, for another parameter and without the user's hooks."""
-    kind = type(optimizer)
-    taken = inspect.signature(kind).parameters
-    try:
-        return kind([parameter], **{key: value for key, value in group.items() if key in taken and key != "params"})
-    except Exception:  # what it was made of is not in its group: its attributes then, as they are
-        copy = object.__new__(kind)
-        hooks = {key: OrderedDict[Any, Any]() for key in vars(optimizer) if key.endswith("_hooks")}
-        copy.__dict__.update(vars(optimizer) | hooks)
-        copy.state = defaultdict(dict)
-        copy.param_groups = [{**group, "params": [parameter]}]
-        return copy

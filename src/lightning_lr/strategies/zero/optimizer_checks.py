@@ -7,8 +7,6 @@ over all parameters (Prodigy, D-Adaptation, DoG) continues without an error, and
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
+from lightning_lr.optimizer_copy import optimizer_like
 
 ROWS, COLUMNS, CUT, STEPS = 4, 6, 10, 5
 
@@ -72,16 +71,8 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], start: Tensor, gradients
     """How far a twin of the optimizer, which shares nothing that it writes to, moves one parameter."""
     device = group["params"][0].device
     parameter = torch.nn.Parameter(start.clone().to(device))
-    twin = object.__new__(type(optimizer))
-    for name, value in vars(optimizer).items():
-        twin.__dict__[name] = copy(value) if isinstance(value, list | dict | set) else value
-    twin.__dict__.pop("step", None)  # an LR scheduler counts in there
-    twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-    twin.state = defaultdict(dict)
-    settings = {name: deepcopy(value) for name, value in group.items() if name != "params"}
-    if "lr" in settings and not settings["lr"]:  # a warm-up may begin at 0
-        settings |= {"lr": settings["lr"] + 0.01}
-    twin.param_groups = [{**settings, "params": [parameter]}]
+    lr = {} if group.get("lr", 1.0) else {"lr": group["lr"] + 0.01}  # a warm-up may begin at 0
+    twin = optimizer_like(optimizer, group, parameter, **lr)
     with torch.random.fork_rng(devices=[]):
         for gradient in gradients:
             parameter.grad = gradient.clone().to(device)
