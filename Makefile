@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
-.PHONY: docs demo test test-all test-lightning-2.5 lint fashion-mnist finetune clean
+.PHONY: docs demo test test-all test-lightning-2.5 lint release-check fashion-mnist finetune clean
 
 demo: $(VENV)/.examples
 	rm -rf runs/digits
@@ -41,6 +41,10 @@ lint: $(VENV)/.dev
 # the documentation site in site/, every link checked: look at it with `python -m http.server --directory site`
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# wheel and sdist in dist/, looked into, and the wheel installed in an empty environment and used there
+release-check:
+	PYTHON=$(PYTHON) bash scripts/release_check.sh
 
 fashion-mnist:
 	bash scripts/fashion_mnist.sh
@@ -77,4 +81,4 @@ $(VENV)/.docs: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lightning-2.5 runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lightning-2.5 runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -129,7 +129,7 @@ def test_help_lists_every_command_with_a_line(
     lines = capsys.readouterr().out.splitlines()
     for command, what in COMMANDS.items():
         assert sum(line.split() == [command, *what.split()] for line in lines) == 1
-    assert set(COMMANDS) == {"fit", "validate", "test", "predict", "plan", "report", "doctor"}
+    assert set(COMMANDS) == {"fit", "validate", "test", "predict", "plan", "report", "doctor", "init"}
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

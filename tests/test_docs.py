@@ -266,6 +266,8 @@ def test_commands_exist(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if command == "report":
             assert {word for word in options if word.startswith("--")} <= {"--out"}
             assert [word for word in options if not word.startswith("--")]
+        elif command == "init":
+            assert {word for word in options if word.startswith("--")} <= {"--model", "--data", "--for", "--out"}
         elif command == "plan":
             Parsed(["fit", *parse_options(options)[1]])
         else:

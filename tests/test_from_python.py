@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +119,6 @@ def test_what_fit_would_refuse_is_refused_by_the_plan(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_an_error_with_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is empty"):
         lr.report(tmp_path)
-
-
-def test_the_example_of_plan_is_so() -> None:
-    found = doctest.DocTestFinder(recurse=False).find(lr.plan, "plan", globs={})
-    results = [doctest.DocTestRunner(verbose=False).run(example) for example in found]
-    assert [result.failed for result in results] == [0]
-    assert sum(result.attempted for result in results) == 6
 
 
 class SumsItsBatches(Module):

@@ -32,6 +32,7 @@ from lightning_lr.curves import (
 )
 from lightning_lr.layers import layerwise_param_groups
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
+from lightning_lr_command import __version__ as __version__
 
 __all__ = [
     "ActivationCompression",

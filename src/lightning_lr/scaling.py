@@ -18,7 +18,12 @@ AT_THE_LIMIT = 1e-9
 
 
 def learning_rate_scale(k: float, rule: Rule) -> float:
-    """Factor on the learning rate for a batch of ``k`` times the reference: ``k`` (linear) or ``sqrt(k)``."""
+    """Factor on the learning rate for a batch of ``k`` times the reference: ``k`` (linear) or ``sqrt(k)``.
+
+    Example:
+        >>> [learning_rate_scale(4.0, rule) for rule in ("linear", "sqrt")], learning_rate_scale(0.25, "linear")
+        ([4.0, 2.0], 0.25)
+    """
     return k if rule == "linear" else math.sqrt(k)
 
 
@@ -32,6 +37,10 @@ def gradual(scale: float, progress: float, width: float, warmup: float) -> float
         progress: share p of the run before the update.
         width: share w of the run that the update covers; the first of n warm-up updates has 1/n of the climb.
         warmup: share W of the run that the climb takes; 0 for none.
+
+    Example:
+        >>> [gradual(8.0, progress, 0.01, warmup=0.1) for progress in (0.0, 0.05, 0.5)]
+        [1.7, 5.2, 8.0]
 
     Source: Goyal et al. 2017, section 2.2 (a constant increment at every update).
     """
@@ -48,9 +57,9 @@ def scaled_betas(betas: tuple[float, float], k: float) -> tuple[float, float]:
     Raises:
         ValueError: where a beta would leave [0, 1): k may be at most 1 / (1 - beta).
 
-    Example::
-
-        scaled_betas((0.9, 0.99), 10)  # (0.0, 0.9)
+    Example:
+        >>> [tuple(round(beta, 4) for beta in scaled_betas((0.9, 0.99), k)) for k in (1, 4, 10)]
+        [(0.9, 0.99), (0.6, 0.96), (0.0, 0.9)]
     """
     return _scaled_beta(betas[0], k), _scaled_beta(betas[1], k)
 
@@ -68,5 +77,10 @@ def _scaled_beta(beta: float, k: float) -> float:
 
 
 def scaled_eps(eps: float, k: float) -> float:
-    r"""Adam's eps for a batch of ``k`` times the reference: :math:`\epsilon' = \epsilon / \sqrt{k}`."""
+    r"""Adam's eps for a batch of ``k`` times the reference: :math:`\epsilon' = \epsilon / \sqrt{k}`.
+
+    Example:
+        >>> [scaled_eps(1e-8, k) for k in (1, 4, 16)]
+        [1e-08, 5e-09, 2.5e-09]
+    """
     return eps / math.sqrt(k)

@@ -30,13 +30,22 @@ def normalized_weight_decay(norm: float, batch_size: float, samples: float) -> f
         batch_size: b, samples per update.
         samples: B T, samples of the training set times epochs; with warm restarts those of the cycle, :math:`B T_i`.
 
+    Example:
+        >>> [round(normalized_weight_decay(0.025, 100, samples), 6) for samples in (100, 10_000, 1_000_000)]
+        [0.025, 0.0025, 0.00025]
+
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101, appendix B.1.
     """
     return norm * math.sqrt(batch_size / samples)
 
 
 def torch_weight_decay(decay: float, base_lr: float) -> float:
-    """What torch's ``weight_decay`` is for the paper's ``decay``: ``decay / base_lr``, 0 where nothing is learned."""
+    """What torch's ``weight_decay`` is for the paper's ``decay``: ``decay / base_lr``, 0 where nothing is learned.
+
+    Example:
+        >>> [torch_weight_decay(0.00025, base_lr) for base_lr in (0.001, 0.1, 0.0)]
+        [0.25, 0.0025, 0.0]
+    """
     return decay / base_lr if base_lr > 0 else 0.0
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+__version__ = "0.2.0"
 
 COMMANDS = {
+    "init": "write a first configuration for a module that is given by its import path",
     "fit": "train a model as a configuration file describes",
     "validate": "evaluate a model on the validation data",
     "test": "evaluate a model on the test data",
@@ -20,7 +22,7 @@ COMMANDS = {
     "report": "show what a run did and why, also while it trains, or compare several",
 }
 
-__all__ = ["COMMANDS", "answer", "main", "usage"]
+__all__ = ["COMMANDS", "__version__", "answer", "main", "usage"]
 
 
 def main() -> int:
@@ -40,7 +42,7 @@ def answer(words: Sequence[str]) -> int | None:
         print(usage())
         return 0 if words else 2
     if words[0] == "--version":
-        print(f"lightning-lr {_version()}")
+        print(f"lightning-lr {__version__}")
         return 0
     return None
 
@@ -54,15 +56,9 @@ def usage() -> str:
         "Learning rate, batch size and memory of a Lightning run: decided, shown and resumed exactly.\n\n"
         f"commands:\n{commands}\n\n"
         "lightning-lr COMMAND --help lists its options. Examples:\n"
+        "  lightning-lr init --model package.module.Class --data package.module.Data --out C\n"
         "  lightning-lr plan --config C --out plan.png\n"
         "  lightning-lr fit --config C --trainer.max_epochs 3\n"
         "  lightning-lr report RUN_DIR --out report.png\n"
         "  lightning-lr report RUN_DIR RUN_DIR --out comparison.png"
     )
-
-
-def _version() -> str:
-    try:
-        return version("lightning-lr")
-    except PackageNotFoundError:
-        return "(not installed: run from its sources)"

@@ -37,6 +37,11 @@ class BatchRule:
         cap: largest batch, a multiple of ``world_size`` that is not below ``start``.
         world_size: devices that share a batch equally.
         lr_rule: "linear" for SGD, "sqrt" for Adam and its kin.
+
+    Example:
+        >>> rule = BatchRule(start=128, cap=640, world_size=1, lr_rule="linear")
+        >>> [(batch := rule.batch_size(decay), rule.lr_factor(decay, batch)) for decay in (1.0, 0.2, 0.1)]
+        [(128, 1.0), (640, 1.0), (640, 0.5)]
     """
 
     start: int

@@ -29,6 +29,10 @@ def noise_scale(lr: float, momentum: float, batch_size: int, dataset_size: int) 
     Raises:
         ValueError: if momentum is not in [0, 1), or a size is not a positive integer.
 
+    Example:
+        >>> [round(noise_scale(0.1, 0.9, batch, 50_000), 1) for batch in (125, 625, 50_000)]
+        [399.0, 79.0, 0.0]
+
     Source: arXiv:1711.00489, eq. 5 with the "- 1" that its approximation for B << N leaves out.
     """
     _check_setting("noise_scale", momentum, batch_size, dataset_size)
@@ -62,6 +66,10 @@ def scaled_batch_size(batch_size: int, lr: float, momentum: float, new_lr: float
     Raises:
         ValueError: if an argument is outside its range.
 
+    Example:
+        >>> [scaled_batch_size(128, 0.1, 0.9, lr, momentum) for lr, momentum in ((0.2, 0.9), (0.5, 0.9), (0.1, 0.98))]
+        [256, 640, 640]
+
     Source: arXiv:1711.00489, section 3 ("B proportional to the effective learning rate").
     """
     caller = "scaled_batch_size"
@@ -87,6 +95,10 @@ def momentum_transient(batch_size: int, dataset_size: int, momentum: float) -> f
 
     Raises:
         ValueError: if momentum is not in [0, 1), or a size is not a positive integer.
+
+    Example:
+        >>> [round(momentum_transient(batch, 50_000, 0.9), 4) for batch in (100, 500, 5000)]
+        [0.02, 0.1, 1.0]
 
     Source: arXiv:1711.00489, section 3 and appendix A.
     """

@@ -93,6 +93,10 @@ class StepRamp(RampSchedule):
         ValueError: if an argument is outside its range; from :meth:`check_length`, if a milestone is not before the
             end of the run.
 
+    Example:
+        >>> [round(StepRamp([60, 120], factor=5.0).decay(epoch, 0.0), 4) for epoch in (0, 60, 120)]
+        [1.0, 0.2, 0.04]
+
     Source: arXiv:1711.00489, section 5.1; factor 5 at epochs 60, 120 and 160 of 200 is that of wide residual networks.
     """
 
@@ -140,6 +144,12 @@ class CurveRamp(RampSchedule):
 
     Raises:
         ValueError: if curve is none, or does not stand at 1 after its climb.
+
+    Example:
+        >>> from lightning_lr.curves import Cosine
+        >>> ramp = CurveRamp(Cosine(warmup=0.2))
+        >>> [round(ramp.batch_decay(0, progress), 4) for progress in (0.1, 0.6, 0.8)]
+        [1.0, 0.5, 0.1464]
 
     Source: arXiv:1711.00489, section 2, states it for any schedule and shows steps; with ``lr_rule="sqrt"``, Seesaw
     (arXiv:2510.14717).
@@ -200,6 +210,10 @@ class AdaptiveRamp(RampSchedule):
 
     Raises:
         ValueError: if an argument is outside its range.
+
+    Example:
+        >>> [AdaptiveRamp().next_batch_size(64, noise, cap=100) for noise in (50.0, 70.0, None)]
+        [64, 100, 64]
 
     Source: gradient noise scale as a measure of the largest useful batch: arXiv:1812.06162, section 2.2; doubling when
     it is passed: arXiv:2505.23971 (who measure the critical batch by branched runs instead, and raise the lr).

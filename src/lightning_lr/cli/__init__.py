@@ -1,8 +1,8 @@
 """The command line ``lightning-lr``: train, and see a run before and after.
 
 ``fit``, ``validate``, ``test`` and ``predict`` are Lightning's own command line with the names of this package known to
-it; ``plan`` shows a run before it is trained, ``report`` shows it afterwards or while it trains. Each imports what it
-needs when it runs.
+it; ``init`` writes a first configuration, ``plan`` shows a run before it is trained, ``report`` shows it afterwards or
+while it trains. Each imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ def _run(command: str, words: list[str]) -> int:
         from lightning_lr.cli.report.command import report
 
         report(words[1:])
+    elif command == "init":
+        from lightning_lr.cli.init import init
+
+        init(words[1:])
     elif command == "doctor":
         from lightning_lr.cli.doctor import doctor
 

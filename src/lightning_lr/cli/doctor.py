@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from lightning_lr.cli.errors import ConfigurationError
 from lightning_lr.cli.printable import cell
 from lightning_lr.cli.terminal import summary_block, terminal
+from lightning_lr_command import __version__
 
 PACKAGES = ("lightning-lr", "torch", "lightning", "torchmetrics", "gpytorch", "jsonargparse", "matplotlib", "rich")
 """What is always needed."""
@@ -94,6 +95,8 @@ def _requirement(extra: str) -> str:
 
 
 def _version(name: str) -> str:
+    if name == "lightning-lr":
+        return __version__
     try:
         return version(name)
     except PackageNotFoundError:

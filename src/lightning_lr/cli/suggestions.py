@@ -147,7 +147,7 @@ class _Walk:
     def _object(self, node: MappingNode, class_path: Node, annotation: Any, where: str) -> Iterator[str]:
         classes = _classes_in(annotation)[0] or list(self.known.bases)
         yield from self._class(class_path, classes, where)
-        found = _find_class(str(class_path.value), classes)
+        found = find_class(str(class_path.value), classes)
         if found is None:
             return
         self.objects[where] = found
@@ -166,18 +166,21 @@ class _Walk:
 
     def _class(self, node: Node, classes: Sequence[type], where: str) -> Iterator[str]:
         name = str(node.value)
-        if _find_class(name, classes) is not None:
-            return
-        module, dot, attribute = name.rpartition(".")
-        try:
-            inside = vars(importlib.import_module(module)) if dot else _subclasses(classes)
-            hint = did_you_mean(attribute, [n for n, value in inside.items() if isinstance(value, type)], module + dot)
-        except ImportError as error:
-            hint = f": {error}{_nearest_module(error, module)}"
-        yield self._at(node, f"there is no class {name!r} at {where}", hint)
+        if find_class(name, classes) is None:
+            yield self._at(node, f"there is no class {name!r} at {where}", nearest_class(name, classes))
 
     def _at(self, node: Node, sentence: str, hint: str) -> str:
         return f"{sentence} ({self.path}, line {node.start_mark.line + 1}){hint}"
+
+
+def nearest_class(name: str, classes: Sequence[type]) -> str:
+    """What to say behind the name of a class that does not exist: the nearest one, or why its module has none."""
+    module, dot, attribute = name.rpartition(".")
+    try:
+        inside = vars(importlib.import_module(module)) if dot else _subclasses(classes)
+    except ImportError as error:
+        return f": {error}{_nearest_module(error, module)}"
+    return did_you_mean(attribute, [n for n, value in inside.items() if isinstance(value, type)], module + dot)
 
 
 def _nearest_module(error: ImportError, module: str) -> str:
@@ -220,7 +223,8 @@ def _subclasses(bases: Sequence[type]) -> dict[str, type]:
     return found
 
 
-def _find_class(name: str, classes: Sequence[type]) -> type | None:
+def find_class(name: str, classes: Sequence[type]) -> type | None:
+    """The class of an import path, or of a subclass's name alone; ``None`` where there is none."""
     if "." not in name:
         return _subclasses(classes).get(name)
     module, _, attribute = name.rpartition(".")

@@ -23,6 +23,10 @@ class Constant(WarmedUp):
     Raises:
         ValueError: if an argument is outside its range.
 
+    Example:
+        >>> [Constant(warmup=0.5)(p, 0.25) for p in (0.0, 0.25, 0.9)]
+        [0.5, 1.0, 1.0]
+
     Source: Goyal et al. 2017, arXiv:1706.02677, section 2.2 (gradual warm-up, per update).
     """
 
@@ -59,6 +63,10 @@ class SlantedTriangle(Curve):
     Raises:
         ValueError: if an argument is outside its range.
 
+    Example:
+        >>> [round(SlantedTriangle()(p), 4) for p in (0.0, 0.1, 0.55)]
+        [0.0312, 1.0, 0.5156]
+
     Source: Howard & Ruder 2018, arXiv:1801.06146, eq. 3.
     """
 
@@ -94,6 +102,10 @@ class Step(WarmedUp):
 
     Raises:
         ValueError: if an argument is outside its range.
+
+    Example:
+        >>> [round(Step()(p), 4) for p in (0.0, 0.3, 0.7)]
+        [1.0, 0.1, 0.01]
 
     Source: the milestones are those of wide residual networks, 60, 120 and 160 of 200 epochs (Zagoruyko & Komodakis
     2016, arXiv:1605.07146, with factor 0.2); the tenth is that of Goyal et al. 2017, arXiv:1706.02677.
@@ -136,6 +148,10 @@ class WarmupStableDecay(WarmedUp):
 
     Raises:
         ValueError: if an argument is outside its range, or warmup + decay passes 1.
+
+    Example:
+        >>> [round(WarmupStableDecay()(p, 0.01), 4) for p in (0.0, 0.5, 0.9)]
+        [0.2, 1.0, 0.5]
 
     Source: Hu et al. 2024, arXiv:2404.06395 (MiniCPM; their fall is exponential); the straight fall is that of Haegele
     et al. 2024, arXiv:2405.18392.

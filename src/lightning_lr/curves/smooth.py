@@ -27,6 +27,10 @@ class Cosine(WarmedUp):
     Raises:
         ValueError: if an argument is outside its range.
 
+    Example:
+        >>> [round(Cosine(warmup=0.2)(p, 0.1), 4) for p in (0.0, 0.6, 1.0)]
+        [0.5, 0.5, 0.0]
+
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 with one cycle; with a warm-up, He et al. 2019,
     arXiv:1812.01187.
     """
@@ -64,6 +68,11 @@ class CosineRestarts(WarmedUp):
 
     Raises:
         ValueError: if an argument is outside its range, or there are more than 10000 cycles.
+
+    Example:
+        >>> curve = CosineRestarts(first_cycle=0.25, cycle_growth=1.0, peak_decay=0.5)
+        >>> [round(curve(p), 4) for p in (0.0, 0.125, 0.25)]
+        [1.0, 0.5, 0.5]
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (T_mult = cycle_growth); the falling peak is new here.
     """
@@ -134,6 +143,10 @@ class Polynomial(WarmedUp):
 
     Raises:
         ValueError: if an argument is outside its range.
+
+    Example:
+        >>> [round(Polynomial(power=2.0)(p), 4) for p in (0.0, 0.5, 0.9)]
+        [1.0, 0.25, 0.01]
 
     Source: You et al. 2017, arXiv:1708.03888, algorithm 1 (power 2).
     """
