@@ -23,6 +23,7 @@ from lightning_lr.activations.measuring import parameter_storages, storages
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
 from lightning_lr.activations.segment import Holder, observe_holders
+from lightning_lr.patching import buffers_put_back
 
 Step = Callable[[], Tensor]
 """A forward with its loss, as in ``training_step``."""
@@ -156,19 +157,16 @@ def predict_checkpointing(
         PlanError: where the policy refuses: names that do not exist, no blocks, a budget that no plan reaches.
     """
     device = torch.device(device)
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     devices = [] if device.type == "cpu" else [device]
     checkpointing = Checkpointing(network, policy, device)
     try:
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        rng = torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
+        with buffers_put_back(network), rng:
             for _ in range(checkpointing.steps_to_watch):
                 with checkpointing.step():
                     step()
     finally:
         checkpointing.undo()
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
     if checkpointing.plan is None:
         raise PlanError("predict_checkpointing: the step calls none of the blocks; name others in modules=[...]")
     return checkpointing.plan

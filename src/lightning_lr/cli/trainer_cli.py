@@ -27,7 +27,7 @@ from lightning_lr.callbacks.pytorch_lightning_check import hint_of_mirror
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
 from lightning_lr.cli.suggestions import Known, unknown_names
 from lightning_lr.curves import Curve
-from lightning_lr.journal import Journal
+from lightning_lr.journal import JournalFolder
 from lightning_lr.patching import override_on_instance
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 from lightning_lr.stopwatch import Stopwatch
@@ -130,9 +130,9 @@ class Timed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not members_of(trainer):
-            folder = internals.journal_folder(trainer)
-            if folder is not None:
-                self._stopwatch = Stopwatch(Journal(folder / f"{SECONDS}.jsonl"), trainer.global_step)
+            journal = JournalFolder(internals.journal_folder(trainer)).journal(SECONDS)
+            if journal is not None:
+                self._stopwatch = Stopwatch(journal, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

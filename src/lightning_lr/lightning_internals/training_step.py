@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -15,7 +14,7 @@ from torchmetrics import Metric
 
 from lightning_lr.lightning_internals.logs import silent_loggers
 from lightning_lr.lightning_internals.scaler import loss_scale
-from lightning_lr.patching import override_on_instance
+from lightning_lr.patching import buffers_put_back, override_on_instance
 
 
 def training_step_arguments(module: LightningModule, batch: Any) -> tuple[Any, ...]:
@@ -73,19 +72,16 @@ def detached_training_step(trainer: Trainer, module: LightningModule, batch: Any
 
 @contextmanager
 def _put_back(module: LightningModule) -> Iterator[None]:
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     metrics = [
         (metric, copy.deepcopy(_metric_state(metric))) for metric in module.modules() if isinstance(metric, Metric)
     ]
     undo = [override_on_instance(module, name, lambda *args, **kwargs: None) for name in ("log", "log_dict")]
     try:
-        yield
+        with buffers_put_back(module):
+            yield
     finally:
         for put_back in undo:
             put_back()
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
         for metric, state in metrics:
             vars(metric).update(state)
 

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import Checkpointing, CheckpointPlan, CheckpointPolicy, PlanError
 from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash, refuse_incompatible
-from lightning_lr.journal import Journal
+from lightning_lr.journal import JournalFolder
 
 if TYPE_CHECKING:
     _Base = Strategy
@@ -112,9 +112,8 @@ class _PlanNotes:
     """Writes down each plan: the first as what holds for the run, the others when they are made."""
 
     def __init__(self, trainer: Trainer) -> None:
-        folder = internals.journal_folder(trainer)
         self.trainer = trainer
-        self._journal = None if folder is None else Journal(folder / f"{JOURNAL}.jsonl")
+        self._journal = JournalFolder(internals.journal_folder(trainer)).journal(JOURNAL)
         self._begun: int | None = None
         self._first = True
 

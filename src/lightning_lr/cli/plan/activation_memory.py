@@ -7,8 +7,8 @@ machine's CPU and extrapolated to the batch of the run.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from lightning_lr.activations.compression import ActivationCompressor, Compressi
 from lightning_lr.cli.errors import described as described_error
 from lightning_lr.memory import LiveBytes, extrapolate_checkpointing
 from lightning_lr.nested import batch_tensors, samples_in, with_samples
+from lightning_lr.patching import buffers_put_back
 from lightning_lr.strategies import CheckpointedDDPStrategy, CheckpointedStrategy, ZeROStrategy
 
 FEW, MANY = 4, 8
@@ -76,7 +77,7 @@ def _tried(model: LightningModule, batch: Any, precision: Any, notes: list[str])
         notes.append(f"activations are not planned: the batch ({type(batch).__name__}) holds no tensors")
         return None
     try:
-        with _unchanged(model):
+        with buffers_put_back(model), torch.random.fork_rng(devices=[]):
             step(model, FEW)
     except Exception as error:  # most often: the step asks for its Trainer
         notes.append(
@@ -127,7 +128,7 @@ def _kept(
     model: LightningModule, step: Callable[[int], Tensor], samples: int, compressor: ActivationCompressor | None
 ) -> float:
     ledger = LiveBytes(model)
-    with _unchanged(model):
+    with buffers_put_back(model), torch.random.fork_rng(devices=[]):
         if compressor is not None:
             with compressor.compressing() as tally:
                 step(samples)
@@ -137,19 +138,6 @@ def _kept(
             kept = float(ledger.live)
         del loss  # it holds the graph
     return kept
-
-
-@contextmanager
-def _unchanged(model: LightningModule) -> Iterator[None]:
-    """Buffers and the random state are as before afterwards."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
 
 
 def activation_summary(
