@@ -19,6 +19,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from operator import is_, mul
 from typing import Any
 
 import torch
@@ -63,6 +65,7 @@ class HyperparameterWriter:
         self._replaced: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._inside = False
+        self._stale = True  # whether what is in the groups is not what the multipliers and scheduled values make
         self._separate_shared_tensors()
         self._capture()
 
@@ -77,20 +80,29 @@ class HyperparameterWriter:
         Raises:
             ValueError: for a factor that is negative or not finite, or a sequence of the wrong length.
         """
-        factors = tuple(float(f) for f in factor) if isinstance(factor, Sequence) else (float(factor),)
+        if type(factor) is float:  # what most methods give, at every update
+            if not 0.0 <= factor < math.inf:
+                raise ValueError(f"multiplier {name!r}: got {factor}; a factor is finite and not negative")
+            if self._multipliers.get(name) != factor:
+                self._multipliers[name], self._stale = factor, True
+            return
+        factors = tuple(map(float, factor)) if isinstance(factor, Sequence) else (float(factor),)
         if isinstance(factor, Sequence) and len(factors) != len(self.optimizer.param_groups):
             raise ValueError(
                 f"multiplier {name!r}: got {len(factors)} factors for {len(self.optimizer.param_groups)} parameter "
                 "groups; give one factor, or one per group"
             )
         for value in factors:
-            if not (math.isfinite(value) and value >= 0.0):
+            if not 0.0 <= value < math.inf:
                 raise ValueError(f"multiplier {name!r}: got {value}; a factor is finite and not negative")
-        self._multipliers[name] = factors if isinstance(factor, Sequence) else factors[0]
+        given = factors if isinstance(factor, Sequence) else factors[0]
+        if self._multipliers.get(name) != given:
+            self._multipliers[name], self._stale = given, True
 
     def remove_multiplier(self, name: str) -> None:
         """Forget the named multiplier; takes effect at the next :meth:`write`."""
         self._multipliers.pop(name, None)
+        self._stale = True
 
     def set_transform(self, key: str, name: str, transform: Transform) -> None:
         """Set a named transform of another hyperparameter; groups without ``key`` are left alone.
@@ -144,6 +156,14 @@ class HyperparameterWriter:
         """The named multipliers of one group, by its index."""
         return {name: self._factor(name, group) for name in self._multipliers}
 
+    def product(self, names: Sequence[str], group: int) -> float:
+        """The product of some of the named multipliers of one group, by its index; one that is not set is 1."""
+        product = 1.0
+        for name in names:
+            if name in self._multipliers:
+                product *= self._factor(name, group)
+        return product
+
     def base(self, key: str = "lr") -> list[Any]:
         """What the multipliers apply to: the scheduled value of each group, or the one in its place."""
         return [self._base(index, key) for index in range(len(self._scheduled))]
@@ -156,19 +176,17 @@ class HyperparameterWriter:
 
     def without(self, name: str) -> list[Any]:
         """The learning rate that each group would have without one of the multipliers."""
-        found = []
-        for index, value in enumerate(self.base()):
-            product = 1.0
-            for other in self._multipliers:
-                product *= 1.0 if other == name else self._factor(other, index)
-            found.append(value if product == 1.0 else value * product)
-        return found
+        products = self._products(name)
+        return [
+            value if product == 1.0 else value * product for value, product in zip(self.base(), products, strict=True)
+        ]
 
     # ------------------------------------------------------------------ writing
     def write(self) -> None:
-        """Write the effective values into the groups."""
-        self._adopt_foreign_values()
-        self._write_effective()
+        """Write the effective values into the groups, unless they are there."""
+        # a transform may look at anything
+        if self._adopt_foreign_values() or self._stale or self._transforms:
+            self._write_effective()
 
     def settle(self) -> None:
         """Write again where somebody wrote into a group since the last :meth:`write`; cheap where nobody did."""
@@ -183,6 +201,7 @@ class HyperparameterWriter:
                 that the user writes by hand afterwards takes the place of the base.
         """
         self._adopt_foreign_values()
+        self._stale = True
         self._replaced = [
             {key: _copied(value) for key, value in base.items() if key in group}
             for base, group in zip(bases, self.optimizer.param_groups, strict=True)
@@ -250,6 +269,12 @@ class HyperparameterWriter:
         replaced = self._replaced[index] if index < len(self._replaced) else {}
         return replaced[key] if key in replaced else self._scheduled[index].get(key)
 
+    @property
+    def _keys(self) -> list[str]:
+        """Every hyperparameter that is written."""
+        keys = ["lr", *self._transforms]
+        return keys if not self._replaced else list(dict.fromkeys(chain(keys, *self._replaced)))
+
     def _managed(self, index: int, group: dict[str, Any]) -> list[str]:
         replaced = self._replaced[index] if index < len(self._replaced) else {}
         return [key for key in dict.fromkeys(("lr", *self._transforms, *replaced)) if key in group]
@@ -266,6 +291,8 @@ class HyperparameterWriter:
         if self._inside:  # a scheduler is at work, and what it writes is captured afterwards
             return False
         groups, found = self.optimizer.param_groups, False
+        if len(groups) == len(self._written) and all(map(self._untouched, self._keys)):
+            return False
         for index, group in enumerate(groups[len(self._scheduled) :], len(self._scheduled)):
             found = True
             self._scheduled.append({key: _copied(group[key]) for key in self._managed(index, group)})
@@ -283,6 +310,11 @@ class HyperparameterWriter:
                     self._warn_of_foreign_value(index, key, group[key])
         return found
 
+    def _untouched(self, key: str) -> bool:
+        """Whether all groups hold the very objects that were written; never so for tensors, whose marks are others."""
+        held = [group.get(key) for group in self.optimizer.param_groups]
+        return all(map(is_, held, [written.get(key) for written in self._written]))
+
     def _warn_of_foreign_value(self, index: int, key: str, value: Any) -> None:
         if key in self._warned:
             return
@@ -296,25 +328,38 @@ class HyperparameterWriter:
             stacklevel=4,
         )
 
+    def _products(self, left_out: str | None = None) -> list[float]:
+        """The product of each group's multipliers, but one if so named."""
+        products = [1.0] * len(self._scheduled)
+        for name, factor in self._multipliers.items():
+            if name == left_out or factor == 1.0:
+                continue
+            if isinstance(factor, float):
+                products = [product * factor for product in products]
+            else:  # a group that was added during the run has none
+                products = [*map(mul, products, factor), *products[len(factor) :]]
+        return products
+
     def _write_effective(self) -> None:
-        for index, (group, scheduled, written) in enumerate(
-            zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True)
+        self._stale = False
+        for index, (group, scheduled, written, product) in enumerate(
+            zip(self.optimizer.param_groups, self._scheduled, self._written, self._products(), strict=True)
         ):
             for key in scheduled:
-                value = self._base(index, key)
+                effective = self._base(index, key) if self._replaced else scheduled[key]
                 if key == "lr":
-                    product = 1.0
-                    for name in self._multipliers:
-                        product *= self._factor(name, index)
                     # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
-                    effective = value if product == 1.0 else value * product
+                    effective = effective if product == 1.0 else effective * product
                 else:
-                    effective = value
                     for transform in self._transforms.get(key, {}).values():
                         effective = transform(index, effective)
-                written[key] = _put(group, key, effective)
+                if type(effective) is float and type(group[key]) is float:
+                    group[key] = written[key] = effective
+                else:
+                    written[key] = _put(group, key, effective)
 
     def _write_scheduled(self) -> None:
+        self._stale = True
         for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
             for key, value in scheduled.items():
                 written[key] = _put(group, key, value)

@@ -39,7 +39,7 @@ class RampedShape(RunShape):
 
     def samples_in(self, epoch: int) -> int:
         """Samples over all devices that an epoch trains on."""
-        return sum(self.windows(epoch).micro_sizes) * self.epoch.world_size
+        return self.windows(epoch).samples_before[-1] * self.epoch.world_size
 
     @property
     def unit(self) -> int:
@@ -71,7 +71,8 @@ class RampedShape(RunShape):
         return self.windows(epoch).micro_sizes[micro_batch] * self.epoch.world_size
 
     def units_before(self, epoch: int, micro_batch: int) -> int:
-        return sum(self.windows(epoch).micro_sizes[:micro_batch]) * self.epoch.world_size
+        before = self.windows(epoch).samples_before
+        return before[min(micro_batch, len(before) - 1)] * self.epoch.world_size
 
     def window(self, epoch: int, micro_batch: int) -> tuple[int, int]:
         windows = self.windows(epoch)
@@ -79,6 +80,9 @@ class RampedShape(RunShape):
         first, end = windows.first_micro_batches[index : index + 2]
         rest = windows[index].micro_sizes[micro_batch - first :]
         return end, sum(rest) * self.epoch.world_size
+
+    def window_end(self, epoch: int, micro_batch: int) -> int:
+        return self.window(epoch, micro_batch)[0]
 
     def lr_factor(self, epoch: int, micro_batch: int) -> float:
         """The ramp's factor on the learning rate of the update that a micro-batch belongs to."""

@@ -150,6 +150,11 @@ class EpochWindows(tuple[Window, ...]):
         return list(chain.from_iterable(window.micro_sizes for window in self))
 
     @cached_property
+    def samples_before(self) -> list[int]:
+        """Samples of the epoch on one device before each micro-batch, and last all of them."""
+        return list(accumulate(self.micro_sizes, initial=0))
+
+    @cached_property
     def first_micro_batches(self) -> list[int]:
         """Index of the first micro-batch of each window, and last the number of micro-batches in the epoch."""
         return list(accumulate((len(window.micro_sizes) for window in self), initial=0))

@@ -349,6 +349,8 @@ class MethodCallback(Callback):
     @property
     def state_key(self) -> str:
         """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` refuses them."""
+        if self._run is not None:  # Lightning asks at every hook
+            return super().state_key
         return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -172,6 +171,5 @@ class NormalizedWeightDecay(MethodCallback):
         known = self._base_lr[writer.index]
         if scheduled == 0 or group >= len(known):  # a group that was added during the run keeps its own
             return scheduled
-        factors = writer.factors(group)
-        base_lr = known[group] * math.prod(factors.get(name, 1.0) for name in self._base_names)
+        base_lr = known[group] * writer.product(self._base_names, group)
         return torch_weight_decay(self._decay[writer.index], base_lr)

@@ -114,7 +114,10 @@ class ManagedOptimizer:
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step
         self._unrefined = self._manual  # where each step is the user's
-        self.effective_lr = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in self.writer.effective()]
+        lrs = self.writer.effective()
+        if set(map(type, lrs)) != {float}:
+            lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in lrs]
+        self.effective_lr = lrs
 
 
 def optimizers_of(trainer: Trainer, steps: int | None, base_lrs: Any) -> list[ManagedOptimizer]:

@@ -53,7 +53,7 @@ class Run:
     def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[MethodCallback]) -> None:
         self.members = members
         self._loaders = Loaders.of(trainer)
-        self._plain: RunShape | None = None
+        self._plain: tuple[Any, ...] | None = None  # what the shape was made from
         self._reached: float | None = None  # share of the budget after the last update
         shape = self._shape_now(trainer)
         self._compare_with_checkpoint(trainer, shape)
@@ -217,8 +217,11 @@ class Run:
         for writer in self.writers:
             for member in self.members:
                 if member.acts_on(writer.index):
-                    with in_words_of(type(member).__name__):
-                        writer.set_multiplier(member.name, member.factor_of(writer, self.clock))
+                    try:  # once an update: without the context manager
+                        factor = member.factor_of(writer, self.clock)
+                    except NoEndError as error:
+                        raise _explained(type(member).__name__, error) from error
+                    writer.set_multiplier(member.name, factor)
             writer.write()
 
     def note_start(self, member: MethodCallback) -> None:
@@ -305,9 +308,9 @@ class Run:
     # ------------------------------------------------------------------ inside
     def _shape_now(self, trainer: Trainer) -> RunShape:
         """The run by what Lightning goes by now; the same object until something has changed."""
-        now = run_shape(trainer, self._loaders.epoch_now(trainer))
+        now = _facts_of_run(trainer, self._loaders.epoch_now(trainer))
         if now != self._plain:
-            self._plain, shape = now, now
+            self._plain, shape = now, RunShape(*now)
             for member in self.members:
                 shape = member.reshape(shape)
             self._shape = shape
@@ -418,14 +421,19 @@ class Loaders:
 
 def run_shape(trainer: Trainer, epoch: EpochShape | None = None) -> RunShape:
     """The shape of the run that a Trainer makes, with the epoch of its loader if none is given."""
+    return RunShape(*_facts_of_run(trainer, epoch or internals.epoch_shape(trainer)))
+
+
+def _facts_of_run(trainer: Trainer, epoch: EpochShape) -> tuple[Any, ...]:
+    """What a ``RunShape`` is made from, in its order; asked for at every update, and made one of when it changes."""
     trial = internals.is_fast_dev_run(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
     limit = internals.time_limit(trainer)
-    return RunShape(
-        epoch or internals.epoch_shape(trainer),
-        accumulation=accumulation_of(trainer.callbacks, trainer.accumulate_grad_batches),  # type: ignore[attr-defined]
-        max_epochs=None if trial else internals.epochs_of_updates(trainer),
-        max_updates=None if trainer.max_steps == -1 else trainer.max_steps,
-        max_seconds=None if limit is None else limit[1],
+    return (
+        epoch,
+        accumulation_of(trainer.callbacks, trainer.accumulate_grad_batches),  # type: ignore[attr-defined]
+        None if trial else internals.epochs_of_updates(trainer),
+        None if trainer.max_steps == -1 else trainer.max_steps,
+        None if limit is None else limit[1],
     )
 
 
@@ -453,7 +461,11 @@ def in_words_of(caller: str) -> Iterator[None]:
     try:
         yield
     except NoEndError as error:
-        raise MisconfigurationException(f"{caller}: {error}") from error
+        raise _explained(caller, error) from error
+
+
+def _explained(caller: str, error: NoEndError) -> MisconfigurationException:
+    return MisconfigurationException(f"{caller}: {error}")
 
 
 def _tuned_before(members: Sequence[MethodCallback]) -> list[list[float]] | None:

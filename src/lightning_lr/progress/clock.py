@@ -39,6 +39,8 @@ class SampleClock:
         self._window_samples = 0
         self._place = Place()
         self._spans: list[Span] = []
+        self._before: float | None = None  # the update, and after it
+        self._after: float | None = None
         self._epoch_span: Span | None = None
         self._update_seconds = 0.0
         self._update_made = False
@@ -81,6 +83,8 @@ class SampleClock:
         """
         if not self._spans:
             raise NoEndError(self.shape.why_no_end)
+        if len(self._spans) == 1:
+            return self._spans[0].width
         first, last = max(self._spans, key=_progress), max(self._spans, key=_after)
         return first.width if first is last else last.after - first.progress
 
@@ -187,13 +191,14 @@ class SampleClock:
         return self._place.micro_batch if self._place.window is None else self._place.window
 
     def _progress(self) -> float | None:
-        if not self._spans:
-            return None
-        return max(map(_after if self._update_made else _progress, self._spans))
+        return self._after if self._update_made else self._before
 
     def _measure(self) -> None:
-        self._epoch_span = self.shape.epoch_span(self._place)
-        self._spans = self.shape.spans(self._place, self._update_seconds)
+        shape, place = self._shape, self._place
+        self._epoch_span = shape.epoch_span(place)
+        self._spans = shape.budget.spans(place, self._epoch_span, self._update_seconds)
+        self._before = max(map(_progress, self._spans), default=None)
+        self._after = max(map(_after, self._spans), default=None)
 
     def _rescale(self, before: float | None) -> None:
         now = self._progress()

@@ -134,7 +134,7 @@ class RunShape:
     max_seconds: float | None = None
 
     # ------------------------------------------------------------------ the end
-    @property
+    @cached_property
     def budget(self) -> Budget:
         """What ends the run."""
         return Budget(self.max_epochs, self.max_updates, self.max_seconds)
@@ -159,21 +159,12 @@ class RunShape:
             "run is not known; set max_steps (or an integer limit_train_batches, or max_time)"
         )
 
-    def spans(self, place: Place, seconds: float = 0.0) -> list[Span]:
-        """What the update that begins at ``place`` covers of each limit of the run; empty where it has no end.
-
-        Args:
-            place: where the loop stands.
-            seconds: that an update takes.
-        """
-        return self.budget.spans(place, self.epoch_span(place), seconds)
-
     def epoch_span(self, place: Place) -> Span | None:
         """What the update that begins at ``place`` covers of its epoch; ``None`` where an epoch has no length."""
         batches = self.micro_batches_in(place.epoch)
         if not batches:
             return None
-        end, _ = self.window(place.epoch, place.micro_batch)
+        end = self.window_end(place.epoch, place.micro_batch)
         return Span(place.micro_batch if place.window is None else place.window, end, batches)
 
     # ------------------------------------------------------------------ epochs and updates
@@ -200,11 +191,14 @@ class RunShape:
 
     def window(self, epoch: int, micro_batch: int) -> tuple[int, int]:
         """Where the update that begins at ``micro_batch`` ends (the first micro-batch after it), and its units."""
+        end = self.window_end(epoch, micro_batch)
+        return end, self.epoch.units_before(end) - self.epoch.units_before(micro_batch)
+
+    def window_end(self, epoch: int, micro_batch: int) -> int:
+        """The first micro-batch after the update that begins at ``micro_batch``."""
         accumulation = self.accumulation_in(epoch)
         end = (micro_batch // accumulation + 1) * accumulation
-        if self.epoch.micro_batches is not None:
-            end = min(end, self.epoch.micro_batches)
-        return end, self.epoch.units_before(end) - self.epoch.units_before(micro_batch)
+        return end if self.epoch.micro_batches is None else min(end, self.epoch.micro_batches)
 
     def window_start(self, epoch: int, micro_batch: int) -> int:
         """The first micro-batch of the update that a micro-batch belongs to."""
