@@ -399,7 +399,9 @@ def _thaws(run: Outcome) -> None:
 
 def _decays_weights(run: Outcome) -> None:
     for update, at in enumerate(run.path):
-        size = BATCH if at.epoch == EPOCHS else max(other.size for other in run.path if other.epoch == at.epoch)
+        if at.epoch == EPOCHS:  # StochasticWeightAveraging's, for the statistics of batch norm: nothing is updated
+            continue
+        size = max(other.size for other in run.path if other.epoch == at.epoch)
         wanted = 0.05 * math.sqrt(size / (SAMPLES * EPOCHS)) / run.lr
         for name, found in run.recorded.decay[update].items():
             base = math.prod(part.factor(run, update, name) for part in run.parts if part.name in OF_THE_BASE)
