@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -141,7 +142,7 @@ class HyperparameterWriter:
     def group_names(self) -> list[str]:
         """The ``name`` of each group, ``group_<index>`` without one; a name of several groups has the index too."""
         names = [str(g.get("name", f"group_{i}")) for i, g in enumerate(self.optimizer.param_groups)]
-        several = {name for name in names if names.count(name) > 1}
+        several = {name for name, count in Counter(names).items() if count > 1}
         return [f"{self.prefix}{f'{name}_{i}' if name in several else name}" for i, name in enumerate(names)]
 
     def scheduled(self, key: str = "lr") -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -46,7 +47,7 @@ class Follower:
         self.estimator = AlignmentEstimator(writer.optimizer)
         self.learner = FactorLearner(rule, hyper_lr, self.estimator.family, scope, bounds)
         self._name, self._scope = name, scope
-        self._cosines: list[float] = []
+        self._cosines_of: Callable[[], list[float]] = list
         self._not_finite = 0
         self._at_bound: list[float | None] = [None] * len(writer.optimizer.param_groups)
         self._updates_at_bound: dict[str, int] = {}
@@ -73,7 +74,7 @@ class Follower:
         sums = self.estimator.sums(scale)
         internals.broadcast_from_rank_zero(trainer, sums)
         groups = self.optimizer.param_groups
-        self.writer.write()  # a group that was added during the run is the writer's now
+        self.writer.settle()  # a group that was added during the run is the writer's now
         alignments, values = read(sums, [*self.writer.without(self._name), *self.writer.tuned()])
         base, initial = values[: len(groups)], values[len(groups) :]
         if warmed_up:  # the rate that it found is the one to compare with
@@ -82,7 +83,7 @@ class Follower:
             self._skip(trainer, clock, journal)
             return self.factors()
         self._not_finite = 0
-        self._cosines = self.learner.cosines(alignments)
+        self._cosines_of = self.learner.cosines_of(alignments)
         factors = self.learner.refine(alignments, base, initial)
         self.estimator.before_step([b * factor for b, factor in zip(base, factors, strict=True)], scale)
         self.learner.applied(alignments, base)
@@ -108,6 +109,10 @@ class Follower:
         self.estimator.load_shards(internals.own_entry(state.get("shards")) or {})
 
     # ------------------------------------------------------------------ inside
+    @property
+    def _cosines(self) -> list[float]:
+        return self._cosines_of()
+
     def _names(self) -> list[str]:
         names = self.writer.group_names()
         return [f"{self.writer.prefix}global"] if self._scope == "global" and len(names) > 1 else names
@@ -131,6 +136,8 @@ class Follower:
         )
 
     def _warn_at_bound(self, at_bound: list[float | None], base: list[float]) -> None:
+        if not self._updates_at_bound and at_bound.count(None) == len(at_bound):
+            return
         for name, bound, before, lr in zip(self._names(), at_bound, self._at_bound, base, strict=False):
             count = self._updates_at_bound.get(name, 0) + 1 if bound is not None and bound == before else 0
             self._updates_at_bound[name] = count

@@ -8,16 +8,15 @@ computed here is a few flat vectors at a time, so that nothing of the model's si
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_lr.hypergradient.packing import Number, moved
 from lightning_lr.shards import local
 
 Family = Literal["sgd", "adam", "other"]
@@ -40,12 +39,16 @@ READ = (
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
     """What a group's step is made with, as plain numbers; a scheduler may have changed it by the next update."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return float(value)
-        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
+    return {key: _plain(group[key]) for key in READ if key in group}
 
-    return {key: plain(group[key]) for key in READ if key in group}
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is float or kind is bool or value is None:
+        return value
+    if kind is tuple or kind is list:
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def keeps(kind: Family, group: dict[str, Any]) -> Keeps:
@@ -62,90 +65,152 @@ def penalty(kind: Family, group: dict[str, Any]) -> float:
     return float(group["weight_decay"])
 
 
+def decoupled_decay(kind: Family, settings: dict[str, Any]) -> float:
+    """The weight decay that an update was made with besides the gradient, as in AdamW."""
+    return float(settings["weight_decay"]) if kind == "adam" and settings.get("decoupled_weight_decay", False) else 0.0
+
+
+def pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor, in real numbers: complex ones are two."""
+    if isinstance(tensors[0], DTensor):
+        tensors = [local(tensor) for tensor in tensors]
+    if tensors[0].is_complex():
+        tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
+    return list(tensors)
+
+
 def flat(tensors: Sequence[Tensor]) -> Tensor:
     """All elements in one vector, in the order of their indices; a view where it is one tensor.
 
     Complex numbers are two elements, and half precision becomes single.
     """
-    if isinstance(tensors[0], DTensor):
-        tensors = [local(tensor) for tensor in tensors]
-    if tensors[0].is_complex():
-        tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
-    # like torch.cat of views, without a Python call for each tensor
-    vector = tensors[0].reshape(-1) if len(tensors) == 1 else _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+    parts = pieces(tensors)
+    vector = parts[0].reshape(-1) if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
     return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
 
 
-Sources = tuple[list[Tensor], ...]
-Formula = Callable[..., Tensor]
+def add(to: Tensor, tensor: Tensor, factor: Number, out: Tensor | None) -> Tensor:
+    """``to + factor tensor``, of a factor that may be a column with one for each row."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(to, tensor, factor, out=out)
+    return torch.add(to, tensor, alpha=factor, out=out)
+
+
+Formula = Callable[[Tensor, Sequence[Tensor], Sequence[Number], Tensor | None], Tensor]
+"""From the parameters' elements, those of the sources, the numbers and, unless new memory is wanted, where to write."""
+
+
+class Direction(NamedTuple):
+    """The direction of the last update of some tensors, as a weight times a formula.
+
+    The weight is left to the sums that are made of the direction, since a pass over a vector costs as much as one of
+    these sums.
+    """
+
+    sources: list[list[Tensor]]
+    """Tensors of each parameter that the formula is of."""
+    numbers: list[Number]
+    """What else it is of."""
+    formula: Formula
+    weight: Number = 1.0
+    fill: float = 0.0
+    """What the formula finds finite of the second source where the first is 0."""
 
 
 def direction(
-    kind: Family, group: dict[str, Any], states: Sequence[dict[str, Any]], copies: Sequence[Tensor], lr: float
-) -> tuple[Sources, float | Tensor, Formula]:
-    """The direction of the last update of some parameters of a group, whose Adam steps are equal.
+    kind: Family,
+    settings: dict[str, Any],
+    number: Callable[[Callable[[dict[str, Any]], float]], Number],
+    states: Sequence[dict[str, Any]],
+    copies: Sequence[Tensor],
+    lr: Number,
+    decay: Number,
+) -> Direction:
+    """The direction of the last update of some parameters, in whose groups the same formula holds.
 
     Args:
         kind: the optimizer's family.
-        group: the settings that the update was made with, see :func:`settings_of`.
+        settings: that the update of one of the groups was made with, see :func:`settings_of`.
+        number: the number of each parameter, from a function of the settings of its group.
         states: the optimizer's state of each parameter.
-        copies: what was kept of each parameter, see :func:`keeps`, or all of it in one vector; empty where nothing is.
+        copies: what was kept of each parameter, see :func:`keeps`; empty where nothing is.
         lr: learning rate of that update.
-
-    Returns:
-        lists of tensors of the parameters, and a number times a function from their (slices of) flat vectors, with that
-        of the parameters before them, which is the direction. The function changes none of them. The number is left to
-        the sums that are made of the direction, since a pass over a vector costs as much as one of these sums.
+        decay: its decoupled weight decay.
     """
-    if kind == "sgd":
-        if keeps(kind, group) == "nothing":
-            return ([s["momentum_buffer"] for s in states],), 1.0, lambda theta, buffer: buffer
-        momentum = float(group["momentum"])
-        if momentum == 0.0:
-            return (list(copies),), 1.0, lambda theta, gradient: gradient
-        buffers = [s["momentum_buffer"] for s in states]
-        return (list(copies), buffers), 1.0, lambda theta, gradient, buffer: gradient.add(buffer, alpha=momentum)
+    if kind == "adam":
+        return _adam(settings, number, states, lr, decay)
     if kind == "other":
-        return (list(copies),), 1.0, lambda theta, update: update / lr  # before it is squared: lr^2 may be 0 in fp32
-    return _adam(group, states, lr)
+        return Direction([list(copies)], [lr], _unscaled)
+    buffers = [state["momentum_buffer"] for state in states] if settings["momentum"] != 0 else []
+    if keeps(kind, settings) == "nothing":
+        return Direction([buffers], [], _as_it_is)
+    if settings["momentum"] == 0:
+        return Direction([list(copies)], [], _as_it_is)
+    return Direction([list(copies), buffers], [number(_momentum)], _nesterov)
+
+
+def _as_it_is(theta: Tensor, sources: Sequence[Tensor], numbers: Sequence[Number], out: Tensor | None) -> Tensor:
+    return sources[0]
+
+
+def _unscaled(theta: Tensor, sources: Sequence[Tensor], numbers: Sequence[Number], out: Tensor | None) -> Tensor:
+    return torch.div(sources[0], numbers[0], out=out)  # before it is squared: lr^2 may be 0 in fp32
+
+
+def _nesterov(theta: Tensor, sources: Sequence[Tensor], numbers: Sequence[Number], out: Tensor | None) -> Tensor:
+    return add(sources[0], sources[1], numbers[0], out)
+
+
+def _momentum(settings: dict[str, Any]) -> float:
+    return float(settings["momentum"])
 
 
 def _adam(
-    group: dict[str, Any], states: Sequence[dict[str, Any]], lr: float
-) -> tuple[Sources, float | Tensor, Formula]:
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    eps = float(group["eps"])
-    decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay", False) else 0.0
-    second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    sources = ([s["exp_avg"] for s in states], [s[second] for s in states])
-    step = states[0]["step"]
-    on_device = isinstance(step, Tensor) and step.device.type != "cpu"  # reading it would wait for the device
-    count = step if on_device else float(step)
-    correction1 = 1 - beta1**count
-    root2 = (1 - beta2**count).sqrt() if isinstance(count, Tensor) else math.sqrt(1 - beta2**count)
+    settings: dict[str, Any],
+    number: Callable[[Callable[[dict[str, Any]], float]], Number],
+    states: Sequence[dict[str, Any]],
+    lr: Number,
+    decay: Number,
+) -> Direction:
+    beta1, beta2, eps = (number(of) for of in (_beta1, _beta2, _eps))
+    second = "max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"
+    sources = [[state["exp_avg"] for state in states], [state[second] for state in states]]
+    steps = _steps(states, sources[0][0].device)
+    root2 = (1 - beta2**steps).sqrt()
     # a = m/c1 / (sqrt(v)/sqrt(c2) + eps) is sqrt(c2)/c1 times m / (sqrt(v) + sqrt(c2) eps)
-    factor = root2 / correction1
+    factor = root2 / (1 - beta1**steps)
+    if not isinstance(decay, Tensor) and decay == 0.0:
+        return Direction(sources, [root2 * eps], _adam_step, factor, fill=1.0)
     # the update was -lr (a + decay theta_before) and theta = (1 - lr decay) theta_before - lr a
-    share = decay / factor
-
-    def formula(theta: Tensor, mean: Tensor, square: Tensor) -> Tensor:
-        found = square.sqrt().add_(root2 * eps)  # one vector of scratch memory
-        torch.div(mean, found, out=found)
-        if not decay:
-            return found
-        return found.addcmul_(theta, share) if isinstance(share, Tensor) else found.add_(theta, alpha=share)
-
-    return sources, factor / (1 - lr * decay), formula
+    return Direction(sources, [root2 * eps, decay / factor], _adam_step, factor / (1 - lr * decay), fill=1.0)
 
 
-def batch_key(kind: Family, state: dict[str, Any]) -> object:
-    """Parameters with equal keys can be handled together: their number of Adam steps is the same."""
-    if kind != "adam":
-        return None
-    step = state.get("step")
-    if isinstance(step, Tensor) and step.device.type != "cpu":
-        return id(step)  # unknown without waiting for the device: each alone
-    return None if step is None else float(step)
+def _adam_step(theta: Tensor, sources: Sequence[Tensor], numbers: Sequence[Number], out: Tensor | None) -> Tensor:
+    mean, square = sources
+    found = torch.sqrt(square, out=out).add_(numbers[0])  # one vector of scratch memory
+    torch.div(mean, found, out=found)
+    return found if len(numbers) == 1 else add(found, theta, numbers[1], found)
+
+
+def _beta1(settings: dict[str, Any]) -> float:
+    return float(settings["betas"][0])
+
+
+def _beta2(settings: dict[str, Any]) -> float:
+    return float(settings["betas"][1])
+
+
+def _eps(settings: dict[str, Any]) -> float:
+    return float(settings["eps"])
+
+
+def _steps(states: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
+    """Adam's number of steps of each parameter, which is not read: it may be on the device."""
+    steps = [state["step"] for state in states]
+    if not all(isinstance(step, Tensor) for step in steps):
+        steps = [torch.as_tensor(step, dtype=torch.float32) for step in steps]
+    stacked = torch.stack(steps).to(torch.float32 if device.type == "mps" else torch.float64)
+    return moved(stacked, device) if stacked.device.type == "cpu" else stacked
 
 
 def invertible(kind: Family, group: dict[str, Any], lr: float) -> bool:
@@ -155,10 +220,8 @@ def invertible(kind: Family, group: dict[str, Any], lr: float) -> bool:
     return kind == "sgd" or lr > 0
 
 
-def has_direction(kind: Family, group: dict[str, Any], state: dict[str, Any], copy: Tensor | None) -> bool:
-    """Whether what the direction of a parameter's last update follows from is there."""
-    if keeps(kind, group) != "nothing" and copy is None:
-        return False
-    if kind == "sgd":
-        return group["momentum"] == 0 or state.get("momentum_buffer") is not None
-    return kind == "other" or "exp_avg" in state
+def needs(kind: Family, settings: dict[str, Any]) -> tuple[bool, str | None]:
+    """What a parameter's last direction follows from: whether a copy, and which entry of the optimizer's state."""
+    if kind == "adam":
+        return False, "exp_avg"
+    return keeps(kind, settings) != "nothing", "momentum_buffer" if kind == "sgd" and settings["momentum"] else None

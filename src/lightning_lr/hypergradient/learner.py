@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from lightning_lr.checks import is_list, is_real
@@ -74,11 +74,20 @@ class FactorLearner:
 
     def cosines(self, alignments: Sequence[Alignment]) -> list[float]:
         """The cosine that each factor follows; NaN where it is unknown."""
-        if self.scope == "group":
-            return [alignment.cosine for alignment in alignments]
-        base = self._base if self._base is not None and len(self._base) == len(alignments) else [1.0] * len(alignments)
-        dot, gradient, move = _weighted(alignments, base)
-        return [cosine(dot, gradient, move)]
+        return self.cosines_of(alignments)()
+
+    def cosines_of(self, alignments: Sequence[Alignment]) -> Callable[[], list[float]]:
+        """What computes :meth:`cosines` as of now; they are rarely asked for."""
+        base = self._base  # another list after the next update
+
+        def found() -> list[float]:
+            if self.scope == "group":
+                return [alignment.cosine for alignment in alignments]
+            known = base if base is not None and len(base) == len(alignments) else [1.0] * len(alignments)
+            dot, gradient, move = _weighted(alignments, known)
+            return [cosine(dot, gradient, move)]
+
+        return found
 
     # ------------------------------------------------------------------ learning
     def refine(self, alignments: Sequence[Alignment], base: Sequence[float], initial: Sequence[float]) -> list[float]:
@@ -100,10 +109,12 @@ class FactorLearner:
             self._factors.append(1.0)
             self._rules.append(make_rule(self._rule, self._hyper_lr, self._family))
         if self._base is not None:
-            for unit in range(units):
-                members = range(groups) if self.scope == "global" else (unit,)
-                # a group that came later has no past
-                self._learn(unit, [i for i in members if i < len(self._base)], alignments)
+            known = min(groups, len(self._base))  # a group that came later has no past
+            if self.scope == "global":
+                self._learn(0, range(known), alignments)
+            else:
+                for unit in range(known):
+                    self._learn(unit, (unit,), alignments)
         self._reference = [max(b, r) for b, r in zip(base, self._reference, strict=True)]
         return self.factors(groups)
 
@@ -136,13 +147,23 @@ class FactorLearner:
     # ------------------------------------------------------------------ inside
     def _learn(self, unit: int, members: Sequence[int], alignments: Sequence[Alignment]) -> None:
         assert self._base is not None
-        seen = [alignments[i] for i in members]
-        base = [self._base[i] for i in members]
-        dot, gradient, move = _weighted(seen, base)
-        direction = sum(alignment.direction for alignment in seen)
-        before = sum(self._gradients[i] for i in members)
-        reference = max((self._reference[i] for i in members), default=0.0)
-        if not all(map(math.isfinite, (dot, gradient, move, before))) or move == 0.0 or reference == 0.0:
+        if len(members) == 1:
+            (index,) = members
+            base, (dot, gradient, direction) = self._base[index], alignments[index]
+            dot, move, before, reference = (
+                base * dot,
+                base * base * direction,
+                self._gradients[index],
+                self._reference[index],
+            )
+        else:
+            seen = [alignments[i] for i in members]
+            dot, gradient, move = _weighted(seen, [self._base[i] for i in members])
+            direction = sum(alignment.direction for alignment in seen)
+            before = sum(self._gradients[i] for i in members)
+            reference = max((self._reference[i] for i in members), default=0.0)
+        # a sum is finite only where its terms are, or where it overflows, and then nothing is learned either
+        if not math.isfinite(dot + gradient + move + before) or move == 0.0 or reference == 0.0:
             return
         factor, rule = self._factors[unit], self._rules[unit]
         lr = factor * math.sqrt(move / direction)

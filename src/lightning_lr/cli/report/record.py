@@ -7,10 +7,10 @@ them. The run may still be going: a line that is half written is passed over. No
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import lt
 from pathlib import Path
 from typing import Any
 
@@ -264,21 +264,30 @@ def read_csv(path: Path) -> dict[str, MetricSeries]:
     Args:
         path: its ``metrics.csv``. A last line without its end is being written and is left out.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    table: dict[str, dict[int, float]] = {}
-    for row in _rows(csv.DictReader(io.StringIO(whole))):
-        step = _number(row.get("step"))
-        if step is None or not abs(step) < LARGEST_UPDATE:
-            continue
-        for name, cell in row.items():
-            value = None if name in NOT_METRICS or name is None else _number(cell)
-            if value is not None:
-                table.setdefault(name, {})[int(step)] = value
-    return {name: _series(by_step) for name, by_step in table.items()}
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        rows = _rows(csv.reader(line for line in lines if line.endswith("\n")))
+        names = next(rows, [])
+        if "step" not in names:
+            return {}
+        at = {name: index for index, name in enumerate(names)}  # of two columns of one name the last
+        columns = [(name, index) for name, index in at.items() if name not in NOT_METRICS]
+        for row in rows:
+            step = _number(row[at["step"]]) if at["step"] < len(row) else None
+            if step is None or not abs(step) < LARGEST_UPDATE:
+                continue
+            number, cells = int(step), len(row)
+            for name, index in columns:
+                cell = row[index] if index < cells else ""
+                if cell and (value := _number(cell)) is not None:
+                    if name not in found:
+                        found[name] = ([], [])
+                    found[name][0].append(number)
+                    found[name][1].append(value)
+    return {name: _in_order(*series) for name, series in found.items()}
 
 
-def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
+def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
     """The rows that can be read; one with a cell of megabytes, or a zero byte, is left out."""
     while True:
         try:
@@ -287,7 +296,15 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
             return
         except csv.Error:
             continue
-        yield row
+        if row:
+            yield row
+
+
+def _in_order(steps: list[int], values: list[float]) -> MetricSeries:
+    """By step; of several values for one the last."""
+    if all(map(lt, steps, steps[1:])):  # as good as always, and a dict takes three times the memory
+        return MetricSeries(steps, values)
+    return _series(dict(zip(steps, values, strict=True)))
 
 
 def read_tensorboard(directory: Path) -> dict[str, MetricSeries]:
