@@ -108,6 +108,78 @@ class Drops(Noted):
         self.zero_grad()
 
 
+class ZeroesAll(Noted):
+    """Every second update with a zero gradient, which momentum goes on from."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step % 2:
+            optimizer.zero_grad(set_to_none=False)
+
+
+class ZeroesTheModule(Noted):
+    def on_after_backward(self) -> None:
+        if self.global_step % 2:
+            self.body.zero_grad(set_to_none=False)
+
+
+class ZeroesBeforehand(Noted):
+    """Wherever there is nothing to lose, in each way."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.optimizers().zero_grad()
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+    def on_before_backward(self, loss: Any) -> None:
+        self.trainer.optimizers[0].zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.zero_grad()
+
+
+class DropsByTheOptimizer(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        optimizer.zero_grad()
+
+
+class DropsByTheModule(Noted):
+    def on_after_backward(self) -> None:
+        self.head.zero_grad()
+
+
+class DropsByHand(Noted):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for parameter in self.head.parameters():
+            parameter.grad = None
+
+
+class DropsEarly(Noted):
+    """Before every micro-batch, also before the second one of an update."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.optimizers().zero_grad()
+
+
+class DropsUngathered(Callback):
+    """A hook after which nothing is gathered."""
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        optimizer.zero_grad()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        optimizer = trainer.optimizers[0]
+        if trainer.fit_loop._should_accumulate():
+            optimizer.zero_grad(set_to_none=False)
+
+
+class NeverDrops(Noted):
+    """Under DDP, gradients grow from update to update."""
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        pass
+
+
 class OwnBackward(Noted):
     def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
         (2 * loss).backward()
@@ -137,7 +209,12 @@ MODULES: dict[str, tuple[type[Noted], dict[str, Any]]] = {
     "logged norms": (Logs, {"accumulate_grad_batches": 2}),
     "noise": (AddsNoise, {}),
     "zeroed by a callback": (Noted, {}),
+    "zeroed by the optimizer": (ZeroesAll, {}),
     "nothing": (TouchesNothing, {}),
+}
+SLOW: dict[str, tuple[type[Noted], dict[str, Any]]] = {
+    "zeroed by a layer": (ZeroesTheModule, {}),
+    "zeroed beforehand": (ZeroesBeforehand, {}),
 }
 REFUSED: dict[str, tuple[type[Noted], dict[str, Any], str]] = {
     "late": (ReadsLate, {}, "reads the gradient of head.weight, which the engine drops with the update"),
@@ -147,12 +224,30 @@ REFUSED: dict[str, tuple[type[Noted], dict[str, Any], str]] = {
         "reads the gradient of head.weight, between two micro-batches",
     ),
     "dropped": (Drops, {}, "drops the gradient of body.weight, and the engine updates all parameters at once"),
+    "dropped by the optimizer": (
+        DropsByTheOptimizer,
+        {},
+        "DropsByTheOptimizer.on_before_optimizer_step (",
+    ),
+    "dropped by a layer": (DropsByTheModule, {}, "drops the gradient of head.weight, and the engine updates all"),
+    "dropped by hand": (DropsByHand, {}, "drops the gradient of head.weight, and the engine updates all"),
+    "dropped early": (
+        DropsEarly,
+        {"accumulate_grad_batches": 2},
+        "drops the gradient of body.weight, between two micro-batches",
+    ),
+    "dropped ungathered": (
+        Noted,
+        {"accumulate_grad_batches": 2, "callbacks": [DropsUngathered]},
+        "DropsUngathered.on_train_batch_end (",
+    ),
+    "never dropped": (NeverDrops, {}, "nothing has dropped the gradient of body.weight since the last update"),
     "backward": (OwnBackward, {}, "OwnBackward overrides backward"),
 }
 
 
 def _run(name: str, stage: int | None, **engine: Any) -> dict[str, Any]:
-    made, arguments = MODULES[name]
+    made, arguments = (MODULES | SLOW)[name]
     callbacks: list[Callback] = [Zeroes()] if name.startswith("zeroed") else []
     module = made()
     strategy = ddp() if stage is None else zero(stage, **engine)
@@ -170,8 +265,12 @@ def _error(case: Callable[[], Any]) -> str:
 
 
 def _refusal(name: str, **engine: Any) -> str:
-    made, arguments, _ = REFUSED[name]
-    return _error(lambda: fit([], module=made(), loader=_loader(4), max_epochs=2, **zero(2, **engine), **arguments))
+    made, given, _ = REFUSED[name]
+    arguments = dict(given)
+    callbacks = [make() for make in arguments.pop("callbacks", ())]
+    return _error(
+        lambda: fit(callbacks, module=made(), loader=_loader(4), max_epochs=2, **zero(2, **engine), **arguments)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +287,12 @@ def ran(tmp_path_factory: Any) -> Any:
     return run_in_processes(cases, tmp_path_factory.mktemp("gradients"))
 
 
+@pytest.fixture(scope="module")
+def ran_slow(tmp_path_factory: Any) -> Any:
+    cases = [(f"{name}-{stage}", partial(_run, name, stage)) for name in SLOW for stage in (None, *STAGES)]
+    return run_in_processes(cases, tmp_path_factory.mktemp("gradients"))
+
+
 def _same(got: Any, want: Any) -> None:
     assert isinstance(want, dict), want
     assert isinstance(got, dict), got
@@ -200,6 +305,14 @@ def _same(got: Any, want: Any) -> None:
 def test_what_hooks_do_to_gradients_is_done_as_under_ddp(ran: Any, name: str, stage: int) -> None:
     for rank in ran:
         _same(rank[f"{name}-{stage}"], ran[0][f"{name}-None"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", SLOW)
+def test_more_of_what_hooks_do_to_gradients_is_done_as_under_ddp(ran_slow: Any, name: str, stage: int) -> None:
+    for rank in ran_slow:
+        _same(rank[f"{name}-{stage}"], ran_slow[0][f"{name}-None"])
 
 
 def test_clipping_changes_the_weights(ran: Any) -> None:

@@ -10,13 +10,16 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import StrategyRegistry
+from torch import nn
 
 from lightning_lr import CheckpointPolicy, ZeROStrategy
 from lightning_lr.strategies.zero import engine as zero_engine
+from lightning_lr.strategies.zero.checks import check_all_are_given, check_module
 from tests.support.toy import Toy
 from tests.support.zero_runs import needs_deepspeed
 
@@ -136,3 +139,20 @@ def test_a_script_with_two_devices_runs_and_ends_by_itself(tmp_path: Path) -> No
     assert rates[0] == pytest.approx(0.05)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.01, "the monitor sees the effective learning rate"
+
+
+def test_parameters_without_dimensions_are_refused_by_name() -> None:
+    """DeepSpeed's own words are "self.dim() cannot be 0 to view Float as Byte"."""
+    module = Toy()
+    module.temperature = nn.Parameter(torch.tensor(0.1))
+    with pytest.raises(MisconfigurationException, match=r"temperature has 0 dimensions.*of shape \(1,\)"):
+        check_module("ZeROStrategy", module)
+
+
+def test_stage_3_refuses_what_its_checkpoints_would_not_have() -> None:
+    module = Toy()
+    optimizer = torch.optim.SGD(module.head.parameters(), lr=0.1)
+    with pytest.raises(MisconfigurationException, match=r"body.weight, body.bias: not frozen, and in no group"):
+        check_all_are_given("ZeROStrategy", module, optimizer)
+    module.body.requires_grad_(False)
+    check_all_are_given("ZeROStrategy", module, optimizer)

@@ -7,12 +7,14 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 
 
 def check_module(caller: str, module: LightningModule) -> None:
-    """Refuse manual optimization and a backward of the module's own.
+    """Refuse manual optimization, a backward of the module's own, and parameters without dimensions.
 
     Raises:
         MisconfigurationException: with what was given, what is allowed and what to do.
@@ -26,6 +28,29 @@ def check_module(caller: str, module: LightningModule) -> None:
         raise MisconfigurationException(
             f"{caller}: {type(module).__name__} overrides backward, and the engine makes its own; change the loss in "
             "training_step, gradients in on_before_optimizer_step, or use strategy='ddp'"
+        )
+    numbers = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+    if numbers:
+        raise MisconfigurationException(
+            f"{caller}: {', '.join(numbers)} has 0 dimensions, and DeepSpeed sends parameters as vectors of bytes; "
+            "make it one of shape (1,), such as nn.Parameter(torch.ones(1)), or use strategy='ddp'"
+        )
+
+
+def check_all_are_given(caller: str, module: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse parameters that stage 3 would leave out of its checkpoints: trained ones that no group has.
+
+    Raises:
+        MisconfigurationException: with their names and what to do.
+    """
+    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in given]
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        raise MisconfigurationException(
+            f"{caller}: {shown}: not frozen, and in no group of the optimizer. DeepSpeed's checkpoints of stage 3 have "
+            "what is frozen or in the optimizer, and nothing else; freeze them (requires_grad=False) or give them to "
+            "the optimizer"
         )
 
 

@@ -10,7 +10,7 @@ import atexit
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,15 +170,14 @@ def initialize(
 
 
 # ---------------------------------------------------------------------- the engine at work
-def client_optimizer(engine: Any) -> Optimizer:
+def client_optimizer(engine: Any, zero_grad: Callable[..., None]) -> Optimizer:
     """The optimizer that the user made, as the engine steps it: its groups are the ones that count.
 
     DeepSpeed's own wrapper is no ``torch.optim.Optimizer``. The client's gradients are the engine's buffers, so that
-    ``zero_grad`` is the engine's affair: it is shadowed on this one instance, see :func:`release`.
+    its own ``zero_grad`` would find nothing: another one shadows it on this one instance, see :func:`release`.
     """
-    sharded = engine.optimizer
-    client: Optimizer = sharded.optimizer
-    client.__dict__["zero_grad"] = sharded.zero_grad
+    client: Optimizer = engine.optimizer.optimizer
+    client.__dict__["zero_grad"] = zero_grad
     return client
 
 

@@ -69,6 +69,8 @@ class Gradients:
         self._working = False
         self._begun = False
         self._pending = False
+        self._left: set[int] = set()
+        """Parameters whose gradient the engine has dropped with an update, and the module has not."""
         self.norm: float | None = None
         """Norm of the last update's gradient before it was clipped here; ``None`` where the engine clips."""
 
@@ -99,7 +101,19 @@ class Gradients:
     # ------------------------------------------------------------------ in the course of an update
     @contextmanager
     def backward(self, ends_update: bool) -> Iterator[None]:
-        """Around the engine's backward of a micro-batch."""
+        """Around the engine's backward of a micro-batch.
+
+        Raises:
+            MisconfigurationException: where DDP would add the gradient to that of the last update.
+        """
+        left = next((p for p in self._parameters if id(p) in self._left), None)
+        if left is not None:
+            raise MisconfigurationException(
+                f"{self._caller}: nothing has dropped the gradient of {self._names.get(id(left), 'a parameter')} since "
+                "the last update, so that DDP would add the next one to it, and the engine drops it with each update; "
+                "let optimizer_zero_grad call optimizer.zero_grad(), accumulate by accumulate_grad_batches, or use "
+                "strategy='ddp'"
+            )
         self._begun = self._working = self._pending = True
         try:
             yield
@@ -140,6 +154,22 @@ class Gradients:
             self._whole = None
             self._restore_groups()
         self._pending = False
+        self._left = {id(parameter) for parameter in self._parameters}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """The client optimizer's ``zero_grad``: before an update's first backward the engine's, later as of torch.
+
+        Raises:
+            MisconfigurationException: where gradients are dropped that the engine has in shards, or would update with.
+        """
+        if not self._pending:
+            self._left.clear()
+            self._engine.optimizer.zero_grad(set_to_none)
+            return
+        if self._whole is None or set_to_none:
+            raise self._refusal("drops", self._parameters[0], sys._getframe(1))
+        for whole in self._whole.values():
+            whole.zero_()
 
     def _gather(self) -> None:
         scale = zero_engine.loss_scale(self._engine)
@@ -168,9 +198,11 @@ class Gradients:
             return _REAL.__get__(parameter)  # type: ignore[no-any-return]
         if self._whole is not None:
             return self._whole[id(parameter)]
-        if not self._pending and frame.f_code.co_name == "zero_grad":
+        zeroes = frame.f_code.co_name == "zero_grad"
+        if not self._pending and zeroes:
+            self._left.discard(id(parameter))
             return None
-        raise self._refusal("reads", parameter, frame)
+        raise self._refusal("drops" if zeroes else "reads", parameter, frame)
 
     def write(self, parameter: Tensor, value: Tensor | None, frame: FrameType) -> None:
         if self._working or not self._begun:
@@ -184,6 +216,8 @@ class Gradients:
             self._whole[id(parameter)] = value.detach()
         elif value is not None or self._pending:
             raise self._refusal("drops" if value is None else "replaces", parameter, frame)
+        else:
+            self._left.discard(id(parameter))
 
     def _refusal(self, does: str, parameter: Tensor, frame: FrameType) -> MisconfigurationException:
         name = self._names.get(id(parameter), "a parameter")

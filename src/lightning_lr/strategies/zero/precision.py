@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 
 from lightning_lr import lightning_internals as internals
+from lightning_lr.strategies.zero import changed_weights
 from lightning_lr.strategies.zero import engine as zero_engine
 from lightning_lr.strategies.zero.gradients import Gradients
 
@@ -27,6 +28,8 @@ class ZeROPrecision(DeepSpeedPrecision):
         ends_update = internals.update_ends(model.trainer)
         with self._gradients(model).backward(ends_update):
             zero_engine.backward(model.trainer.model, tensor, ends_update, *args, **kwargs)
+        if ends_update:
+            changed_weights.gather_small(model.trainer.model)
 
     def optimizer_step(  # type: ignore[override]
         self, optimizer: Any, model: LightningModule, closure: Callable[[], Any], **kwargs: Any
@@ -43,6 +46,7 @@ class ZeROPrecision(DeepSpeedPrecision):
                 "wait for its gradients; return a loss (times 0 to leave a batch out)"
             )
         self._gradients(model).give_back()
+        model.trainer.strategy.take_over_weights()  # type: ignore[attr-defined]
         if zero_engine.step(model.trainer.model, **kwargs):
             model.trainer.strategy.update_made()  # type: ignore[attr-defined]
         return loss

@@ -33,12 +33,12 @@ from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks.compatibility import BATCH_OF_ONE_PROCESS, Clash
 from lightning_lr.optim.trust_ratio import TrustRatioOptimizer
 from lightning_lr.strategies.checkpointed import CheckpointsActivations
+from lightning_lr.strategies.zero import changed_weights, optimizer_checks, shard_stamps
 from lightning_lr.strategies.zero import checkpoint as zero_checkpoint
 from lightning_lr.strategies.zero import checks as zero_checks
 from lightning_lr.strategies.zero import config as zero_config
 from lightning_lr.strategies.zero import engine as zero_engine
 from lightning_lr.strategies.zero import loading as zero_loading
-from lightning_lr.strategies.zero import optimizer_checks, shard_stamps
 from lightning_lr.strategies.zero.gradients import Gradients, users_hooks
 from lightning_lr.strategies.zero.precision import ZeROPrecision
 from lightning_lr.strategies.zero.saving import AtomicCheckpoint
@@ -160,6 +160,26 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         """Nothing to block: each backward marks for the engine whether the update ends there."""
         yield
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, from weights that hooks may have changed."""
+        self._before_forward()
+        return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, from weights that hooks may have changed."""
+        self._before_forward()
+        return super().validation_step(*args, **kwargs)
+
+    def on_validation_end(self) -> None:
+        """A validation is over, and training goes on."""
+        super().on_validation_end()
+        if self.in_parts is None and zero_engine.trains(self.model):
+            changed_weights.gather_small(self.model)
+
+    def _before_forward(self) -> None:
+        if self.in_parts is None and zero_engine.trains(self.model):
+            changed_weights.into_shards(self.model)
+
     # ------------------------------------------------------------------ what callbacks ask
     def after_update(self, act: Callable[[], None]) -> Callable[[], None]:
         """Call ``act`` after each update that was made; returns a function that undoes this.
@@ -205,6 +225,16 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         """Whether what this rank holds of the weights is finite."""
         assert self.lightning_module is not None
         return zero_engine.weights_finite(self.lightning_module)
+
+    def take_over_weights(self) -> None:
+        """Go on from what hooks have made of the weights since the last update.
+
+        Raises:
+            MisconfigurationException: where a parameter was given other memory.
+        """
+        if self.in_parts is None:
+            changed_weights.check_memory(type(self).__name__, self.deepspeed_engine)
+            changed_weights.take_over(self.deepspeed_engine)
 
     def update_made(self) -> None:
         """Call all functions given to :meth:`after_update`."""
@@ -258,6 +288,8 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
             self._gradients.detach()
         engine = self.model
         if zero_engine.trains(engine):
+            if self.in_parts is None:
+                changed_weights.take_over(engine)
             self._trained = zero_engine.Trained(engine)
         super().teardown()
         if engine is not None and engine is not self.lightning_module:
@@ -287,6 +319,8 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
             if not zero_engine.trains(engine):
                 super().save_checkpoint(checkpoint, filepath, storage_options)
                 return
+            if self._trained is None:
+                self.take_over_weights()
             dumped = checkpoint.get("optimizer_states") or [self.optimizer_state(self.optimizers[0])]
             values = zero_checkpoint.hyperparameters(dumped[0]["param_groups"])
             checkpoint[zero_checkpoint.RECORD] = {
@@ -371,6 +405,8 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         finally:
             undo()
         zero_engine.check_optimizer(caller, optimizers[0], self.stage)
+        if self.stage == 3:
+            zero_checks.check_all_are_given(caller, model, optimizers[0])
         optimizer_checks.check_acts_on_elements(caller, optimizers[0])
         self._groups = zero_checkpoint.named_groups(model, optimizers[0])
         self._members = zero_checkpoint.named_groups(model, optimizers[0], frozen_too=True)
@@ -383,8 +419,11 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
                 f"{caller}: {type(optimizers[0]).__name__} needs the norms of whole tensors, and {self.in_parts}"
             )
         self._gradients.attach(self.model, self._hooks_need_gradients())
+        if self.in_parts is None:
+            changed_weights.gather_small(self.model)
         self._set_deepspeed_activation_checkpointing()
-        self.optimizers = [zero_engine.client_optimizer(self.model)]
+        self.optimizers = [zero_engine.client_optimizer(self.model, self._gradients.zero_grad)]
+        vars(self.lightning_module.optimizers())["zero_grad"] = self._gradients.zero_grad  # Lightning's wrapper has one
         self.lr_scheduler_configs = schedulers
 
     def _hooks_need_gradients(self) -> bool:
