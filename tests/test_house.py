@@ -27,6 +27,7 @@ SHARED = (
     "curves",
     "progress",
     "learning_rate",
+    "multiplied",
     "base_rates",
     "gaussian_process",
     "shards",

@@ -28,11 +28,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_lr.multiplied import Multiplied
+
 Transform = Callable[[Any], Any]
 """Maps a scheduled hyperparameter (for example ``betas``) to the one in effect."""
 
 GroupTransform = Callable[[int, Any], Any]
 """The same, with the index of the parameter group before the value."""
+
+
+_NUMBERS = frozenset((float, Multiplied))
+_new = float.__new__
 
 
 class HyperparameterWriter:
@@ -43,7 +49,9 @@ class HyperparameterWriter:
 
     A value that somebody else wrote into a group (a module that sets ``group["lr"]`` itself) becomes the new scheduled
     value, with one warning per hyperparameter. Values are recognised by identity, so that a written value counts as
-    written even where it equals the effective one. Call :meth:`settle` directly before every step of the optimizer:
+    written even where it equals the effective one. A rate that was read from a group and written back times a number
+    (``group["lr"] *= 0.1``) multiplies the scheduled value by that number, see :class:`~lightning_lr.multiplied`.
+    Call :meth:`settle` directly before every step of the optimizer:
     from then on the multipliers apply to what was written last, exactly once.
 
     Args:
@@ -151,7 +159,10 @@ class HyperparameterWriter:
 
     def effective(self, key: str = "lr") -> list[Any]:
         """The value now in each group."""
-        return [group.get(key) for group in self.optimizer.param_groups]
+        values = [group.get(key) for group in self.optimizer.param_groups]
+        if Multiplied in set(map(type, values)):
+            values = [value.plain if type(value) is Multiplied else value for value in values]
+        return values
 
     def factors(self, group: int) -> dict[str, float]:
         """The named multipliers of one group, by its index."""
@@ -215,6 +226,20 @@ class HyperparameterWriter:
                     scheduled[key] = _copied(group[key])
                     written[key] = _mark(group[key])
 
+    def begin_step(self) -> None:
+        """The optimizer is about to step: give its kernels plain numbers, whose arithmetic costs nothing."""
+        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
+            mark = written["lr"]
+            if type(mark) is Multiplied and group["lr"] is mark:
+                group["lr"] = mark.plain
+
+    def end_step(self) -> None:
+        """The optimizer has stepped: a learning rate that is read from now on remembers the scheduled one."""
+        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
+            mark = written["lr"]
+            if type(mark) is Multiplied and group["lr"] is mark.plain:
+                group["lr"] = mark
+
     @contextmanager
     def scheduled_values(self) -> Iterator[None]:
         """Inside, the groups hold the scheduled values; what is changed there is the new scheduled value.
@@ -258,6 +283,18 @@ class HyperparameterWriter:
         self.settle()  # a value that is adopted here is multiplied here: the next settle would not see it any more
         for group, scheduled in zip(optimizer_state["param_groups"], self._scheduled, strict=True):
             group.update({key: _copied(value) for key, value in scheduled.items()})
+
+    def show_scheduled(self, optimizer_state: dict[str, Any]) -> None:
+        """As :meth:`rewrite_state`, of what we have written alone: what the user has is scheduled already.
+
+        For every ``optimizer.state_dict()``, so that what the user keeps of it can be loaded at any time.
+        """
+        for group, scheduled, written in zip(
+            optimizer_state["param_groups"], self._scheduled, self._written, strict=False
+        ):
+            for key, value in scheduled.items():
+                if key in group and _is_marked(group[key], written[key]):
+                    group[key] = _copied(value)
 
     # ------------------------------------------------------------------ inside
     def _factor(self, name: str, group: int) -> float:
@@ -303,12 +340,15 @@ class HyperparameterWriter:
                 if _is_marked(group[key], mark):
                     continue
                 found, before = True, self._base(index, key)
-                self._scheduled[index][key] = _copied(group[key])
+                value = group[key]
+                if type(value) is Multiplied:  # computed from what was in effect: the multipliers are known
+                    value = group[key] = value.scheduled
+                self._scheduled[index][key] = _copied(value)
                 if index < len(self._replaced) and key in self._replaced[index]:
-                    self._replaced[index][key] = _copied(group[key])
-                written[key] = _mark(group[key])
-                if isinstance(before, Tensor) or before != group[key]:
-                    self._warn_of_foreign_value(index, key, group[key])
+                    self._replaced[index][key] = _copied(value)
+                written[key] = _mark(value)
+                if isinstance(before, Tensor) or before != value:
+                    self._warn_of_foreign_value(index, key, value)
         return found
 
     def _untouched(self, key: str) -> bool:
@@ -322,10 +362,16 @@ class HyperparameterWriter:
         self._warned.add(key)
         names = sorted(self._multipliers if key == "lr" else self._transforms.get(key, {}))
         multiplied = f"{', '.join(names)} {'applies' if len(names) == 1 else 'apply'} to it" if names else "it is used"
+        known = key == "lr" and not isinstance(value, Tensor)
+        computed = (
+            "group['lr'] times or divided by a number multiplies the scheduled value; in any other computation use "
+            "your own numbers, since group['lr'] has been multiplied already."
+            if known
+            else f"Compute it from your own numbers, not from group[{key!r}], which has been multiplied already."
+        )
         warnings.warn(
             f"parameter group {index}: {key!r} was set to {value!r} by something other than an LR scheduler. That is "
-            f"the scheduled value from now on, and {multiplied}, once, from the next optimizer step on. Compute it "
-            f"from your own numbers, not from group[{key!r}]: what that holds has been multiplied already.",
+            f"the scheduled value from now on, and {multiplied}, once, from the next optimizer step on. {computed}",
             stacklevel=4,
         )
 
@@ -350,11 +396,15 @@ class HyperparameterWriter:
                 effective = self._base(index, key) if self._replaced else scheduled[key]
                 if key == "lr":
                     # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
-                    effective = effective if product == 1.0 else effective * product
+                    value, effective = effective, effective if product == 1.0 else effective * product
+                    if effective is not value and type(effective) is float:
+                        rate = _new(Multiplied, effective)  # without the calls of a constructor, at every update
+                        rate.plain, rate.scheduled = effective, value
+                        effective = rate
                 else:
                     for transform in self._transforms.get(key, {}).values():
                         effective = transform(index, effective)
-                if type(effective) is float and type(group[key]) is float:
+                if type(effective) in _NUMBERS and type(group[key]) in _NUMBERS:
                     group[key] = written[key] = effective
                 else:
                     written[key] = _put(group, key, effective)
@@ -414,4 +464,4 @@ def _mark(value: Any) -> Any:
 def _is_marked(value: Any, mark: Any) -> bool:
     if isinstance(value, Tensor):
         return isinstance(mark, tuple) and mark == (id(value), value._version)
-    return value is mark
+    return value is mark or (type(mark) is Multiplied and value is mark.plain)

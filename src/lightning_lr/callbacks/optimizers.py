@@ -93,6 +93,8 @@ class ManagedOptimizer:
             internals.before_optimizer_step(trainer, self.optimizer, partial(self._before_step, refine)),
             internals.after_optimizer_step(trainer, self.optimizer, self._after_step),
             *(internals.bracket_steps(scheduler, self.writer.scheduled_values) for scheduler in self._schedulers),
+            internals.bracket_new_schedulers(self.optimizer, self.writer.scheduled_values),
+            self.optimizer.register_state_dict_post_hook(lambda _, state: self.writer.show_scheduled(state)).remove,
         ]
 
     def update_begins(self) -> None:
@@ -110,9 +112,11 @@ class ManagedOptimizer:
             self._unrefined = False
             refine(self)
             self.writer.write()
+        self.writer.begin_step()
 
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step
+        self.writer.end_step()
         self._unrefined = self._manual  # where each step is the user's
         lrs = self.writer.effective()
         if set(map(type, lrs)) != {float}:

@@ -161,8 +161,10 @@ class Run:
         """
         self._settle(trained=False)
         self._window_open, self._counted = True, False
-        for managed in self.optimizers:
+        for managed, optimizer in zip(self.optimizers, trainer.optimizers, strict=False):
             managed.forget_update()
+            if managed.optimizer is not optimizer:
+                self._refuse_replaced(managed)
         self._pending = self._samples_over_devices(trainer, batch, batch_idx)
 
     def end_micro_batch(self) -> None:
@@ -323,6 +325,14 @@ class Run:
         if micro_batch > 0 and not recorded and not internals.reloads_loaders(trainer):
             caller = type(self.members[0]).__name__
             resume_checks.check_unrecorded(caller, shape, epoch, internals.batches_of_earlier_epochs(trainer))
+
+    def _refuse_replaced(self, managed: ManagedOptimizer) -> None:
+        names = ", ".join(type(member).__name__ for member in self.members)
+        raise MisconfigurationException(
+            f"{names}: optimizer {managed.index} of the Trainer was replaced during the run, and would make its "
+            "updates without the multipliers of the learning rate; change the one that configure_optimizers returned "
+            "(add_param_group, load_state_dict, group[...]), or train in two fits"
+        )
 
     def _samples_over_devices(self, trainer: Trainer, batch: Any, batch_idx: int) -> int | None:
         shape = self.clock.shape

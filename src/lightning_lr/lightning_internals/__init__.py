@@ -76,6 +76,7 @@ from lightning_lr.lightning_internals.ranks import (
 from lightning_lr.lightning_internals.scaler import gradient_scale, has_loss_scaler, loss_scale, remaining_loss_scale
 from lightning_lr.lightning_internals.schedulers import (
     bracket_lr_writers,
+    bracket_new_schedulers,
     bracket_scheduler_steps,
     bracket_steps,
     schedulers_of,
@@ -120,6 +121,7 @@ __all__ = [
     "begin_epoch_after_resume",
     "borrowed",
     "bracket_lr_writers",
+    "bracket_new_schedulers",
     "bracket_scheduler_steps",
     "bracket_steps",
     "broadcast_from_rank_zero",

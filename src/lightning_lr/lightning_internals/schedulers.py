@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import wraps
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from lightning_lr.patching import override_on_instance
 
@@ -35,14 +37,27 @@ def bracket_scheduler_steps(module: LightningModule, bracket: Bracket) -> Callab
 
 
 def schedulers_of(trainer: Trainer, optimizer: Optimizer) -> list[LRScheduler]:
-    """The LR schedulers of an optimizer, those included that the user steps by hand.
+    """The LR schedulers of an optimizer, those included that the user steps by hand, wherever they are kept.
 
-    Under manual optimization, or of their own accord: they are found where they are kept, by the Trainer, the module,
-    the callbacks or an object in these.
+    First those that the Trainer, the module, the callbacks or an object in these keep; then any that is alive, in a
+    closure, a local variable or a module of Python's.
     """
     configured = [config.scheduler for config in trainer.lr_scheduler_configs]
     holders = [*configured, trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]
-    return [scheduler for scheduler in kept_schedulers(holders) if scheduler.optimizer is optimizer]
+    alive = (thing for thing in gc.get_objects() if issubclass(type(thing), LRScheduler))
+    found = {id(scheduler): scheduler for scheduler in (*kept_schedulers(holders), *alive)}
+    return [scheduler for scheduler in found.values() if _steps(scheduler, optimizer)]
+
+
+def _steps(scheduler: LRScheduler, optimizer: Optimizer) -> bool:
+    """Whether it is made for the optimizer, or for a wrapper of it, such as Lightning's."""
+    return _is_or_wraps(getattr(scheduler, "optimizer", None), optimizer)
+
+
+def _is_or_wraps(given: Any, optimizer: Optimizer) -> bool:
+    if given is optimizer or getattr(given, "optimizer", None) is optimizer:
+        return True
+    return given is not None and getattr(given, "param_groups", None) is optimizer.param_groups
 
 
 def kept_schedulers(holders: Iterable[Any]) -> list[LRScheduler]:
@@ -92,12 +107,20 @@ def bracket_steps(scheduler: LRScheduler, bracket: Bracket) -> Callable[[], None
     It gets a class of its own, since an attribute would be saved in its state.
     """
     own = type(scheduler)
+    if hasattr(own, _BRACKETED):
+        return lambda: None
 
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         with bracket():
             return own.step(self, *args, **kwargs)
 
-    names = {"step": step, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    names = {
+        _BRACKETED: True,
+        "step": step,
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+        "__doc__": own.__doc__,
+    }
     bracketed = type(own.__name__, (own,), names)
     scheduler.__class__ = bracketed
 
@@ -106,6 +129,55 @@ def bracket_steps(scheduler: LRScheduler, bracket: Bracket) -> Callable[[], None
             scheduler.__class__ = own
 
     return undo
+
+
+def bracket_new_schedulers(optimizer: Optimizer, bracket: Bracket) -> Callable[[], None]:
+    """Let the schedulers that are made for an optimizer from now on be made, and stepped, inside ``bracket()``.
+
+    They would take what is in effect for the scheduled values: one that a callback makes at the start of an epoch, say.
+    The constructors of torch's classes are replaced as long as any optimizer has a bracket; returns what undoes this.
+    """
+    undo: list[Callable[[], None]] = []
+    _new[id(optimizer)] = (optimizer, bracket, undo)
+    if len(_new) == 1:
+        _constructors.update({cls: cls.__init__ for cls in _CONSTRUCTED})
+        for cls, init in _constructors.items():
+            cls.__init__ = _bracketed(init)  # type: ignore[method-assign]
+
+    def undo_all() -> None:
+        for act in undo:
+            act()
+        _new.pop(id(optimizer), None)
+        if not _new:
+            for cls, init in _constructors.items():
+                cls.__init__ = init  # type: ignore[method-assign]
+            _constructors.clear()
+
+    return undo_all
+
+
+_BRACKETED = "_lightning_lr_brackets_step"
+_CONSTRUCTED = (LRScheduler, ReduceLROnPlateau, SequentialLR, ChainedScheduler)
+"""The others call the first one's constructor."""
+_constructors: dict[type[LRScheduler], Callable[..., None]] = {}
+_new: dict[int, tuple[Optimizer, Bracket, list[Callable[[], None]]]] = {}
+
+
+def _bracketed(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def bracketed(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("optimizer", kwargs.get("schedulers"))
+        if isinstance(given, list | tuple):  # those of a ChainedScheduler
+            given = getattr(given[0], "optimizer", None) if given else None
+        for optimizer, bracket, undo in _new.values():
+            if _is_or_wraps(given, optimizer):
+                with bracket():
+                    init(self, *args, **kwargs)
+                undo.append(bracket_steps(self, bracket))
+                return
+        init(self, *args, **kwargs)
+
+    return bracketed
 
 
 def bracket_lr_writers(trainer: Trainer, bracket: Bracket) -> list[Callable[[], None]]:

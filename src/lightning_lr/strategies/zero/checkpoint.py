@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_lr.multiplied import plain
 from lightning_lr.strategies.zero.shard_stamps import STAMP, read_lazily
 
 RECORD = "lightning_lr_zero"
@@ -81,7 +82,7 @@ def named_groups(module: nn.Module, optimizer: Optimizer, frozen_too: bool = Fal
 
 def hyperparameters(groups: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Everything in groups but their parameters; a copy for each group, also of a learning rate that is a tensor."""
-    return [{key: deepcopy(value) for key, value in group.items() if key != "params"} for group in groups]
+    return [{key: deepcopy(plain(value)) for key, value in group.items() if key != "params"} for group in groups]
 
 
 @contextmanager
