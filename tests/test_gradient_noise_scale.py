@@ -266,6 +266,24 @@ def test_a_scaler_leaves_no_factor_and_a_skipped_step_no_trace(fused: bool) -> N
     assert_exact(found, 4, rel=1e-3)
 
 
+class ClipsFirst(Callback):
+    """In a hook before Lightning's clipping."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 1e-3)
+
+
+def test_clipping_in_a_hook_before_ours_is_not_measured() -> None:
+    def found(*before: Callback) -> float | None:
+        noise = GradientNoiseScale()
+        module = Toy(lambda module: torch.optim.SGD(module.parameters(), lr=0.0))
+        loader = DataLoader(data(), batch_size=4)
+        fit([*before, noise], module=module, loader=loader, accumulate_grad_batches=2)
+        return noise.estimator.value
+
+    assert found(ClipsFirst()) == found() is not None
+
+
 def test_samples_that_only_the_user_can_count() -> None:
     graphs = [{"nodes": torch.zeros(7 * count, 1), "graphs": count} for count in (4, 2, 3, 5)]
     noise = GradientNoiseScale(smoothing=0.0, count_samples=lambda batch: batch["graphs"])

@@ -247,7 +247,7 @@ class Silent(Rivals):
 
 def unfit() -> dict[str, tuple[Make, dict[str, Any], str]]:
     return {
-        "noise scale": (lambda: [GradientNoiseScale()], {}, "nothing tells which backwards are micro-batches"),
+        "noise scale": (lambda: [GradientNoiseScale()], {}, r"name the one to measure, such as optimizers=\[0\]"),
         "no such optimizer": (
             lambda: [LearningRateSchedule(Cosine(), optimizers=[2])], {}, r"optimizers=\[2\].*returned 2.*from 0 to 1"),
         "three curves": (lambda: [LearningRateSchedule([Cosine()] * 3)], {}, "got 3 curves for 2 optimizers"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,8 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import GradientNoiseEstimator, WindowContents
 from lightning_lr.batch_size.gradient_noise import squared_norm
 from lightning_lr.callbacks.base import MethodCallback, members_of
+from lightning_lr.callbacks.noise_by_hand import WindowByHand
+from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
@@ -39,14 +41,20 @@ class GradientNoiseScale(MethodCallback):
     copied; there is one synchronisation with the device per measured update. Under ``ZeROStrategy`` the norm of the
     whole gradient is the one that the engine takes for clipping.
 
+    Under manual optimization it measures one optimizer, ``optimizers=[index]`` where there are several. All backwards
+    of a batch are one micro-batch; batches whose gradients the module accumulates by hand are micro-batches of equal
+    weight. It takes several devices, or accumulation over batches; the last backward before a step has to be
+    ``manual_backward``. A measured update costs a copy of the optimizer's gradients.
+
     Args:
         smoothing: what the averages of both norms keep at each measurement, in [0, 1).
         every: updates from one measurement to the next.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it; where it is
             given, it decides.
+        optimizers: the index of the one optimizer that is measured, in a list; ``None`` where there is only one.
 
     Raises:
-        MisconfigurationException: at setup under manual optimization, where a backward need not be a micro-batch.
+        MisconfigurationException: at setup, where there are several optimizers and not one is named.
         MisconfigurationException: at setup, where gradients are averaged over the devices before they come to the
             parameters (FSDP), or an engine hides what it does with them (Lightning's ``DeepSpeedStrategy``).
 
@@ -59,8 +67,14 @@ class GradientNoiseScale(MethodCallback):
 
     name = "gradient_noise_scale"
 
-    def __init__(self, smoothing: float = 0.95, every: int = 1, count_samples: CountSamples | None = None) -> None:
-        super().__init__(count_samples)
+    def __init__(
+        self,
+        smoothing: float = 0.95,
+        every: int = 1,
+        count_samples: CountSamples | None = None,
+        optimizers: Indices = None,
+    ) -> None:
+        super().__init__(count_samples, optimizers)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"GradientNoiseScale: got every={every!r}; give a whole number of updates from 1")
         self.smoothing, self.every = smoothing, every
@@ -77,15 +91,19 @@ class GradientNoiseScale(MethodCallback):
         """Makes a squared norm of the present backward that of the micro-batch's mean gradient."""
         self._squares: dict[Tensor, Tensor] = {}
         self._contents = WindowContents()
+        self._big: Tensor | None = None
         self._warned = False
+        self._by_hand: WindowByHand | None = None
+        self._steps_by_hand = 0
 
     # ------------------------------------------------------------------ what the method defines
-    def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
-        raise MisconfigurationException(
-            "GradientNoiseScale: under manual optimization nothing tells which backwards are micro-batches of an "
-            "update: they may be parts of its loss (a GAN's real and fake batch, two losses of one network); use "
-            "automatic optimization, with several devices or accumulate_grad_batches"
-        )
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        super().check_optimizers(optimizers, schedulers)
+        if len(self.chosen(optimizers)) != 1:
+            raise MisconfigurationException(
+                f"GradientNoiseScale: configure_optimizers returned {len(optimizers)} optimizers, and a noise scale is "
+                "that of one loss and its parameters; name the one to measure, such as optimizers=[0]"
+            )
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         unseen = internals.why_no_micro_batch_gradients(trainer, module)
@@ -105,6 +123,9 @@ class GradientNoiseScale(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not pl_module.automatic_optimization:
+            self._begin_by_hand(trainer, pl_module)
+            return
         changes = any(member.changes_batch for member in members_of(trainer)) or (
             self._run is not None and callable(self._run.clock.shape.accumulation)
         )
@@ -121,6 +142,9 @@ class GradientNoiseScale(MethodCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         run = self._run
+        if self._by_hand is not None:
+            self._by_hand.begin_batch(None if run is None else run.samples_on_device(trainer, batch, batch_idx))
+            return
         self._measured = run is not None and run.clock.updates % self.every == 0
         if run is not None and self._measured:
             self._micro_batch, self._size = batch_idx, run.samples_on_device(trainer, batch, batch_idx)
@@ -144,34 +168,86 @@ class GradientNoiseScale(MethodCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if not self._measured or self._run is None:
+        if not self._measured or self._run is None or self._by_hand is not None:
             return
-        # one that is frozen now, or none of the optimizer's, whose gradient nobody clears; an engine keeps its own
-        owned = {p for group in optimizer.param_groups for p in group["params"]}
-        moving = [p for p in self._squares if self._engine_has_it or (p in owned and p.grad is not None)]
+        moving = self._moving(optimizer)
         squares = sum((self._squares[p] for p in moving), squared_norm([], pl_module.device))
         own = squares.new_tensor(self._contents.sums())
         sums = trainer.strategy.reduce(torch.cat([own, squares.reshape(1)]), reduce_op="mean")
         if self._engine_has_it:
             self._waiting = sums
         else:
-            big = squared_norm([p.grad for p in moving if p.grad is not None], pl_module.device)
+            big = self._big
+            if big is None:  # the last micro-batch had no backward
+                big = squared_norm([p.grad for p in moving if p.grad is not None], pl_module.device)
+                big = big / (internals.remaining_loss_scale(trainer, optimizer) * self._run.gradient_correction()) ** 2
             *found, big_sq_norm = torch.cat([sums, big.reshape(1)]).tolist()
-            self._estimate(found, big_sq_norm / internals.remaining_loss_scale(trainer, optimizer) ** 2)
+            self._estimate(found, big_sq_norm)
         self._forget()
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._by_hand is not None:
+            self._by_hand.after_backward()
+        elif self._run is not None and self._measured and not self._engine_has_it and internals.update_ends(trainer):
+            # before a hook of the user's clips it; still scaled
+            gradients = [p.grad for p in self._moving(trainer.optimizers[0]) if p.grad is not None]
+            scale = internals.gradient_scale(trainer) * self._run.gradient_correction()
+            self._big = squared_norm(gradients, pl_module.device) / scale**2
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "estimator": self.estimator.state_dict()}
+        by_hand = self._steps_by_hand if self._by_hand is None else self._by_hand.steps
+        return {**super().state_dict(), "estimator": self.estimator.state_dict(), "steps_by_hand": by_hand}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.estimator.load_state_dict(state_dict["estimator"])
+        self._steps_by_hand = state_dict.get("steps_by_hand", 0)
 
     def start_fresh(self) -> None:
         super().start_fresh()
         self.estimator = GradientNoiseEstimator(self.smoothing)
+        self._steps_by_hand = 0
 
     # ------------------------------------------------------------------ inside
+    def _begin_by_hand(self, trainer: Trainer, module: LightningModule) -> None:
+        index = 0 if self.optimizers is None else self.optimizers[0]
+        self._by_hand = WindowByHand(
+            trainer, module, index, self._estimate_by_hand, lambda step: step % self.every == 0
+        )
+        self._by_hand.steps = self._steps_by_hand
+
+    def _estimate_by_hand(self, mean_sums: list[float], big_sq_norm: float) -> None:
+        assert self._run is not None
+        assert self._by_hand is not None
+        contents = WindowContents.over_devices(mean_sums[:-1], self._run.clock.shape.epoch.world_size)
+        self._estimate(mean_sums, big_sq_norm)
+        told = None
+        if not self._size_is_known(contents):
+            self._warn_of_unknown_size()
+        elif self._by_hand.missed:
+            told = (
+                "the last backward before the step was not manual_backward, after which alone the gradient is whole "
+                "and not clipped yet, or a gradient was changed between two backwards; such updates are not measured. "
+                "Call self.manual_backward(loss), and clip after the last one"
+            )
+        elif not contents.is_comparable:
+            told = (
+                "with one device and one batch in an update there is one gradient and nothing to compare it with; "
+                "accumulate the gradients of several batches"
+            )
+        if told is not None and not self._warned:
+            self._warned = True
+            rank_zero_warn(f"GradientNoiseScale: {told}")
+
+    @staticmethod
+    def _size_is_known(contents: WindowContents) -> bool:
+        return not math.isnan(contents.inverse_sizes)
+
+    def _moving(self, optimizer: Optimizer) -> list[Tensor]:
+        """Whose gradients were seen, but what is frozen now, and what no group has, whose gradient nobody clears."""
+        owned = {p for group in optimizer.param_groups for p in group["params"]}
+        return [p for p in self._squares if self._engine_has_it or (p in owned and p.grad is not None)]
+
     def _hook_parameters(self, module: LightningModule) -> None:
         """See the gradient of every parameter; layers may have been frozen until now."""
         for parameter in module.parameters():
@@ -195,8 +271,9 @@ class GradientNoiseScale(MethodCallback):
                 "GradientNoiseScale: the engine takes no norm of the gradient; set zero_optimization.compute_grad_norm "
                 "to true"
             )
+        assert self._run is not None
         sums, self._waiting = self._waiting.tolist(), None
-        self._estimate(sums, norm**2)
+        self._estimate(sums, (norm / self._run.gradient_correction()) ** 2)
 
     def _estimate(self, mean_sums: list[float], big_sq_norm: float) -> None:
         """Take an update into account; ``mean_sums`` are over the devices, of the contents and of squared norms."""
@@ -204,8 +281,7 @@ class GradientNoiseScale(MethodCallback):
         *sums, squares = mean_sums
         contents = WindowContents.over_devices(sums, self._run.clock.shape.epoch.world_size)
         if contents.is_comparable:
-            weight = contents.weight * self._run.gradient_correction()
-            small_sq_norm, big_sq_norm = squares / contents.count, big_sq_norm / weight**2
+            small_sq_norm, big_sq_norm = squares / contents.count, big_sq_norm / contents.weight**2
             self.estimator.update(small_sq_norm, big_sq_norm, contents.small_batch, contents.big_batch)
 
     def _warn_of_unknown_size(self) -> None:
@@ -217,11 +293,15 @@ class GradientNoiseScale(MethodCallback):
             )
 
     def _forget(self) -> None:
-        self._squares, self._contents = {}, WindowContents()
+        self._squares, self._contents, self._big = {}, WindowContents(), None
 
     def _leave(self, trainer: Trainer) -> None:
         for undo in self._undo:
             undo()
+        if self._by_hand is not None:
+            self._steps_by_hand = self._by_hand.steps
+            self._by_hand.detach()
+            self._by_hand = None
         self._undo, self._waiting, self._hooked = [], None, set()
         self._forget()
         super()._leave(trainer)
