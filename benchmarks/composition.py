@@ -27,7 +27,7 @@ from tests.support.processes import run_in_processes
 RIGHT, REFUSED, WRONG = "✓", "-", "WRONG"
 
 
-def outcome(pair: tuple[c.Part, c.Part]) -> tuple[str, str]:
+def outcome(pair: Sequence[c.Part]) -> tuple[str, str]:
     """What becomes of a pair, and the error's words."""
     recorder = c.Recorder()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,6 +57,39 @@ def _outcome_of(ran: Sequence[dict[str, Any]], pair: tuple[c.Part, c.Part]) -> t
     except AssertionError as error:
         return WRONG, str(error)
     return RIGHT, ""
+
+
+def own_schedulers() -> list[str]:
+    """The lines about a module with a scheduler of its own."""
+    rows, counts = [], Counter[str]()
+    for parts in c.scheduled():
+        marks = []
+        for choice in c.CHOICES:
+            if choice != "multiply" and not c.chooses(parts):
+                marks.append("")
+                continue
+            mark, words = outcome(c.beside_a_scheduler(parts, choice))
+            if choice == "refuse" and (mark != REFUSED or "module_scheduler" not in words):
+                mark = WRONG
+            if choice != "refuse" and mark == REFUSED:
+                mark = WRONG
+            marks.append(mark if mark != WRONG else f"{WRONG}: {words}")
+            counts[mark] += 1
+        rows.append(f"| {' and '.join(p.name for p in parts)} | " + " | ".join(marks) + " |")
+    return [
+        "",
+        "## Beside the module's own scheduler",
+        "",
+        f"The module returns an ExponentialLR, stepped after every update. {len(rows)} rows, our callbacks alone and "
+        f"in pairs, by `module_scheduler`: {counts[RIGHT]} train right, {counts[REFUSED]} are refused before training, "
+        f"{counts[WRONG]} are wrong. Replaced, the learning rate is the product of the callbacks' closed forms at "
+        "every update; multiplied, that times the scheduler's; in the end the optimizer holds the scheduler's value. "
+        "Callbacks without the argument multiply.",
+        "",
+        "| | " + " | ".join(c.CHOICES) + " |",
+        "|---|" + ":-:|" * len(c.CHOICES),
+        *rows,
+    ]
 
 
 def matrix() -> str:
@@ -99,6 +132,7 @@ def matrix() -> str:
             right = "; ".join(" and ".join(filter(None, setting)) for setting in settings)
             note = f" Trains right with: {right}." if right and mark != WRONG else ""
             lines.append(f"- **{first} with {second}**{' WRONG' if mark == WRONG else ''}: {words}.{note}")
+    lines += own_schedulers()
     return "\n".join(lines) + "\n"
 
 

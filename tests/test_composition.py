@@ -104,6 +104,30 @@ def test_a_pair_is_refused_before_training_with_both_names(
     assert not recorder.path, "nothing was trained"
 
 
+ALONE_OR_SLOW = [
+    pytest.param(parts, id=named(parts), marks=() if len(parts) == 1 else pytest.mark.slow)
+    for parts in composition.scheduled()
+]
+
+
+@pytest.mark.parametrize("choice", composition.CHOICES)
+@pytest.mark.parametrize("parts", ALONE_OR_SLOW)
+def test_beside_the_modules_own_scheduler_it_is_what_module_scheduler_says(
+    parts: Sequence[Part], choice: str, tmp_path: Path
+) -> None:
+    """Replaced: the product of the parts; multiplied: that and the scheduler; its values are left in the end."""
+    if choice != "multiply" and not composition.chooses(parts):
+        pytest.skip("no argument module_scheduler: it multiplies")
+    beside = composition.beside_a_scheduler(parts, choice)
+    if choice != "refuse":
+        check(train(beside, tmp_path))
+        return
+    recorder = Recorder()
+    with pytest.raises(MisconfigurationException, match=r"ExponentialLR.*argument module_scheduler"):
+        train(beside, tmp_path, recorder)
+    assert not recorder.path, "nothing was trained"
+
+
 class Ran:
     """What two processes did, those that are slow once they are asked for."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR
 from torch.optim.swa_utils import SWALR, get_ema_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -79,6 +80,8 @@ TRIALS = 1 if WeightAveraging is None else 2
 SAMPLES, EPOCHS, BATCH = 48, 3, 8
 FOUND = 4
 """What the batch size finder comes to."""
+DECAY = 0.9
+"""Of the module's own scheduler, per update."""
 SWA_FROM = 1
 """Epoch (0-based) from which SWA averages."""
 
@@ -130,6 +133,17 @@ class ShardedNet(Net):
 
     def configure_model(self) -> None:
         shard(self, self.backbone, self.head, self)
+
+
+class ScheduledNet(Net):
+    """With an LR scheduler of its own, stepped after every update."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": ExponentialLR(optimizer, DECAY), "interval": "step"},
+        }
 
 
 class Memory(Logger):
@@ -724,6 +738,49 @@ def pairs() -> list[tuple[Part, Part]]:
 def spread(pair: Sequence[Part]) -> bool:
     """Whether it takes several processes."""
     return any(part.joins is not None for part in pair)
+
+
+# ---------------------------------------------------------------------- the module's own scheduler
+def _own(run: Outcome, update: int, name: str) -> float:
+    return DECAY**update
+
+
+def _own_at_the_end(run: Outcome, update: int, name: str) -> float:
+    return DECAY ** len(run.path)
+
+
+CHOICES = ("refuse", "replace", "multiply")
+"""What `module_scheduler` can be."""
+_SCHEDULER = Part("the module's own scheduler", "module", factor=_own, net=ScheduledNet, scheduled=_own_at_the_end)
+
+
+def chooses(parts: Sequence[Part]) -> bool:
+    """Whether one of the callbacks has the argument `module_scheduler`; the others multiply what a scheduler sets."""
+    return any("module_scheduler" in vars(callback) for p in parts for callback in p.make(Path()))
+
+
+def beside_a_scheduler(parts: Sequence[Part], choice: str) -> tuple[Part, ...]:
+    """The same parts with `module_scheduler` set, and a module that has a scheduler."""
+
+    def chosen(p: Part) -> Part:
+        def make(folder: Path) -> list[Callback]:
+            made = p.make(folder)
+            for callback in made:
+                if "module_scheduler" in vars(callback):
+                    callback.module_scheduler = choice  # type: ignore[attr-defined]
+            return made
+
+        return replace(p, make=make)
+
+    scheduler = replace(_SCHEDULER, factor=one) if choice == "replace" else _SCHEDULER
+    return (*(chosen(p) for p in parts), scheduler)
+
+
+def scheduled() -> list[tuple[Part, ...]]:
+    """Our callbacks, each alone and each two that train right together."""
+    ours = [p for p in OURS if p.kind == "ours"]
+    together = [pair for pair in pairs() if pair[0] in ours and pair[1] in ours]
+    return [*((p,) for p in ours), *(pair for pair in together if (pair[0].name, pair[1].name) not in REFUSED)]
 
 
 # ---------------------------------------------------------------------- a run
