@@ -85,7 +85,7 @@ def gather_small(engine: Any) -> None:
 
 
 def into_shards(engine: Any) -> None:
-    """Stage 3 keeps small parameters whole on every rank beside their shards, until a forward fetches them again."""
+    """Stage 3 keeps small parameters whole on every rank as well as in shards, until a forward fetches them again."""
     if not hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):
         return
     shards, values = [], []
