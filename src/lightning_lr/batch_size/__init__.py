@@ -2,11 +2,12 @@
 
 Read in this order: :mod:`.noise_scale` (the theory), :mod:`.schedules` (how the noise scale falls),
 :mod:`.batch_rule` (what batch and learning rate make of it), :mod:`.plan` (a whole run), :mod:`.windows` and
-:mod:`.sampler` (its micro-batches), :mod:`.gradient_noise` (what can be measured), :mod:`.ghost_batch_norm`. No
-Lightning in here.
+:mod:`.sampler` (its micro-batches), :mod:`.gradient_noise` and :mod:`.critical` (what can be measured),
+:mod:`.ghost_batch_norm`. No Lightning in here.
 """
 
 from lightning_lr.batch_size.batch_rule import BatchRule, LRRule
+from lightning_lr.batch_size.critical import BranchSettings, CriticalBatch, lr_factor, measure
 from lightning_lr.batch_size.ghost_batch_norm import (
     GhostBatchNorm1d,
     GhostBatchNorm2d,
@@ -33,6 +34,8 @@ from lightning_lr.batch_size.windows import (
 __all__ = [
     "AdaptiveRamp",
     "BatchRule",
+    "BranchSettings",
+    "CriticalBatch",
     "CurveRamp",
     "EpochSampler",
     "EpochWindows",
@@ -53,6 +56,8 @@ __all__ = [
     "WindowContents",
     "convert_ghost_batch_norm",
     "has_plain_batch_norm",
+    "lr_factor",
+    "measure",
     "micro_batch_sizes",
     "momentum_transient",
     "noise_scale",

@@ -168,7 +168,7 @@ def _lr_factor(plan: RampPlan, point: int) -> float:
 def _length(plan: RampPlan) -> list[str]:
     if not plan.schedule.known_ahead:
         return [
-            "an AdaptiveRamp decides from measured gradients: updates and phases are those of a run in which the batch "
+            "an AdaptiveRamp decides from what is measured: updates and phases are those of a run in which the batch "
             "grows no more, the most that there can be"
         ]
     late = [change for change in plan.schedule.changes() or () if change >= plan.epochs]

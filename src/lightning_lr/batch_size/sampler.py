@@ -8,7 +8,7 @@ the global random state and is gone after a restart; this one's follows from see
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 import torch
@@ -59,6 +59,17 @@ class RampBatchSampler(BatchSampler):
                 "an epoch"
             )
         self._sizes, self.skip = sizes, skip
+
+    def in_equal_windows(self, micro_sizes: Sequence[int]) -> RampBatchSampler:
+        """Another sampler over the same order, all of whose windows are alike; what is left at the end is left out.
+
+        Args:
+            micro_sizes: samples in each micro-batch of a window.
+        """
+        other = RampBatchSampler(self.sampler, self.batch_size, self.drop_last)
+        windows = len(self.sampler) // sum(micro_sizes)  # type: ignore[arg-type]
+        other._sizes = [*micro_sizes] * windows
+        return other
 
     @property
     def has_windows(self) -> bool:

@@ -3,8 +3,7 @@
 A schedule answers with two factors, both 1 at the start: ``decay`` for the noise scale lr N / (B (1 - m)), and
 ``batch_decay`` for the part of it that a growing batch is to bring about; the learning rate brings about the rest.
 :class:`~lightning_lr.batch_size.plan.RampPlan` turns them into batch sizes and learning-rate factors, under a cap.
-``StepRamp`` and ``CurveRamp`` are known before training; ``AdaptiveRamp`` decides from the measured gradient noise
-scale. Sources: Smith et al. 2018, arXiv:1711.00489; McCandlish et al. 2018, arXiv:1812.06162.
+``StepRamp`` and ``CurveRamp`` are known before training; ``AdaptiveRamp`` decides from what is measured. Sources: Smith et al. 2018, arXiv:1711.00489; McCandlish et al. 2018, arXiv:1812.06162.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from lightning_lr.checks import is_real, require, require_count
+from lightning_lr.batch_size.critical import BranchSettings
+from lightning_lr.checks import is_list, is_real, require, require_count
 from lightning_lr.curves import SNAP, Curve
 
 Mode = Literal["increase", "hybrid", "decay"]
+Measure = Literal["noise_scale", "branches"]
 
 
 class RampSchedule(ABC):
@@ -196,27 +197,38 @@ class CurveRamp(RampSchedule):
 
 @dataclass(frozen=True)
 class AdaptiveRamp(RampSchedule):
-    """The batch grows by ``growth`` whenever the measured gradient noise scale passes ``ratio`` x the batch.
+    """The batch grows where a measurement says that a larger one is as good; nothing is known ahead.
 
-    The measured gradients decide, so nothing is known ahead. Each growth counts as a fall of the noise scale by as
-    much: with ``lr_rule="linear"`` the learning rate stays, with "sqrt" it falls by the root of the growth. At the cap
-    the batch stays; the learning rate takes nothing over, for there is no path to keep.
+    - ``measure="noise_scale"``: by ``growth`` whenever the gradient noise scale passes ``ratio`` x the batch. Each
+      growth counts as a fall of the noise scale by as much: with ``lr_rule="linear"`` the learning rate stays, with
+      "sqrt" it falls by the root of the growth.
+    - ``measure="branches"``: at the shares ``at`` of the run, to the critical batch, see :mod:`.critical`: the
+      largest of 2, 4, ..., ``largest`` times the batch whose branch keeps up. The learning rate grows by the rule, so that the noise scale
+      stays where it is: by the growth with "linear", by its root with "sqrt". A curve that falls can be attached.
+
+    At the cap the batch stays; the learning rate takes nothing over, for there is no path to keep.
 
     Args:
         ratio: gradient noise scale over batch size from which the batch grows, above 0.
         growth: batch after a growth over that before, above 1.
         check_every: updates between two decisions; more than the estimator's smoothing remembers, so that a decision
             sees gradients of the present batch.
+        measure: what decides. The three arguments before belong to "noise_scale", those that follow to "branches".
+        at: shares of the run at which branches are made, in [0, 1), strictly increasing.
+        budget: share of the run's updates (with the first batch throughout) that all branches together may take, in
+            (0, 1], on top of the run.
+        tolerance: share of what the present batch gains in a branch that a larger one may lose, in [0, 1).
+        largest: largest growth at one measurement, a power of 2.
 
     Raises:
-        ValueError: if an argument is outside its range.
+        ValueError: if an argument is outside its range, or belongs to the other measure.
 
     Example:
         >>> [AdaptiveRamp().next_batch_size(64, noise, cap=100) for noise in (50.0, 70.0, None)]
         [64, 100, 64]
 
-    Source: gradient noise scale as a measure of the largest useful batch: arXiv:1812.06162, section 2.2; doubling when
-    it is passed: arXiv:2505.23971 (who measure the critical batch by branched runs instead, and raise the lr).
+    Source: gradient noise scale as a measure of the largest useful batch: arXiv:1812.06162, section 2.2; branches, and
+    doubling at a raised learning rate: Merrill et al. 2025, arXiv:2505.23971.
     """
 
     known_ahead: ClassVar[bool] = False
@@ -224,8 +236,18 @@ class AdaptiveRamp(RampSchedule):
     ratio: float = 1.0
     growth: float = 2.0
     check_every: int = 100
+    measure: Measure = "noise_scale"
+    at: Sequence[float] = (0.1, 0.3, 0.6)
+    budget: float = 0.1
+    tolerance: float = 0.25
+    largest: int = 2
 
     def __post_init__(self) -> None:
+        require(
+            self.measure in get_args(Measure), "AdaptiveRamp", "measure", self.measure, " or ".join(get_args(Measure))
+        )
+        self._refuse_arguments_of_the_other_measure()
+        object.__setattr__(self, "at", self.branch_settings.at)
         require(is_real(self.ratio) and self.ratio > 0, "AdaptiveRamp", "ratio", self.ratio, "a number above 0")
         require(is_real(self.growth) and self.growth > 1, "AdaptiveRamp", "growth", self.growth, "a number above 1")
         require_count("AdaptiveRamp", "check_every", self.check_every, "updates")
@@ -243,9 +265,34 @@ class AdaptiveRamp(RampSchedule):
             return current
         return max(current, min(cap, max(current + 1, round(current * self.growth))))
 
+    @property
+    def by_branches(self) -> bool:
+        """Whether branches decide, and not the gradient noise scale."""
+        return self.measure == "branches"
+
+    @property
+    def branch_settings(self) -> BranchSettings:
+        """When and how branches measure the critical batch."""
+        return BranchSettings("AdaptiveRamp", self.at, self.budget, self.tolerance, self.largest)
+
+    @property
+    def falls(self) -> bool:
+        return not self.by_branches
+
     def decided(self, epochs: Sequence[float], decays: Sequence[float]) -> RampSchedule:
-        """Return the schedule of a run in which the noise scale came to ``decays[i]`` at ``epochs[i]``."""
-        return _Grown(tuple(epochs), tuple(decays))
+        """Return the schedule of a run in which the batch took a fall to ``decays[i]`` at ``epochs[i]``."""
+        return _Grown(tuple(epochs), tuple(decays), keeps_noise=self.by_branches)
+
+    def _refuse_arguments_of_the_other_measure(self) -> None:
+        own = ("at", "budget", "tolerance", "largest") if self.by_branches else ("ratio", "growth", "check_every")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            given = tuple(value) if is_list(value) else value
+            if field.name not in (*own, "measure") and given != field.default:
+                raise ValueError(
+                    f"AdaptiveRamp: got {field.name}={value!r} with measure={self.measure!r}, where it has no effect; "
+                    f"leave it out (this measure has {', '.join(own)})"
+                )
 
     def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
         return 1.0
@@ -259,16 +306,20 @@ class AdaptiveRamp(RampSchedule):
 
 @dataclass(frozen=True)
 class _Grown(RampSchedule):
-    """An ``AdaptiveRamp``'s decisions so far: from each of ``epochs`` on, the noise scale is at one of ``decays``."""
+    """An ``AdaptiveRamp``'s decisions so far: from each of ``epochs`` on, the batch is the start over one of ``decays``.
+
+    The noise scale falls with it, or is kept by the learning rate.
+    """
 
     epochs: tuple[float, ...]
     decays: tuple[float, ...]
+    keeps_noise: bool = False
 
     def decay(self, epoch: float, progress: float, width: float = 0.0) -> float:
-        return (1.0, *self.decays)[self.part(epoch, progress)]
+        return 1.0 if self.keeps_noise else self.batch_decay(epoch, progress)
 
     def batch_decay(self, epoch: float, progress: float) -> float:
-        return self.decay(epoch, progress)
+        return (1.0, *self.decays)[self.part(epoch, progress)]
 
     def changes(self) -> tuple[float, ...]:
         return self.epochs

@@ -5,6 +5,7 @@ from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.batch_size_ramp import BatchSizeRamp
 from lightning_lr.callbacks.compatibility import Clash
+from lightning_lr.callbacks.critical_batch_size import CriticalBatchSize
 from lightning_lr.callbacks.find_learning_rate import find_learning_rate
 from lightning_lr.callbacks.ghost_batch_norm import GhostBatchNorm
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
@@ -23,6 +24,7 @@ __all__ = [
     "AdaptiveWarmup",
     "BatchSizeRamp",
     "Clash",
+    "CriticalBatchSize",
     "GhostBatchNorm",
     "GradientNoiseScale",
     "GradualUnfreezing",

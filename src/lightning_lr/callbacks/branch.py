@@ -27,6 +27,7 @@ class Branches:
         updates: makes the updates.
         batches: where their micro-batches come from.
         restore: puts the run back to where it was forked.
+        accumulation: micro-batches of an update; ``None`` for the Trainer's.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Branches:
         updates: internals.UnnoticedUpdates,
         batches: internals.UpcomingBatches,
         restore: Callable[[], None],
+        accumulation: int | None = None,
     ) -> None:
         self._trainer, self._updates, self._batches, self._restore = trainer, updates, batches, restore
-        self.accumulation = int(trainer.accumulate_grad_batches)
+        self.accumulation = int(trainer.accumulate_grad_batches) if accumulation is None else accumulation
         """Micro-batches of an update."""
 
     def available(self, updates: int) -> int:
@@ -71,8 +73,43 @@ class Branches:
         batches = self._batches.take(need)
         training, scoring = batches[: updates * self.accumulation], batches[updates * self.accumulation :]
         try:
-            return self._train(training, scoring, before_update, goes_on)
+            return self._train(training, scoring, before_update, goes_on, self.accumulation)
         finally:
+            self._restore()
+
+    def train_in_batches(
+        self,
+        multiple: int,
+        updates: int,
+        before_update: Callable[[int], None],
+        sizes_of: Callable[[Any], int | None],
+        length: int,
+        score_on: int,
+    ) -> tuple[list[float], list[float]]:
+        """Train from the fork in batches of another size, score, go back.
+
+        Args:
+            multiple: of the present batch.
+            updates: to make, each of the micro-batches of ``multiple`` present ones.
+            before_update: as of :meth:`train`.
+            sizes_of: samples in a micro-batch; where they differ, an update has the mean over all of its samples.
+            length: updates of the present batch that a branch trains on at most: the scored batches follow these.
+            score_on: updates' worth of batches that it is scored on.
+
+        Returns:
+            As :meth:`train`. The branch ends with a loss that is not finite.
+        """
+        batches = self._batches.take((length + score_on) * self.accumulation)
+        window = multiple * self.accumulation
+        training, scoring = batches[: updates * window], batches[length * self.accumulation :]
+        trainer, accumulation = self._trainer, self._trainer.accumulate_grad_batches
+        try:
+            trainer.accumulate_grad_batches = window
+            self._updates.weigh_by(sizes_of)
+            return self._train(training, scoring, before_update, math.isfinite, window)
+        finally:
+            trainer.accumulate_grad_batches = accumulation
+            self._updates.weigh_by(None)
             self._restore()
 
     # ------------------------------------------------------------------ inside
@@ -82,13 +119,14 @@ class Branches:
         scoring: Sequence[Any],
         before_update: Callable[[int], None],
         goes_on: Callable[[float], bool],
+        window: int,
     ) -> tuple[list[float], list[float]]:
         self._updates.begin()
         losses: list[float] = []
-        for index in range(0, len(training), self.accumulation):
-            before_update(index // self.accumulation)
+        for index in range(0, len(training), window):
+            before_update(index // window)
             try:
-                loss = self._mean(self._updates.update(training[index : index + self.accumulation]))
+                loss = self._mean(self._updates.update(training[index : index + window]))
             except (ArithmeticError, AssertionError, RuntimeError, ValueError):
                 # distributions, matrix decompositions and many modules raise where weights are no longer finite
                 if not losses or self._trainer.world_size > 1 or self._weights_finite():
@@ -115,7 +153,10 @@ class Branches:
 
 @contextmanager
 def forked(
-    trainer: Trainer, module: LightningModule, after_restore: Callable[[], None] = lambda: None
+    trainer: Trainer,
+    module: LightningModule,
+    after_restore: Callable[[], None] = lambda: None,
+    window: Sequence[int] | None = None,
 ) -> Iterator[Branches]:
     """Fork a run. Afterwards it is, to the bit, where it was, however the block was left.
 
@@ -123,13 +164,15 @@ def forked(
         trainer: in ``on_train_batch_start``, before the first micro-batch of an update.
         module: its module.
         after_restore: called whenever the state has been put back.
+        window: samples in each micro-batch of an update, where a ramp decides about them; ``None``: as the loader and
+            the Trainer have it.
     """
     random = RandomState()
     optimizers = list(trainer.optimizers)
     scaler = internals.scaler_of(trainer)
     listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
     outside = [trainer, trainer.datamodule, trainer.strategy, *listeners]  # type: ignore[attr-defined]
-    batches = internals.UpcomingBatches(trainer)
+    batches = internals.UpcomingBatches(trainer, window)
     # what listeners hold is theirs: hooks of theirs may note what they saw, but they train nothing
     notes = ForkedState(
         [
@@ -143,16 +186,21 @@ def forked(
     try:
         with internals.unnoticed(trainer, module) as updates:
             # taken with the module's logging silenced: what each branch puts back is silent, too
-            state = ForkedState([module, *optimizers, *([] if scaler is None else [scaler])], leave_out=outside)
+            engine = internals.forked_by_strategy(trainer)
+            held = [] if engine is None else engine.leave_out
+            trained = [module, *optimizers, *([] if scaler is None else [scaler])]
+            state = ForkedState(trained, leave_out=[*outside, *held])
 
             def restore() -> None:
+                if engine is not None:
+                    engine.restore()
                 state.restore()
                 notes.restore()
                 random.restore()
                 after_restore()
 
             try:
-                yield Branches(trainer, updates, batches, restore)
+                yield Branches(trainer, updates, batches, restore, None if window is None else len(window))
             finally:
                 restore()
     finally:

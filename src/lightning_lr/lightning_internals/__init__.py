@@ -5,7 +5,14 @@ purpose; a new Lightning release can break this one room and no other. Users tak
 ``from lightning_lr import lightning_internals as internals``.
 """
 
-from lightning_lr.lightning_internals.branches import UnnoticedUpdates, borrowed, scaler_of, unnoticed, why_no_branches
+from lightning_lr.lightning_internals.branches import (
+    UnnoticedUpdates,
+    borrowed,
+    forked_by_strategy,
+    scaler_of,
+    unnoticed,
+    why_no_branches,
+)
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
     combined_length,
@@ -134,6 +141,7 @@ __all__ = [
     "epoch_shape",
     "epochs_of_updates",
     "forget_loader_states",
+    "forked_by_strategy",
     "gather_to_all",
     "gather_to_rank_zero",
     "given_loader_without_length",

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch import Tensor
 from lightning_lr.branches import ForkedState
 from lightning_lr.lightning_internals.loaders import batch_on_device
 from lightning_lr.lightning_internals.logs import silent_loggers
+from lightning_lr.lightning_internals.updates import unheard
 from lightning_lr.patching import override_on_instance
 
 
@@ -40,6 +41,13 @@ class UnnoticedUpdates:
         self._trainer, self._module = trainer, module
         self._accumulates = False
         self._micro_batch = 0
+        self._size_of: Callable[[Any], int | None] | None = None
+        self.weight = 1.0
+        """Factor on the loss of the present micro-batch, on top of Lightning's division by the accumulation."""
+
+    def weigh_by(self, size_of: Callable[[Any], int | None] | None) -> None:
+        """From here on, an update has the mean over all of its samples, where micro-batches differ in size."""
+        self._size_of = size_of
 
     def begin(self) -> None:
         """The next update is the first of a branch."""
@@ -51,14 +59,15 @@ class UnnoticedUpdates:
         """Make one update from as many micro-batches as it accumulates; the mean of their losses on this device."""
         trainer = self._trainer
         loop = trainer.fit_loop.epoch_loop
-        losses = []
+        losses, weights = [], self._weights(micro_batches)
         for index, raw in enumerate(micro_batches):
+            self.weight = weights[index]
             self._accumulates = index + 1 < len(micro_batches)
             arguments = loop._build_kwargs(OrderedDict(), self._on_device(raw), self._micro_batch)
             result = loop.automatic_optimization.run(trainer.optimizers[0], self._micro_batch, arguments)
             self._micro_batch += 1
-            if result.get("loss") is not None:
-                losses.append(result["loss"].detach().float())
+            if result.get("loss") is not None:  # which Lightning has divided by the accumulation
+                losses.append(result["loss"].detach().float() * (self.weight * int(trainer.accumulate_grad_batches)))
         return torch.stack(losses).mean() if losses else None
 
     def loss(self, micro_batch: Any) -> Tensor | None:
@@ -77,6 +86,13 @@ class UnnoticedUpdates:
         return None if loss is None else loss.detach().float()
 
     # ------------------------------------------------------------------ inside
+    def _weights(self, micro_batches: Sequence[Any]) -> list[float]:
+        sizes = [None if self._size_of is None else self._size_of(raw) for raw in micro_batches]
+        known = [float(size) for size in sizes if size]
+        if len(known) < len(sizes) or len(set(known)) == 1:
+            return [1.0] * len(sizes)
+        return [size * len(known) / sum(known) for size in known]
+
     def _on_device(self, raw: Any) -> Any:
         # a training step may write into its batch, and the next branch trains on the same one
         return batch_on_device(self._trainer, copy.deepcopy(raw))
@@ -93,17 +109,32 @@ class UnnoticedUpdates:
             around.callback(override_on_instance(where, "_should_accumulate", lambda: self._accumulates))
 
 
+class _Weigh(Callback):
+    """The only callback that a branch has."""
+
+    def __init__(self, updates: UnnoticedUpdates) -> None:
+        self._updates = updates
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._updates.weight != 1.0:  # in place: what this hook returns is not used
+            loss.mul_(self._updates.weight)
+
+
 @contextmanager
 def unnoticed(trainer: Trainer, module: LightningModule) -> Iterator[UnnoticedUpdates]:
     """Inside, updates can be made of which nothing that listens hears; what they change is the caller's to restore."""
     updates = UnnoticedUpdates(trainer, module)
     with ExitStack() as around:
         around.enter_context(silent_loggers(trainer))
-        for name, silent in (("callbacks", []), ("profiler", PassThroughProfiler())):
+        for name, silent in (("callbacks", [_Weigh(updates)]), ("profiler", PassThroughProfiler())):
             _replace(around, trainer, name, silent)
         around.callback(setattr, trainer, "should_stop", trainer.should_stop)
+        engine = getattr(trainer.strategy, "unnoticed", None)  # of a strategy whose engine makes the updates
+        if engine is not None:
+            around.enter_context(engine())
         for optimizer in trainer.optimizers:
             _replace(around, optimizer, "_optimizer_step_post_hooks", OrderedDict())
+            around.enter_context(unheard(optimizer))
         for part in module.modules():
             if isinstance(part, LightningModule):
                 for name in ("log", "log_dict"):
@@ -120,10 +151,15 @@ def why_no_branches(trainer: Trainer, module: LightningModule) -> str | None:
 
     strategy = trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
-        return (
-            f"{type(strategy).__name__} keeps weights, gradients and optimizer state in the engine's own buffers, "
-            "which cannot be put back to the bit; search with one device or DDP, and train with the rate that it finds"
-        )
+        if not hasattr(strategy, "fork"):
+            return (
+                f"{type(strategy).__name__} keeps weights, gradients and optimizer state in buffers of an engine that "
+                "it does not let us put back; use ZeROStrategy, or make it with one device or DDP, and train with what "
+                "it finds"
+            )
+        reason: str | None = strategy.why_not_forked
+        if reason is not None:
+            return f"{type(strategy).__name__}'s engine cannot be put back to the bit: {reason}"
     if isinstance(strategy, FSDPStrategy):
         return (
             "FSDPStrategy keeps the weights in flat shards that cannot be put back to the bit; use "
@@ -142,6 +178,23 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
 def _replace(around: ExitStack, holder: Any, name: str, value: Any) -> None:
     around.callback(setattr, holder, name, getattr(holder, name))
     setattr(holder, name, value)
+
+
+class ForkedParts(Protocol):
+    """What a strategy remembers that no walk over module and optimizer finds."""
+
+    leave_out: list[Any]
+    copied_bytes: int
+
+    def restore(self) -> None:
+        """Put it back."""
+
+
+def forked_by_strategy(trainer: Trainer) -> ForkedParts | None:
+    """What the strategy's engine trains, remembered; ``None`` where parameters and optimizer are all there is."""
+    fork = getattr(trainer.strategy, "fork", None)
+    parts: ForkedParts | None = None if fork is None else fork()
+    return parts
 
 
 def scaler_of(trainer: Trainer) -> Any:

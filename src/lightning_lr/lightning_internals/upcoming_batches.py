@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_lr.batch_size import RampBatchSampler
 
 
 class UpcomingBatches:
@@ -21,12 +23,14 @@ class UpcomingBatches:
 
     Args:
         trainer: in ``on_train_batch_start``.
+        window: samples in each micro-batch of an update, where a ramp's sampler would hand out those of its plan;
+            ``None``: as they come.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, window: Sequence[int] | None = None) -> None:
         combined = trainer.fit_loop._combined_loader
         assert combined is not None
-        self._trainer = trainer
+        self._trainer, self._window = trainer, window
         self._taken: list[Any] = []
         self._ahead: deque[Any] = deque()
         self._second: Any = None
@@ -90,7 +94,7 @@ class UpcomingBatches:
             self._second.reset()
         self._second = copy.copy(combined)
         self._second._iterator = None
-        self._second.flattened = [_second_loader(loader) for loader in combined.flattened]
+        self._second.flattened = [_second_loader(loader, self._window) for loader in combined.flattened]
         self._iterator = iter(self._second)
 
     def _next_of_run(self) -> Any:
@@ -117,12 +121,16 @@ def _handed_out_again(ahead: deque[Any], rest: Iterator[Any]) -> Iterator[Any]:
 _END: Any = object()
 
 
-def _second_loader(loader: Any) -> Any:
+def _second_loader(loader: Any, window: Sequence[int] | None) -> Any:
     """A loader over the same samplers and data, whose iterator is not the first one's (persistent workers)."""
     if not isinstance(loader, DataLoader):
         return loader
     second = copy.copy(loader)
     second.__dict__["_iterator"] = None
+    given = loader.batch_sampler
+    if window is not None and isinstance(given, RampBatchSampler):
+        # from the start of the epoch, whatever the run has passed over or planned there: a resumed run reads the same
+        second.__dict__["batch_sampler"] = given.in_equal_windows(window)
     return second
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
+
+_UNHEARD: WeakSet[Optimizer] = WeakSet()
+"""The optimizers that make updates of a branch."""
 
 
 def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:
@@ -25,6 +30,8 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
         return undo
 
     def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if optimizer in _UNHEARD:
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             act()
@@ -40,6 +47,16 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
         return args, {**kwargs, "closure": closed}
 
     return optimizer.register_step_pre_hook(before_step).remove
+
+
+@contextmanager
+def unheard(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, nothing that :func:`before_optimizer_step` was given is called: the updates are those of a branch."""
+    _UNHEARD.add(optimizer)
+    try:
+        yield
+    finally:
+        _UNHEARD.discard(optimizer)
 
 
 def after_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:

@@ -29,6 +29,7 @@ from lightning_lr.callbacks.batch_size_ramp.growth import RampGrowth
 from lightning_lr.callbacks.batch_size_ramp.loader import RampedLoader
 from lightning_lr.callbacks.batch_size_ramp.settings import Decided, RampSettings
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END, Clash
+from lightning_lr.callbacks.critical_batch import check_branches
 from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_module_scheduler
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Phase
@@ -52,8 +53,8 @@ class BatchSizeRamp(MethodCallback):
 
     Args:
         schedule: how far the noise scale has fallen, for example ``StepRamp([60, 120, 160])``. An ``AdaptiveRamp``
-            needs the ``GradientNoiseScale`` callback and a run that ends by epochs; it decides on rank 0, for the first
-            window of which nothing has been prefetched.
+            needs a run that ends by epochs, and the ``GradientNoiseScale`` callback where that is what it measures; it
+            decides on rank 0, for the first window of which nothing has been prefetched.
         max_batch_size: largest global batch, in samples; ``None``: a tenth of the training set, or the starting batch
             where that is larger.
         max_micro_batch_size: most samples per device and backward; ``None``: no limit; ``"auto"``: what fits on every
@@ -110,7 +111,7 @@ class BatchSizeRamp(MethodCallback):
         self._warmup: AdaptiveWarmup | None = None
         self._loader: RampedLoader | None = None
         self._seed: int | None = None
-        self._growth = RampGrowth(self, waits=begin == "after_warmup")
+        self._growth = RampGrowth(self, begin == "after_warmup", lr_rule)
         self._weight = 1.0
         self._correction = 1.0
         self._counted = WindowCount()
@@ -133,6 +134,8 @@ class BatchSizeRamp(MethodCallback):
 
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         self.settings.check(type(self).__name__, trainer)
+        if self.settings.by_branches:
+            check_branches(type(self).__name__, trainer, module)
 
     def check_manual(self, trainer: Trainer, module: LightningModule) -> None:
         self.settings.check_manual(type(self).__name__)
@@ -313,6 +316,7 @@ class BatchSizeRamp(MethodCallback):
             "seed": seed,
             "growths": growths,
             "begin_samples": self._growth.begin_samples,
+            "measured": [result.facts() for result in self._growth.measured],
             "micro_batch_size": self._fitting,
         }
 
@@ -322,7 +326,7 @@ class BatchSizeRamp(MethodCallback):
         if self._loader is not None:
             self._loader.seed = self._seed
         # what is read by get is not in checkpoints of 0.1.0
-        self._growth.restore(state_dict["growths"], state_dict.get("begin_samples", 0))
+        self._growth.restore(state_dict["growths"], state_dict.get("begin_samples", 0), state_dict.get("measured", []))
         self._fitting = state_dict.get("micro_batch_size")
 
     def start_fresh(self) -> None:

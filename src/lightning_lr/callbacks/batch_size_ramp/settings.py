@@ -13,6 +13,7 @@ from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import is_streamed, streamed_plan
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.batch_size_ramp.after_warmup import Begin
+from lightning_lr.callbacks.critical_batch import in_words
 from lightning_lr.callbacks.gradient_noise_scale import GradientNoiseScale
 from lightning_lr.progress import RunShape
 
@@ -82,8 +83,8 @@ class RampSettings:
             )
         if isinstance(self.schedule, AdaptiveRamp):
             raise MisconfigurationException(
-                f"{caller}: an AdaptiveRamp follows the gradient noise between the micro-batches of an update, which "
-                "manual optimization does not distinguish; use a StepRamp or a CurveRamp"
+                f"{caller}: an AdaptiveRamp measures on micro-batches and updates that Lightning makes, and under "
+                "manual optimization the module makes its own; use a StepRamp or a CurveRamp"
             )
 
     def check(self, caller: str, trainer: Trainer) -> None:
@@ -104,7 +105,7 @@ class RampSettings:
             )
         if not isinstance(self.schedule, AdaptiveRamp):
             return
-        if not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):
+        if not self.by_branches and not any(isinstance(member, GradientNoiseScale) for member in members_of(trainer)):
             raise MisconfigurationException(
                 "BatchSizeRamp: AdaptiveRamp follows the measured gradient noise scale; attach GradientNoiseScale too"
             )
@@ -113,6 +114,11 @@ class RampSettings:
                 f"BatchSizeRamp: got max_steps={trainer.max_steps} with an AdaptiveRamp, whose batches are not known "
                 "ahead, so neither are the samples of the run; end it by max_epochs"
             )
+
+    @property
+    def by_branches(self) -> bool:
+        """Whether the batch grows by what branches measure."""
+        return isinstance(self.schedule, AdaptiveRamp) and self.schedule.by_branches
 
     def summary(self, shape: RampedShape, total_updates: str, found: int | None) -> dict[str, str]:
         """What a plan shows about the ramp.
@@ -128,6 +134,9 @@ class RampSettings:
             "batch ramp": f"{self.schedule}: {start} to at most {largest}",
             "updates": f"{total_updates} against {plan.fixed_batch_updates:,} with a fixed batch",
         }
+        if isinstance(self.schedule, AdaptiveRamp) and self.schedule.by_branches:
+            cap = plan.largest_batch_size / plan.starting_batch_size
+            summary["branches"] = in_words(self.schedule.branch_settings, shape, cap)
         if self.max_micro_batch_size == "auto":
             summary["micro-batch"] = (
                 "to be found on the device before training; shown as if every batch fitted"
@@ -183,7 +192,8 @@ class RampSettings:
             MisconfigurationException: with the micro-batch that makes two.
         """
         first = plan.windows(0)[0]
-        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size * len(first.micro_sizes) == 1:
+        two = plan.world_size * len(first.micro_sizes) > 1
+        if isinstance(self.schedule, AdaptiveRamp) and not self.by_branches and not two:
             raise MisconfigurationException(
                 "BatchSizeRamp: AdaptiveRamp compares two gradients per update; one device and one micro-batch of "
                 f"{first.size} make one; give a max_micro_batch_size below {first.size}"
@@ -206,7 +216,7 @@ class RampSettings:
             plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule, decided.growths)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
-        if isinstance(self.schedule, AdaptiveRamp) and plan.world_size == 1:
+        if isinstance(self.schedule, AdaptiveRamp) and not self.by_branches and plan.world_size == 1:
             raise MisconfigurationException(
                 "BatchSizeRamp: AdaptiveRamp compares two gradients per update, and iterable data on one device begin "
                 "with one micro-batch; use a map-style data set with max_micro_batch_size, or more devices"

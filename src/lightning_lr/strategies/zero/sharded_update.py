@@ -12,6 +12,7 @@ Checked against DeepSpeed 0.19.8, whose privates are used here and in ``zero_eng
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +70,15 @@ class ShardedUpdate:
         """
         self._before.append(act)
         return lambda: self._before.remove(act) if act in self._before else None
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Inside, nothing that was given to :meth:`before_update` is called."""
+        told, self._before = self._before, []
+        try:
+            yield
+        finally:
+            self._before = told
 
     # ------------------------------------------------------------------ where the tensors are
     def _describe(self, places: Iterator[tuple[Tensor, int, int, int]], process_group: Any) -> None:

@@ -39,6 +39,7 @@ from lightning_lr.strategies.zero import checks as zero_checks
 from lightning_lr.strategies.zero import config as zero_config
 from lightning_lr.strategies.zero import engine as zero_engine
 from lightning_lr.strategies.zero import loading as zero_loading
+from lightning_lr.strategies.zero.fork import ForkedEngine, why_not_forked
 from lightning_lr.strategies.zero.gradients import Gradients, users_hooks
 from lightning_lr.strategies.zero.precision import ZeROPrecision
 from lightning_lr.strategies.zero.saving import AtomicCheckpoint
@@ -240,6 +241,26 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
         """Call all functions given to :meth:`after_update`."""
         for act in list(self._after_update):
             act()
+
+    @contextmanager
+    def unnoticed(self) -> Iterator[None]:
+        """Inside, updates are made of which those given to :meth:`after_update` and :meth:`before_update` do not hear."""
+        assert self._update is not None
+        told, self._after_update = self._after_update, []
+        try:
+            with self._update.unnoticed():
+                yield
+        finally:
+            self._after_update = told
+
+    def fork(self) -> ForkedEngine:
+        """Remember what the engine trains, between two updates."""
+        return ForkedEngine(self.deepspeed_engine, self.gradients)
+
+    @property
+    def why_not_forked(self) -> str | None:
+        """Why what the engine trains cannot be put back under the settings in use; ``None`` where it can."""
+        return why_not_forked(self.deepspeed_engine)
 
     # ------------------------------------------------------------------ setup, in Lightning's order
     def setup_environment(self) -> None:
