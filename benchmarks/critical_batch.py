@@ -54,6 +54,7 @@ ARMS = (*FIXED, "curve", "noise scale", "branches")
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 TUNING_SEED, SEEDS, FULL_SEEDS = 0, (1, 2, 3), (1, 2, 3, 4, 5)
 WARMUP, LARGEST_GROWTH = 0.05, 16
+JUDGED = ("multiple", "behind", "noise", "allowed")
 FOLDER = RESULTS / "critical_batch"
 
 
@@ -188,10 +189,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         "measured": [
             {
                 **{name: result[name] for name in ("at", "present", "multiple", "bounded", "gained", "price")},
-                "behind": [
-                    [trial[name] for name in ("multiple", "behind", "noise", "allowed")]
-                    for trial in result["trials"][1:]
-                ],
+                "behind": [[trial[name] for name in JUDGED] for trial in result["trials"][1:]],
             }
             for result in measured
         ],

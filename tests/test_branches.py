@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import array
+import collections
+import itertools
 import logging
+import random
+import types
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_lr import Cosine, LearningRateSearch
+from lightning_lr import Cosine, CriticalBatchSize, LearningRateSearch
+from lightning_lr.branches import ForkedState
 from tests.support.processes import run_in_processes
-from tests.support.toy import data, fit
+from tests.support.toy import Toy, data, fit, quiet, weights
 from tests.support.zero_runs import needs_deepspeed, whole_weights, zero
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -121,3 +130,247 @@ def test_an_engine_goes_on_after_a_race_as_without_one_to_the_bit(tmp_path: Path
         assert first[name]["rate"] == second[name]["rate"], name
         for what in set(alone[name]) - {"heats"}:
             assert alone[name][what] == first[name][what], (name, what)
+
+
+# ---------------------------------------------------------------------- what a walk over objects finds
+class Held(nn.Module):
+    """Anything as an attribute of a module."""
+
+    def __init__(self, thing: Any) -> None:
+        super().__init__()
+        self.thing = thing
+
+
+def _set(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda thing: setattr(thing, name, value)
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 1
+
+
+def _scripted() -> Any:
+    return torch.jit.script(nn.BatchNorm1d(2))
+
+
+KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], Callable[[Any], Any]]] = {
+    "a namespace": (lambda: types.SimpleNamespace(n=1), _set("n", 2), vars),
+    "parsed arguments": (lambda: argparse.Namespace(n=1), _set("n", 2), vars),
+    "an array": (lambda: array.array("d", [1.0, 2.0]), lambda a: a.append(3.0), list),
+    "a counter": (lambda: collections.Counter("aab"), lambda c: c.update("b"), dict),
+    "a chain of maps": (lambda: collections.ChainMap({"a": 1}), lambda c: c.update(a=2), dict),
+    "a user dictionary": (lambda: collections.UserDict(a=1), lambda d: d.update(a=2), dict),
+    "a user list": (lambda: collections.UserList([1]), lambda d: d.append(2), list),
+    "a deque with an end": (lambda: collections.deque([1, 2], 2), lambda d: d.append(3), list),
+    "slots": (Slotted, _set("count", 2), lambda s: s.count),
+    "a list in a tuple in a dictionary": (lambda: {"a": ([1],)}, lambda d: d["a"][0].append(2), repr),
+    "a generator of torch": (torch.Generator, lambda g: torch.rand(1, generator=g), lambda g: g.get_state().tolist()),
+    "a generator of numpy": (lambda: np.random.default_rng(1), lambda g: g.random(), lambda g: g.bit_generator.state),
+    "a generator of Python": (lambda: random.Random(1), lambda g: g.random(), lambda g: g.getstate()),
+    "an array of numpy": (lambda: np.zeros(3), lambda a: a.__iadd__(1), lambda a: a.tolist()),
+    "a scripted module": (_scripted, lambda m: m(torch.randn(5, 2)), lambda m: [b.tolist() for b in m.buffers()]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_a_step_may_change_is_put_back(kind: str) -> None:
+    make, change, facts = KINDS[kind]
+    thing = make()
+    before, fork = facts(thing), ForkedState([Held(thing)])
+    if isinstance(before, dict | list):
+        before = type(before)(before)
+    change(thing)
+    assert facts(thing) != before, "the change changes nothing"
+    fork.restore()
+    assert facts(thing) == before
+
+
+def test_two_names_of_one_tensor_are_copied_once() -> None:
+    weight = nn.Parameter(torch.zeros(1000))
+    module = Held([weight, weight.data, weight.detach().view(10, 100)])
+    module.own = weight
+    fork = ForkedState([module])
+    assert fork.copied_bytes == 4000
+    weight.data.add_(1)
+    fork.restore()
+    assert not weight.any()
+
+
+def test_a_host_copy_is_no_larger_than_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy of weights, buffers and optimizer state, however many branches there are."""
+    made: list[ForkedState] = []
+    build = ForkedState.__init__
+
+    def noted(self: ForkedState, *args: Any, **kwargs: Any) -> None:
+        build(self, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(ForkedState, "__init__", noted)
+    module = Toy(lambda module: torch.optim.AdamW(module.parameters(), lr=0.01))
+    fit([CriticalBatchSize(at=(0.5,), budget=1.0)], module=module, loader=DataLoader(data(), batch_size=2))
+    tensors = [*module.parameters(), *module.buffers()]
+    state = [value for of in module.trainer.optimizers[0].state.values() for value in of.values()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in [*tensors, *state])
+    assert 0 < sum(fork.copied_bytes for fork in made) <= size
+
+
+def test_what_cannot_be_put_back_is_warned_of() -> None:
+    class Draws(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers = itertools.count()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            next(self.numbers)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match=r"Draws\.numbers is a count, and what a branch takes from it is gone"):
+        fit([CriticalBatchSize(at=(0.1,), budget=1.0)], module=Draws(), loader=DataLoader(data(), batch_size=2))
+
+
+# ---------------------------------------------------------------------- data
+class Noisy(Dataset[Any]):
+    """Draws from a generator of its own and from the global ones, and counts."""
+
+    def __init__(self) -> None:
+        self.data, self.own, self.reads = data(96), np.random.default_rng(3), 0
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        x, y = self.data[index]
+        return x + 0.01 * (float(self.own.random()) + random.random() + float(np.random.rand())), y
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        for index in itertools.count():
+            yield data(96)[index % 96]
+
+
+def _subset() -> Any:
+    return DataLoader(Subset(Noisy(), range(80)), batch_size=4, shuffle=True)
+
+
+def _concatenated() -> Any:
+    return DataLoader(ConcatDataset([Noisy(), Subset(Noisy(), range(40))]), batch_size=4, shuffle=True)
+
+
+def _several() -> Any:
+    return [DataLoader(Noisy(), batch_size=4, shuffle=True), DataLoader(Noisy(), batch_size=6)]
+
+
+def _workers() -> Any:
+    return DataLoader(Subset(Noisy(), range(80)), batch_size=4, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+class FirstOfMany(Toy):
+    """Takes the batch of the first of several loaders, and notes what the data have been asked."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        several = isinstance(batch[0], list | tuple)
+        return super().training_step(batch[0] if several else batch, batch_idx)
+
+
+LOADERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "a part of a data set": (_subset, {}),
+    "several data sets in one": (_concatenated, {}),
+    "several loaders": (_several, {}),
+    "an endless stream": (lambda: DataLoader(Endless(), batch_size=4), {"max_steps": 40, "max_epochs": -1}),
+    "a part of a data set in a worker": (_workers, {}),
+}
+
+
+def _reads(loader: Any) -> list[Any]:
+    found, waiting = [], [loader]
+    while waiting:
+        thing = waiting.pop()
+        if isinstance(thing, Noisy):
+            found.append((thing.reads, thing.own.bit_generator.state))
+        waiting += (
+            thing if isinstance(thing, list) else [v for v in vars(thing).values() if isinstance(v, Dataset | list)]
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_data_go_on_as_without_branches(name: str) -> None:
+    make, arguments = LOADERS[name]
+
+    def run(callbacks: list[Callback]) -> Any:
+        torch.manual_seed(4), random.seed(4), np.random.seed(4)
+        loader, module = make(), FirstOfMany()
+        trainer = Trainer(**quiet(callbacks=callbacks, **{"max_epochs": 2, **arguments}))
+        trainer.fit(module, loader)
+        numbers = torch.rand(1).item(), random.random(), np.random.rand()
+        return weights(module).tolist(), numbers, _reads(loader), trainer.global_step
+
+    callback = CriticalBatchSize(at=(0.0, 0.4), budget=1.0, largest=2)
+    assert run([callback]) == run([])
+    assert all(result.trials for result in callback.results)
+
+
+# ---------------------------------------------------------------------- optimizers and engines of one process
+def _schedule_free(module: Any) -> Any:
+    kind = pytest.importorskip("pytorch_optimizer").ScheduleFreeAdamW
+    return kind(module.parameters(), lr=0.01)
+
+
+def _muon(module: Any) -> Any:
+    matrices = [p for p in module.parameters() if p.ndim == 2]
+    for p in module.parameters():
+        p.requires_grad_(p.ndim == 2)
+    return torch.optim.Muon(matrices, lr=0.01)
+
+
+def _lamb(module: Any) -> Any:
+    from lightning_lr.optim import LAMB
+
+    return LAMB(module.parameters(), lr=0.01)
+
+
+def _scheduled(module: Any) -> Any:
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+
+OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "LBFGS": (lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=3, history_size=4), {}),
+    "Muon": (_muon, {}),
+    "LAMB": (_lamb, {}),
+    "ScheduleFree": (_schedule_free, {}),
+    "a scheduler": (_scheduled, {}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_as_without_branches(name: str) -> None:
+    make, arguments = OPTIMIZERS[name]
+
+    def run(callbacks: list[Callback]) -> Any:
+        torch.manual_seed(4)
+        loader = DataLoader(data(48), batch_size=2, shuffle=True)
+        module, trainer = fit(callbacks, module=Toy(make), loader=loader, max_epochs=2, **arguments)
+        optimizer = trainer.optimizers[0].state_dict()
+        state = repr(optimizer["state"])
+        return weights(module).tolist(), state, torch.rand(1).item()
+
+    callback = CriticalBatchSize(at=(0.0, 0.4), budget=1.0, largest=2)
+    assert run([callback]) == run([])
+    assert all(result.trials for result in callback.results)
+
+
+def test_a_compiled_module_goes_on_as_without_branches() -> None:
+    def run(callbacks: list[Callback]) -> Any:
+        torch.manual_seed(4)
+        module = Toy()
+        module.head.compile(backend="eager")
+        fit(callbacks, module=module, loader=DataLoader(data(48), batch_size=4, shuffle=True), max_epochs=2)
+        return weights(module).tolist(), torch.rand(1).item()
+
+    assert run([CriticalBatchSize(at=(0.4,), budget=1.0, largest=2)]) == run([])

@@ -50,6 +50,7 @@ from lightning_lr import (
     CheckpointPolicy,
     Constant,
     Cosine,
+    CriticalBatchSize,
     GhostBatchNorm,
     GradientNoiseScale,
     GradualUnfreezing,
@@ -477,6 +478,11 @@ def _found_lr(run: Outcome) -> None:
     assert run.module.lr == suggestion != 0.01
 
 
+def _measured(run: Outcome) -> None:
+    (result,) = run.the(CriticalBatchSize).results
+    assert result.trials or result.warning
+
+
 def _monitors(run: Outcome) -> None:
     if run.has("HypergradientDescent"):  # known at the end of the backward alone
         return
@@ -538,6 +544,7 @@ OURS = [
     Part("GradientNoiseScale", "ours", lambda _: [GradientNoiseScale()], accumulates="needs", check=_noise_is_measured),
     Part("AdaptiveWarmup", "ours", lambda _: [_warmup_arguments()], _warmup),
     Part("LearningRateSearch", "ours", lambda _: [_search_arguments()], _searched),
+    Part("CriticalBatchSize", "ours", lambda _: [CriticalBatchSize(at=(0.3,), budget=1.0)], check=_measured),
     Part("LayerwiseLRDecay", "ours", lambda _: [LayerwiseLRDecay(0.5, layers=["backbone", "head"])], _layerwise),
     Part("GradualUnfreezing", "ours", lambda _: [GradualUnfreezing(layers=["backbone", "head"])], check=_thaws),
     Part(
@@ -701,7 +708,6 @@ REFUSED = {
             "BatchSizeFinder": "a batch that one process finds",
         }.items()
     },
-    **{("LearningRateSearch", f"ZeROStrategy(stage={stage})"): "cannot be put back to the bit" for stage in (1, 2, 3)},
     **{
         ("GradualUnfreezing", f"ZeROStrategy(stage={stage})"): "keeps gradients and parameters in flat buffers"
         for stage in (1, 2, 3)

@@ -135,6 +135,7 @@ CONSTRUCTORS = [
     Constructor(ours.LearningRateSchedule, {"curve": ours.Cosine()}, _callback),
     Constructor(ours.LearningRateScaling, {"warmup_epochs": 1}, _callback),
     Constructor(ours.BatchSizeRamp, {"schedule": STEPS}, _callback),
+    Constructor(ours.CriticalBatchSize, {"at": (0.5,)}, _callback),
     Constructor(ours.GhostBatchNorm),
     Constructor(ours.GradientNoiseScale, attach=lambda callback: {**_callback(callback), "accumulate_grad_batches": 2}),
     Constructor(ours.AdaptiveWarmup, {"patience": 1}, _callback),

@@ -18,6 +18,7 @@ from lightning_lr import (
     Constant,
     Cosine,
     CosineRestarts,
+    CriticalBatchSize,
     CurveRamp,
     GradualUnfreezing,
     HypergradientDescent,
@@ -295,8 +296,14 @@ ROWS = [
         lambda: [LearningRateSearch(Constant(), 0.05, 0.05)],
         lambda at: 0.02 / at.largest_lr * _cosine_after_warmup(at),
         [{"class_path": "LearningRateSearch", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}, "min_lr": 0.02, "max_lr": 0.02 * (1 + 1e-9), "budget": 1.0}}],
-        refuses=dict.fromkeys(("zero_1", "zero_2", "zero_3"), "cannot be put back to the bit"),
         tolerance=1e-8,  # a race of two rates that differ by less: which one wins is nobody's concern
+    ),
+    Row(
+        "critical-batch",
+        lambda: [CriticalBatchSize(at=(0.0, 0.4), budget=1.0)],
+        lambda: [CriticalBatchSize(at=(0.3,), budget=1.0)],
+        lambda at: 1.0,
+        [{"class_path": "CriticalBatchSize", "init_args": {"at": [0.0, 0.4], "budget": 1.0}}],
     ),
     Row(
         "layerwise",

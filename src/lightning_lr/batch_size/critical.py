@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
@@ -61,7 +62,7 @@ class BranchSettings:
 
     def __post_init__(self) -> None:
         at = tuple(self.at) if is_list(self.at) else ()
-        rising = all(a < b for a, b in zip(at, at[1:], strict=False)) if all(map(is_real, at)) else False
+        rising = all(a < b for a, b in pairwise(at)) if all(map(is_real, at)) else False
         require(
             bool(at) and rising and at[0] >= 0 and at[-1] < 1,
             self.caller, "at", self.at, "shares of the run in [0, 1) that strictly increase, for example [0.1, 0.3]",
@@ -120,7 +121,7 @@ class Branching:
 
     @classmethod
     def within(cls, price: float, largest: int) -> Branching | None:
-        """The largest multiples that a price allows for, and then the longest branches; ``None`` where it is too low."""
+        """The largest multiple that a price allows for, then the longest branches; ``None`` where it is too low."""
         multiple = 2 ** (max(largest, 1).bit_length() - 1)
         while multiple > 1:
             length = max(SHORTEST, FEWEST * multiple)

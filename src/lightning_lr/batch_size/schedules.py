@@ -3,7 +3,8 @@
 A schedule answers with two factors, both 1 at the start: ``decay`` for the noise scale lr N / (B (1 - m)), and
 ``batch_decay`` for the part of it that a growing batch is to bring about; the learning rate brings about the rest.
 :class:`~lightning_lr.batch_size.plan.RampPlan` turns them into batch sizes and learning-rate factors, under a cap.
-``StepRamp`` and ``CurveRamp`` are known before training; ``AdaptiveRamp`` decides from what is measured. Sources: Smith et al. 2018, arXiv:1711.00489; McCandlish et al. 2018, arXiv:1812.06162.
+``StepRamp`` and ``CurveRamp`` are known before training; ``AdaptiveRamp`` decides from what is measured. Sources:
+Smith et al. 2018, arXiv:1711.00489; McCandlish et al. 2018, arXiv:1812.06162.
 """
 
 from __future__ import annotations
@@ -202,9 +203,10 @@ class AdaptiveRamp(RampSchedule):
     - ``measure="noise_scale"``: by ``growth`` whenever the gradient noise scale passes ``ratio`` x the batch. Each
       growth counts as a fall of the noise scale by as much: with ``lr_rule="linear"`` the learning rate stays, with
       "sqrt" it falls by the root of the growth.
-    - ``measure="branches"``: at the shares ``at`` of the run, to the critical batch, see :mod:`.critical`: the
-      largest of 2, 4, ..., ``largest`` times the batch whose branch keeps up. The learning rate grows by the rule, so that the noise scale
-      stays where it is: by the growth with "linear", by its root with "sqrt". A curve that falls can be attached.
+    - ``measure="branches"``: at the shares ``at`` of the run, to the critical batch, see :mod:`.critical`: the largest
+      of 2, 4, ..., ``largest`` times the batch whose branch keeps up. The learning rate grows by the rule, so that the
+      noise scale stays where it is: by the growth with "linear", by its root with "sqrt". A curve that falls can be
+      attached.
 
     At the cap the batch stays; the learning rate takes nothing over, for there is no path to keep.
 
@@ -306,7 +308,7 @@ class AdaptiveRamp(RampSchedule):
 
 @dataclass(frozen=True)
 class _Grown(RampSchedule):
-    """An ``AdaptiveRamp``'s decisions so far: from each of ``epochs`` on, the batch is the start over one of ``decays``.
+    """The decisions of an ``AdaptiveRamp`` so far: from each of ``epochs`` on, the batch is the start over a decay.
 
     The noise scale falls with it, or is kept by the learning rate.
     """

@@ -10,9 +10,13 @@ stays valid.
 
 from __future__ import annotations
 
+import argparse
+import array
+import itertools
 import random
 import sys
-from collections import deque
+import types
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,6 +29,15 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 ENTERED = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, Sampler, BatchSampler)
 """Classes of libraries whose instances are entered: they are what trains."""
+
+PLAIN = (types.SimpleNamespace, argparse.Namespace, ChainMap, UserDict, UserList)
+"""Classes of Python's own library whose instances hold what a user keeps."""
+
+CANNOT_BE_PUT_BACK = (
+    types.GeneratorType, map, filter, zip, enumerate, itertools.count, itertools.cycle, itertools.chain,
+    itertools.islice, itertools.repeat,
+)  # fmt: skip
+"""Iterators: what is taken from them is gone."""
 
 DATA = (Dataset, DataLoader)
 """Classes whose instances are entered only as roots: they are large, and training only reads them."""
@@ -44,9 +57,9 @@ LIBRARIES = frozenset(
 class ForkedState:
     """Everything mutable that can be reached from some objects, as it is at the moment of construction.
 
-    Tensors are copied to the host, once each: that is the only copy. Files, threads, locks, data sets and objects of
-    libraries other than modules, optimizers, schedulers, scalers and samplers are not entered; a reference to them is
-    put back, what happens inside them is not undone.
+    Tensors are copied to the host, once each: that is the only copy. Iterators (:attr:`gone`), files,
+    threads, locks, data sets and objects of libraries other than modules, optimizers, schedulers, scalers and samplers
+    are not entered; a reference to them is put back, what happens inside them is not undone.
 
     Args:
         roots: where the walk begins: the module, its optimizer, an AMP scaler, callbacks. Always entered.
@@ -75,8 +88,11 @@ class ForkedState:
         self._left_out = {id(thing) for thing in leave_out}
         self._met: dict[int, Any] = {}  # holds what was met, so that no id is used twice
         self._restore: list[Callable[[], None]] = []
+        self._copies: dict[tuple[Any, ...], Tensor] = {}
         self.copied_bytes = 0
         """Size of the copies on the host."""
+        self.gone: list[str] = []
+        """Attributes whose values cannot be put back: iterators, from which a branch takes what is next."""
         waiting: deque[tuple[Any, bool]] = deque((root, True) for root in roots)
         while waiting:  # without recursion: a list of lists may be deeper than Python's stack
             thing, is_root = waiting.popleft()
@@ -104,9 +120,9 @@ class ForkedState:
             return self._remember_array(thing)
         if isinstance(thing, tuple | frozenset):
             return thing
-        if isinstance(thing, dict | list | set | deque | bytearray):
+        if isinstance(thing, dict | list | set | deque | bytearray | array.array):
             return self._remember_container(thing)
-        if is_root or isinstance(thing, ENTERED) or (_is_of_the_user(thing) and not isinstance(thing, DATA)):
+        if is_root or isinstance(thing, ENTERED + PLAIN) or (_is_of_the_user(thing) and not isinstance(thing, DATA)):
             return self._remember_attributes(thing)
         return ()
 
@@ -116,8 +132,7 @@ class ForkedState:
             return ()
         held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         held = held.detach()
-        copy = held.to("cpu", copy=True)
-        self.copied_bytes += copy.numel() * copy.element_size()
+        copy = self._copy_of(held)
         needs_grad, gradient = tensor.requires_grad, tensor.grad
         # the branch makes gradients of its own; those that are there are kept as they are, uncopied
         tensor.grad = None
@@ -135,6 +150,19 @@ class ForkedState:
 
         self._restore.append(restore)
         return ()
+
+    def _copy_of(self, held: Tensor) -> Tensor:
+        """A copy on the host: of tensors that are one and the same memory, one."""
+        strided = held.layout is torch.strided
+        place = (held.device, held.data_ptr(), held.numel(), held.dtype) if strided and held.numel() else (id(held),)
+        known = self._copies.get(place) if strided and held.is_contiguous() else None
+        if known is not None:
+            return known.view(held.shape)
+        copy = held.to("cpu", copy=True)
+        self.copied_bytes += copy.numel() * copy.element_size()
+        if strided and held.is_contiguous():
+            self._copies[place] = copy
+        return copy
 
     def _remember_array(self, array: Any) -> Iterable[Any]:
         if self._tensors:
@@ -172,6 +200,13 @@ class ForkedState:
         attributes = getattr(thing, "__dict__", None)
         if isinstance(attributes, dict):
             inner.append(attributes)
+            self.gone += [
+                f"{type(thing).__name__}.{name} is a {type(value).__name__}"
+                for name, value in attributes.items()
+                if isinstance(value, CANNOT_BE_PUT_BACK)
+            ]
+        if isinstance(thing, nn.Module):  # a scripted one keeps them where no attribute leads
+            inner += [*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children()]
         for name in _slots(type(thing)):
             if hasattr(thing, name):
                 value = getattr(thing, name)

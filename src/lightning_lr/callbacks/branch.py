@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_lr import lightning_internals as internals
@@ -190,6 +191,11 @@ def forked(
             held = [] if engine is None else engine.leave_out
             trained = [module, *optimizers, *([] if scaler is None else [scaler])]
             state = ForkedState(trained, leave_out=[*outside, *held])
+            for gone in state.gone:
+                rank_zero_warn(
+                    f"lightning_lr: {gone}, and what a branch takes from it is gone for the run; keep what can be set "
+                    "back in its place (a counter, a list with a position, a generator of random numbers)"
+                )
 
             def restore() -> None:
                 if engine is not None:

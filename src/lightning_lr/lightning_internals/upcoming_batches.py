@@ -8,9 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_lr.batch_size import RampBatchSampler
+
+MOST_DATA_SETS = 10_000
+"""A list of more is taken for samples."""
 
 
 class UpcomingBatches:
@@ -50,6 +53,7 @@ class UpcomingBatches:
                 *(getattr(loader, name, None) for name in ("batch_sampler", "sampler", "dataset", "generator")),
             ]
             found.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+            found += _data_sets_in(getattr(loader, "dataset", None))
         return [thing for thing in found if thing is not None]
 
     def take(self, count: int) -> list[Any]:
@@ -109,6 +113,21 @@ class UpcomingBatches:
             return _END
         self._ahead.append(item)
         return item[0]
+
+
+def _data_sets_in(dataset: Any) -> list[Any]:
+    """The data sets that a data set is made of: those of a part, of several in one, and of wrappers."""
+    found: list[Any] = []
+    waiting, met = [dataset], {id(dataset)}
+    while waiting:
+        for value in getattr(waiting.pop(), "__dict__", {}).values():
+            several = value if isinstance(value, list | tuple) and len(value) <= MOST_DATA_SETS else (value,)
+            for inner in several:
+                if isinstance(inner, Dataset) and id(inner) not in met:
+                    met.add(id(inner))
+                    found.append(inner)
+                    waiting.append(inner)
+    return found
 
 
 def _handed_out_again(ahead: deque[Any], rest: Iterator[Any]) -> Iterator[Any]:

@@ -244,7 +244,7 @@ class ZeROStrategy(CheckpointsActivations, AtomicCheckpoint):
 
     @contextmanager
     def unnoticed(self) -> Iterator[None]:
-        """Inside, updates are made of which those given to :meth:`after_update` and :meth:`before_update` do not hear."""
+        """Inside, updates are made of which :meth:`after_update` and :meth:`before_update` tell nobody."""
         assert self._update is not None
         told, self._after_update = self._after_update, []
         try:
