@@ -50,9 +50,9 @@ from lightning_lr import (
 )
 
 FIXED = ("fixed", "fixed x 2", "fixed x 4", "fixed x 8")
-ARMS = (*FIXED, "curve", "noise scale", "branches")
+ARMS = ("fixed", "branches", "noise scale", "fixed x 4", "curve", "fixed x 2", "fixed x 8")
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
-TUNING_SEED, SEEDS, FULL_SEEDS = 0, (1, 2, 3), (1, 2, 3, 4, 5)
+TUNING_SEED, SEEDS, FULL_SEEDS = 0, (2, 3), (2, 3, 4, 5, 6)
 WARMUP, LARGEST_GROWTH = 0.05, 16
 JUDGED = ("multiple", "behind", "noise", "allowed")
 FOLDER = RESULTS / "critical_batch"

@@ -3,11 +3,11 @@ r"""The critical batch size, measured by branches: the same samples in larger ba
 From one state, branches train on the same n updates' worth of samples in batches of B, 2B, 4B, ..., the learning rate
 raised by the rule in force, and are scored without a step on the same batches that follow. A branch keeps up while
 
-.. math:: \bar d_k + s(d_k) \le \tau \, \max(\bar L_0 - \bar L_1, 0), \qquad d_{k,i} = L_k(x_i) - L_1(x_i)
+.. math:: \bar d_k \le \tau \, \max(\bar L_0 - \bar L_1, 0) + s(d_k), \qquad d_{k,i} = L_k(x_i) - L_1(x_i)
 
 with :math:`L_0` the score before the branches, :math:`L_1` that of batch B, and :math:`s` the standard error of the
-mean of the paired differences: it has to be shown that a larger batch loses no more than a share :math:`\tau` of what B
-gains. The critical batch is the largest that keeps up, with all those below it. Merrill et al. allow 0.01 nats after 2
+mean of the paired differences: larger batches may cost a share :math:`\tau` of what B gains, and what chance makes of
+it. The critical batch is the largest that keeps up, with all those below it. Merrill et al. allow 0.01 nats after 2
 billion tokens; a branch that is a thousand times shorter could not fall behind by that, whatever its batch, so that the
 tolerance here is relative to what is gained. Neither an offset nor a factor of the loss matters.
 
@@ -144,7 +144,7 @@ class BatchTrial:
         scores: of the batches it was scored on; none where it diverged.
         behind: mean of the paired differences to the present batch; ``None`` for that batch itself, or diverged.
         noise: its standard error.
-        allowed: what both together may be.
+        allowed: how far it may be behind, noise included.
     """
 
     multiple: int
@@ -157,10 +157,8 @@ class BatchTrial:
 
     @property
     def keeps_up(self) -> bool:
-        """Whether its loss is shown to be within the tolerance."""
-        if self.behind is None or self.noise is None or self.allowed is None:
-            return False
-        return self.behind + self.noise <= self.allowed
+        """Whether its loss is within the tolerance."""
+        return self.behind is not None and self.allowed is not None and self.behind <= self.allowed
 
 
 @dataclass(frozen=True)
@@ -270,5 +268,5 @@ def judged(trial: BatchTrial, base: BatchTrial, gained: float, tolerance: float)
         return trial
     differences = [ours - theirs for ours, theirs in zip(trial.scores, base.scores, strict=True)]
     noise = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    allowed = tolerance * max(gained, 0.0)
+    allowed = tolerance * max(gained, 0.0) + noise
     return replace(trial, behind=fmean(differences), noise=noise, allowed=allowed)

@@ -241,7 +241,7 @@ class AdaptiveRamp(RampSchedule):
     measure: Measure = "noise_scale"
     at: Sequence[float] = (0.1, 0.3, 0.6)
     budget: float = 0.1
-    tolerance: float = 0.25
+    tolerance: float = 0.1
     largest: int = 2
 
     def __post_init__(self) -> None:

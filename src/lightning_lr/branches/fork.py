@@ -187,9 +187,13 @@ class ForkedState:
             if isinstance(container, dict):
                 if not _identical(container, keys) or not _identical(container.values(), values):
                     container.clear()
-                    container.update(zip(keys, values, strict=True))
+                    for key, value in zip(keys, values, strict=True):  # update of a Counter would count
+                        container[key] = value
             elif not _identical(container, values):
-                container.clear()
+                if isinstance(container, array.array):
+                    del container[:]
+                else:
+                    container.clear()
                 container.update(values) if isinstance(container, set) else container.extend(values)
 
         self._restore.append(restore)

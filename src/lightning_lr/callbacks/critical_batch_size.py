@@ -24,10 +24,10 @@ class CriticalBatchSize(MethodCallback):
     r"""Measure the critical batch size at some shares of the run, and log it; the run itself is left alone.
 
     From the run's present state, branches train on the same samples in batches of B, 2B, 4B, ..., the learning rate
-    raised by ``lr_rule``, and are scored on the same batches that follow. The critical batch is the largest that is
-    shown to keep up, with all below it:
+    raised by ``lr_rule``, and are scored on the same batches that follow. The critical batch is the largest that
+    keeps up, with all below it:
 
-    .. math:: \bar d_k + s(d_k) \le \tau \, \max(\bar L_0 - \bar L_1, 0), \qquad d_{k,i} = L_k(x_i) - L_1(x_i)
+    .. math:: \bar d_k \le \tau \, \max(\bar L_0 - \bar L_1, 0) + s(d_k), \qquad d_{k,i} = L_k(x_i) - L_1(x_i)
 
     where :math:`L_0` is the score before the branches, :math:`L_1` after the branch in batches of B, and :math:`s` the
     standard error of the mean of the paired differences. A larger batch in a branch is accumulated from micro-batches
@@ -65,7 +65,7 @@ class CriticalBatchSize(MethodCallback):
         self,
         at: Sequence[float] = (0.1, 0.3, 0.6),
         budget: float = 0.1,
-        tolerance: float = 0.25,
+        tolerance: float = 0.1,
         largest: int = 8,
         lr_rule: LRRule = "linear",
         count_samples: CountSamples | None = None,

@@ -67,8 +67,8 @@ class LearningRateSearch(MethodCallback):
     Raises:
         ValueError: for an argument outside its range.
         MisconfigurationException: before training, under FSDP1 or Lightning's own ``DeepSpeedStrategy``, whose state
-            cannot be put back; with an LR scheduler or another method that decides about the learning rate; with manual optimization or several
-            optimizers.
+            cannot be put back; with an LR scheduler or another method that decides about the learning rate; with manual
+            optimization or several optimizers.
 
     Source: short horizons and their bias, Wu et al. 2018, arXiv:1803.02021; racing, Maron & Moore 1994; successive
     halving, Jamieson & Talwalkar 2016, arXiv:1502.07943.
