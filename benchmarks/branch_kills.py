@@ -17,6 +17,7 @@ import os
 import pickle
 import signal
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,6 +146,8 @@ def in_a_process(case: str, folder: Path, kill_at: int | None = None) -> dict[st
             _kill_at = kill_at
             out.write_bytes(pickle.dumps(run(case, folder)))
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)

@@ -299,11 +299,14 @@ ROWS = [
         tolerance=1e-8,  # a race of two rates that differ by less: which one wins is nobody's concern
     ),
     Row(
-        "critical-batch",
-        lambda: [CriticalBatchSize(at=(0.0, 0.4), budget=1.0)],
-        lambda: [CriticalBatchSize(at=(0.3,), budget=1.0)],
-        lambda at: 1.0,
-        [{"class_path": "CriticalBatchSize", "init_args": {"at": [0.0, 0.4], "budget": 1.0}}],
+        "critical-batch-and-schedule",
+        lambda: [CriticalBatchSize(at=(0.0, 0.4), budget=1.0), LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
+        lambda: [CriticalBatchSize(at=(0.3,), budget=1.0), LearningRateSchedule(Constant())],
+        _cosine_after_warmup,
+        [
+            {"class_path": "CriticalBatchSize", "init_args": {"at": [0.0, 0.4], "budget": 1.0}},
+            {"class_path": "LearningRateSchedule", "init_args": {"curve": {"class_path": "Cosine", "init_args": {"warmup": 0.25, "floor": 0.1}}}},
+        ],
     ),
     Row(
         "layerwise",
