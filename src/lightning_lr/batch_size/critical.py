@@ -168,13 +168,13 @@ class CriticalBatch:
     Args:
         at: share of the run.
         present: B, samples per update over all devices.
-        multiple: largest multiple of it that keeps up; 1 where none does; 0 where nothing could be told.
+        multiple: largest multiple of it that keeps up; 1 where none does; 0 where nothing was found out.
         bounded: whether a larger one fell behind, so that the critical batch is below twice as much.
         gained: mean score before the branches minus that after the branch of B.
         price: updates that it took.
         samples: samples that it took, in those of one update of B.
         trials: the branches, as plain data.
-        warning: why nothing could be told.
+        warning: why nothing was found out.
     """
 
     at: float
@@ -189,7 +189,7 @@ class CriticalBatch:
 
     @property
     def batch_size(self) -> int | None:
-        """The critical batch in samples; ``None`` where nothing could be told."""
+        """The critical batch in samples; ``None`` where nothing was found out."""
         return self.multiple * self.present if self.multiple else None
 
     def facts(self) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class CurveRamp(RampSchedule):
 
 @dataclass(frozen=True)
 class AdaptiveRamp(RampSchedule):
-    """The batch grows where a measurement says that a larger one is as good; nothing is known ahead.
+    """The batch grows where a larger one is measured to be as good; nothing is known ahead.
 
     - ``measure="noise_scale"``: by ``growth`` whenever the gradient noise scale passes ``ratio`` x the batch. Each
       growth counts as a fall of the noise scale by as much: with ``lr_rule="linear"`` the learning rate stays, with
