@@ -292,9 +292,8 @@ def _reads(loader: Any) -> list[Any]:
         thing = waiting.pop()
         if isinstance(thing, Noisy):
             found.append((thing.reads, thing.own.bit_generator.state))
-        waiting += (
-            thing if isinstance(thing, list) else [v for v in vars(thing).values() if isinstance(v, Dataset | list)]
-        )
+        inner = thing if isinstance(thing, list) else vars(thing).values()
+        waiting += [value for value in inner if isinstance(value, Dataset | DataLoader | list)]
     return found
 
 
