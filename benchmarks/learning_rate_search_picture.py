@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 SIZE = 12
-BANDS = ((0.0, 0.005, "free"), (0.005, 0.16, "0.1 runs"), (0.16, 0.6, "0.2 to\n0.4 runs"), (0.6, 9.0, "4 runs"))
+BANDS = (
+    (0.0, 0.005, "free"),
+    (0.005, 0.16, "0.1 runs"),
+    (0.16, 0.45, "0.2 to 0.4 runs"),
+    (0.45, 0.7, "half a run"),
+    (0.7, 9.0, "4 runs"),
+)
 """Prices from, below, and what the axis calls them."""
 
 
@@ -54,7 +60,7 @@ def _panel(axes: Axes, heading: str, dots: Sequence[Dot]) -> None:
     place, ticks, names = 0.0, [], []
     for low, high, band in BANDS:
         inside = sorted(
-            (dot for dot in dots if low <= dot.price < high), key=lambda dot: statistics.median(dot.distances)
+            (dot for dot in dots if low <= dot.price < high), key=lambda dot: statistics.fmean(dot.distances)
         )
         if not inside:
             continue
@@ -77,7 +83,7 @@ def _panel(axes: Axes, heading: str, dots: Sequence[Dot]) -> None:
 
 def _dot(axes: Axes, place: float, dot: Dot) -> None:
     color = "#d7191c" if dot.ours else "0.35"
-    middle, low, high = statistics.median(dot.distances), min(dot.distances), max(dot.distances)
+    middle, low, high = statistics.fmean(dot.distances), min(dot.distances), max(dot.distances)
     axes.plot([place, place], [low, high], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
     axes.plot([place], [middle], "o", color=color, markersize=10)
     axes.annotate(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +23,8 @@ from torchmetrics import MeanMetric
 
 from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSearch, find_learning_rate
 from lightning_lr.cli import main
-from lightning_lr.search import Heats, Race, Start, Trial, read
+from lightning_lr.lightning_internals import upcoming_batches
+from lightning_lr.search import Heats, Race, SearchResult, Start, Trial, plan_heats, read
 from tests.support.toy import ResumableLoader, Toy, data, fit, quiet, two_groups, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
@@ -263,6 +266,46 @@ def test_a_resumed_run_does_not_search_again(tmp_path: Any) -> None:
     assert second.result.facts() == first.result.facts()
 
 
+def test_every_rate_begins_with_the_same_loss_though_layers_and_data_draw_random_numbers() -> None:
+    seed_everything(11, verbose=False)
+    search = LearningRateSearch(budget=1.0)
+    Trainer(**quiet(callbacks=[search], max_epochs=4)).fit(Everything(sgd), shuffled()())
+    assert search.result is not None
+    assert len({trial["losses"][0] for heat in search.result.heats for trial in heat}) == 1
+
+
+@pytest.mark.parametrize("case", ["SGD", "accumulation", "workers", "a generator of the loader's own", "a stream"])
+def test_batches_too_large_to_keep_are_read_again_and_are_the_same(case: str, monkeypatch: Any) -> None:
+    make, loader, arguments = CASES[case]
+
+    def raced() -> tuple[Any, ...]:
+        seed_everything(11, verbose=False)
+        search = LearningRateSearch(budget=1.0)
+        trainer = Trainer(**quiet(callbacks=[search], **{"max_epochs": 4, **arguments}))
+        trainer.fit(Everything(make), loader())
+        return search.rate, search.result.heats, torch.rand(2).tolist()  # type: ignore[union-attr]
+
+    kept = raced()
+    monkeypatch.setattr(upcoming_batches, "KEPT_BYTES", 0)
+    assert raced() == kept
+
+
+def test_no_more_batches_are_kept_than_the_bound_allows(monkeypatch: Any) -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = [0]
+
+    def collate(samples: Any) -> Any:
+        x = torch.stack([x for x, _ in samples])
+        alive.add(x)
+        most[0] = max(most[0], len(alive))
+        return x, torch.stack([y for _, y in samples])
+
+    monkeypatch.setattr(upcoming_batches, "KEPT_BYTES", 3 * 8 * 7 * 4)  # three batches of 8 samples of 7 numbers
+    fit([LearningRateSearch(budget=1.0)], loader=DataLoader(data(96), 8, collate_fn=collate), max_epochs=4)
+    # three that were kept before the bound was known to be too small, and what training and prefetching hold
+    assert 3 <= most[0] <= 8
+
+
 class Fails(Toy):
     """Raises in its n-th training step."""
 
@@ -350,7 +393,9 @@ def test_a_loss_that_is_not_finite_is_a_bad_score_and_nothing_more() -> None:
 
 def test_too_short_a_run_takes_a_cautious_rate_and_says_so() -> None:
     search = LearningRateSearch(budget=0.1)
-    with pytest.warns(UserWarning, match=r"budget=0.1 of 18 updates is too short to try anything"):
+    with pytest.warns(
+        UserWarning, match=r"2 of 18 updates \(budget=0.1\) are too few to try anything \(a race needs about 22\)"
+    ):
         fit([search], module=Toy(lambda module: torch.optim.SGD(module.parameters(), lr=100.0)))
     assert search.rate == 1e-2
 
@@ -361,6 +406,7 @@ def test_too_short_a_run_takes_a_cautious_rate_and_says_so() -> None:
         ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr=1.0 above max_lr=0.1"),
         ({"min_lr": 0.0}, "min_lr=0.0"),
         ({"budget": 0.0}, "budget=0.0"),
+        ({"budget": "half"}, "budget='half'"),
         ({"at": (0.5, 0.1)}, r"at=\(0.5, 0.1\)"),
         ({"at": (1.0,)}, r"at=\(1.0,\)"),
     ],
@@ -447,6 +493,16 @@ def test_a_report_draws_the_race_and_its_choice(tmp_path: Any) -> None:
     assert searched["price"] <= 1.1 * 48
 
 
+def test_the_picture_shows_the_rates_that_were_held() -> None:
+    trial = {"rate": 0.1, "losses": [2.0, 1.0], "scores": [0.9]}
+    held = [{"rate": 0.2, "losses": [2.0, 9.0], "scores": []}, {"rate": 0.063, "losses": [2.0, 1.5], "scores": [1.5]}]
+    result = SearchResult(0.03, 0.03, 0.1, 10.0, 0.0, [[trial]], None, held=held)
+    axes = result.figure().axes[0]
+    named = {str(line.get_label()): line for line in axes.lines}
+    assert list(named["held without a decay: stable"].get_xydata()[0]) == [0.063, 1.5]  # type: ignore[index]
+    assert set(named["held without a decay: exploded"].get_xdata()) == {0.2}  # type: ignore[arg-type]
+
+
 def test_a_near_tie_above_the_best_rate_does_not_hide_the_slope_below_it() -> None:
     scores = {0.01: 0.431, 0.0316: 0.2497, 0.1: 0.2651}
     noise = (0.05, -0.08, 0.06, -0.03)
@@ -488,6 +544,47 @@ def test_no_rate_is_chosen_within_four_times_of_one_that_failed(worst: tuple[flo
         assert rate == limit
 
 
+@pytest.mark.parametrize(
+    ("updates", "share"),
+    [(100, 0.5), (256, 0.5), (1024, 0.1984), (10_000, 0.0434), (1_000_000, 0.002016)],
+)
+def test_the_longer_a_run_the_smaller_the_share_of_it_that_is_spent_by_default(updates: int, share: float) -> None:
+    search = LearningRateSearch()
+    assert search.settings.updates(updates) / updates == pytest.approx(share, rel=2e-3)  # three digits are given above
+    assert LearningRateSearch(budget=0.3).settings.updates(updates) == pytest.approx(0.3 * updates)
+
+
+@pytest.mark.parametrize("budget", [64, 128, 203, 434, 936])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_plan_sets_room_aside_for_the_guard_and_costs_no_more_than_the_budget(budget: float, narrow: bool) -> None:
+    heats = plan_heats(budget, narrow)
+    assert heats is not None
+    assert heats.held >= 8
+    assert heats.held == max(8, heats.lengths[-1] // 2)
+    assert heats.price <= budget
+    assert f"the choice held for {heats.held}" in str(heats)
+    # and a schedule that is one update longer would not fit
+    longer = replace(heats, lengths=(*heats.lengths[:-1], heats.lengths[-1] + 1))
+    assert longer.price > budget or heats.lengths[-1] == 128
+
+
+def test_a_budget_for_one_short_heat_has_no_guard() -> None:
+    heats = plan_heats(25.6)
+    assert heats is not None
+    assert (len(heats.lengths), heats.held) == (1, 0)
+    assert "held" not in str(heats)
+
+
+def test_a_race_of_a_planned_budget_holds_its_choice() -> None:
+    heats = plan_heats(128)
+    assert heats is not None
+    race = Race(heats, Start(1e-2, 1e-2), lambda rate: rate, Edge(10.0, patience=1))
+    race.run()
+    race.hold(read(race.trials[-1]).rate, race.trials[-1])
+    assert len(race.held[0].losses) >= heats.held
+    assert race.spent <= 1.1 * 128
+
+
 class Edge:
     """A rate above an edge explodes once it has been at its peak for some updates, which a decay spares it."""
 
@@ -521,6 +618,41 @@ def test_a_rate_that_stays_stable_when_it_is_held_is_kept() -> None:
     assert [trial.rate for trial in race.held] == [0.6]
 
 
+def test_a_held_rate_that_ends_above_where_training_began_is_not_stable() -> None:
+    class Drifts(Edge):
+        """Above its edge the loss of a rate that is held rises, but does not explode."""
+
+        def __call__(self, rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+            held = schedule(updates - 1, updates) == 1.0
+            losses = [
+                1.0 + (0.02 * update if held and rate > self.edge else -0.01 * update) for update in range(updates)
+            ]
+            scores = [1.6] * scored if held and rate > self.edge else [0.5 + abs(math.log10(rate / 0.3))] * scored
+            return losses, scores
+
+    race = Race(Heats((4, 12), 200.0), Start(1e-2, 1e-2), lambda rate: rate, Drifts(0.4, patience=0))
+    race.run()
+    assert race.hold(0.3, race.trials[-1]) == pytest.approx(0.3 / math.sqrt(10.0))
+
+
+def test_a_further_rate_above_the_best_leaves_the_guard_its_room() -> None:
+    heats = plan_heats(128)
+    assert heats is not None
+
+    def rising(rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+        # short schedules point to 0.1, longer ones upwards
+        best = 0.1 if updates <= heats.lengths[0] else 10.0
+        return [3.0 - 0.01 * update for update in range(updates)], [1.0 + abs(math.log10(rate / best))] * scored
+
+    race = Race(heats, Start(1e-2, 1e-2), lambda rate: rate, rising)
+    race.run()
+    choice = read(race.trials[-1]).rate
+    race.hold(choice, race.trials[-1])
+    assert race.held
+    assert len(race.held[0].losses) >= heats.held
+    assert race.spent <= 1.1 * 128
+
+
 def test_a_held_rate_stays_within_the_users_bounds_and_the_budget() -> None:
     race = Race(Heats((4, 12), 70.0), Start(1e-2, 1e-2), lambda rate: min(max(rate, 0.25), 0.4), Edge(0.2, patience=7))
     race.run()
@@ -538,7 +670,7 @@ class TurnsUnstable(Toy):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.above += self.trainer.optimizers[0].param_groups[0]["lr"] > self.edge
-        return super().training_step(batch, batch_idx) * (math.inf if self.above > 20 else 1.0)
+        return super().training_step(batch, batch_idx) * (math.inf if self.above > 12 else 1.0)
 
 
 def test_a_run_does_not_begin_at_a_rate_that_explodes_only_when_it_is_held() -> None:

@@ -866,3 +866,40 @@ claim(
         *(runs.cpu_mean(runs.ramp(mode)) for mode in ("increase", "decay")),
     ],
 )
+
+# ---------------------------------------------------------------------- a learning rate that is searched for
+SEARCH = "docs/learning_rate_search.md"
+ON_IMAGES = [(task, optimizer) for task in ("CNN", "ViT") for optimizer in ("AdamW", "SGD")]
+NO_SAY = [("autoencoder", "AdamW"), ("autoencoder", "SGD"), ("digits", "AdamW"), ("digits", "SGD"), ("ResNet", "LAMB")]
+SEEN_LATER = [("GRU", "AdamW"), ("GRU", "SGD"), ("MLP", "AdamW"), ("MLP", "SGD")]
+for _document in (SEARCH, "README.md"):
+    claim(
+        _document,
+        "CNN and ViT with AdamW and SGD end {} points behind a tuned rate on average and {} at worst",
+        lambda: runs.behind_over(ON_IMAGES),
+        optional=True,
+    )
+    claim(
+        _document,
+        "the byte LM {} bits (AdamW) and {} (SGD)",
+        lambda: [runs.behind_tuned("byte LM", optimizer) for optimizer in ("AdamW", "SGD")],
+        optional=True,
+    )
+    claim(
+        _document,
+        "digits and autoencoder with both and a ResNet with LAMB: {} points on average, {} at worst",
+        lambda: runs.behind_over(NO_SAY),
+        optional=True,
+    )
+    claim(
+        _document,
+        "GRU and MLP: {} and {} points with AdamW, {} and {} with SGD",
+        lambda: [runs.behind_tuned(task, o) for o in ("AdamW", "SGD") for task in ("GRU", "MLP")],
+        optional=True,
+    )
+claim(
+    SEARCH,
+    "at most {} runs",
+    lambda: [AtMost(runs.searched_price([*ON_IMAGES, *NO_SAY, *SEEN_LATER]))],
+    optional=True,
+)

@@ -128,6 +128,38 @@ def headline_difference(task: str, ours: str, theirs: str) -> Numbers:
     return paired(headline(task, ours), headline(task, theirs), quality)
 
 
+# ---------------------------------------------------------------------- a learning rate that is searched for
+HEADLINE_TASKS = ("CNN", "ViT", "byte LM")
+SEARCHED = "learning_rate_search"
+
+
+def searched(task: str, optimizer: str, budget: Any = "auto") -> Seeds:
+    return by_seed(SEARCHED, (1, 2, 3), task=task, optimizer=optimizer, budget=budget)
+
+
+def behind_tuned(task: str, optimizer: str, budget: Any = "auto") -> float:
+    """Mean at the tuned rate less that of the searches: points, or bits."""
+    found = [record["test"] for record in searched(task, optimizer, budget).values()]
+    if task in HEADLINE_TASKS:
+        runs = headline(task, f"{optimizer}, tuned").values()
+        tuned = [-quality(run) if task == "byte LM" else quality(run) for run in runs]
+    else:
+        given = [r for r in where(SEARCHED, task=task, optimizer=optimizer, budget=None) if r["config"].get("lr")]
+        tuned = [record["test"] for record in given if record["config"]["seed"] > 0]
+    return statistics.fmean(tuned) - statistics.fmean(found)
+
+
+def behind_over(pairs: Iterable[tuple[str, str]], budget: Any = "auto") -> Numbers:
+    """Mean and worst of :func:`behind_tuned`."""
+    found = [behind_tuned(*pair, budget) for pair in pairs]
+    return statistics.fmean(found), max(found)
+
+
+def searched_price(pairs: Iterable[tuple[str, str]], budget: Any = "auto") -> float:
+    """The most that a race has cost, in runs."""
+    return max(r["price"] / r["updates"] for pair in pairs for r in searched(*pair, budget).values())
+
+
 def updates_of_a_sweep() -> float:
     """Of Lightning's finder."""
     runs = headline("CNN", "LearningRateFinder, per step").values()

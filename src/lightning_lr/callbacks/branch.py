@@ -7,8 +7,9 @@ come from). The search for a learning rate and the measurement of a critical bat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -45,7 +46,10 @@ class Branches:
 
     def available(self, updates: int) -> int:
         """How many of so many updates there are batches for, on every rank; fewer where a stream ends."""
-        there = len(self._batches.take(updates * self.accumulation)) // self.accumulation
+        try:
+            there = sum(1 for _ in self._batches.first(updates * self.accumulation)) // self.accumulation
+        finally:
+            self._restore()
         if self._trainer.world_size > 1:
             fewest = torch.tensor(-float(there), device=self._trainer.strategy.root_device)
             there = int(-internals.maximum_over_ranks(fewest).item())
@@ -70,11 +74,10 @@ class Branches:
             The loss of each update, and of each batch it is scored on, means over ranks; no scores where the branch
             was ended or a score is not finite.
         """
-        need = (updates + score_on) * self.accumulation
-        batches = self._batches.take(need)
-        training, scoring = batches[: updates * self.accumulation], batches[updates * self.accumulation :]
+        batches = self._batches.first((updates + score_on) * self.accumulation)
+        training = islice(batches, updates * self.accumulation)
         try:
-            return self._train(training, scoring, before_update, goes_on, self.accumulation)
+            return self._train(training, batches, before_update, goes_on, self.accumulation)
         finally:
             self._restore()
 
@@ -116,18 +119,21 @@ class Branches:
     # ------------------------------------------------------------------ inside
     def _train(
         self,
-        training: Sequence[Any],
-        scoring: Sequence[Any],
+        training: Iterable[Any],
+        scoring: Iterable[Any],
         before_update: Callable[[int], None],
         goes_on: Callable[[float], bool],
         window: int,
     ) -> tuple[list[float], list[float]]:
         self._updates.begin()
         losses: list[float] = []
-        for index in range(0, len(training), window):
-            before_update(index // window)
+        update = 0
+        reading = iter(training)
+        while micro_batches := list(islice(reading, window)):
+            before_update(update)
+            update += 1
             try:
-                loss = self._mean(self._updates.update(training[index : index + window]))
+                loss = self._mean(self._updates.update(micro_batches))
             except (ArithmeticError, AssertionError, RuntimeError, ValueError):
                 # distributions, matrix decompositions and many modules raise where weights are no longer finite
                 if not losses or self._trainer.world_size > 1 or self._weights_finite():

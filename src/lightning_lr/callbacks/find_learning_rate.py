@@ -12,7 +12,7 @@ from lightning_lr.branches import ForkedState, RandomState
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 from lightning_lr.curves import Constant
-from lightning_lr.search import SearchResult
+from lightning_lr.search import Budget, SearchResult
 
 
 def find_learning_rate(
@@ -21,7 +21,7 @@ def find_learning_rate(
     datamodule: LightningDataModule | Any = None,
     min_lr: float | None = None,
     max_lr: float | None = None,
-    budget: float = 0.1,
+    budget: Budget = "auto",
 ) -> SearchResult:
     """Find the learning rate for the run that ``trainer.fit(module, datamodule)`` would make, and train nothing.
 
@@ -35,7 +35,7 @@ def find_learning_rate(
         datamodule: a data module, a training loader, or ``None`` where the module has ``train_dataloader``.
         min_lr: lowest rate that may be chosen; ``None``: no bound.
         max_lr: highest rate that may be chosen; ``None``: no bound.
-        budget: what it may cost, as a share of the run's updates.
+        budget: what it may cost, as a share of the run's updates, or ``"auto"``, see ``LearningRateSearch``.
 
     Returns:
         The rate of the group with the largest base rate, its interval, all scores, and the picture.
@@ -85,7 +85,7 @@ class _FoundError(Exception):
 class _SearchAndStop(LearningRateSearch):
     """Stops the fit when it has found a rate."""
 
-    def __init__(self, min_lr: float | None, max_lr: float | None, budget: float) -> None:
+    def __init__(self, min_lr: float | None, max_lr: float | None, budget: Budget) -> None:
         super().__init__(Constant(), min_lr, max_lr, budget, module_scheduler="replace")
         self.found: SearchResult | None = None
 

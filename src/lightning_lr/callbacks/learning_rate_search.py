@@ -29,7 +29,7 @@ from lightning_lr.curves import Cosine, Curve, Phase
 from lightning_lr.learning_rate import HyperparameterWriter, factor_to
 from lightning_lr.patching import override_on_instance
 from lightning_lr.progress import RunShape, SampleClock
-from lightning_lr.search import SearchResult, SearchSettings, plan_heats, start_of
+from lightning_lr.search import Budget, SearchResult, SearchSettings, plan_heats, start_of
 
 
 class LearningRateSearch(MethodCallback):
@@ -46,7 +46,8 @@ class LearningRateSearch(MethodCallback):
 
     Afterwards the run is where it was, to the bit: weights, buffers, optimizer, scaler, random numbers, the module's
     attributes and metrics, the loader's position. Callbacks, loggers and the progress bar see nothing of the race. It
-    keeps one copy of weights and optimizer state in host memory while it runs, and the batches of its longest heat.
+    keeps one copy of weights and optimizer state in host memory while it runs, and the batches of its longest heat;
+    above 1 GiB of them they are read again for every branch, unless a stream can be read once only.
 
     Of the optimizer's own learning rates only the ratio matters: the largest becomes :math:`\eta_t`, every other group
     keeps its share of it.
@@ -56,7 +57,8 @@ class LearningRateSearch(MethodCallback):
         min_lr: lowest rate that may be chosen; ``None``: no bound. With ``min_lr == max_lr`` nothing is tried.
         max_lr: highest rate that may be chosen; ``None``: no bound.
         budget: share of the run's updates that the search may cost, on top of the run, in (0, 1]; a forward pass counts
-            as a third of an update.
+            as a third of an update. ``"auto"``: half of a run of at most 256 updates, less of a longer one: a fifth of
+            1 024, 4 % of 10 000.
         at: shares of the run at which to search, in [0, 1). After 0.0 the race starts from the weights as they are then
             and compares three rates around the present one; the budget is divided.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
@@ -75,7 +77,7 @@ class LearningRateSearch(MethodCallback):
 
     Example::
 
-        Trainer(max_epochs=30, callbacks=[LearningRateSearch(Cosine(warmup=0.05), budget=0.1)])
+        Trainer(max_epochs=30, callbacks=[LearningRateSearch(Cosine(warmup=0.05))])
     """
 
     name = "learning_rate_search"
@@ -98,7 +100,7 @@ class LearningRateSearch(MethodCallback):
         curve: Curve = Cosine(warmup=0.05),  # noqa: B008  # frozen
         min_lr: float | None = None,
         max_lr: float | None = None,
-        budget: float = 0.1,
+        budget: Budget = "auto",
         at: Sequence[float] = (0.0,),
         count_samples: CountSamples | None = None,
         module_scheduler: ModuleScheduler = "refuse",
@@ -173,14 +175,13 @@ class LearningRateSearch(MethodCallback):
         if self.rate is not None:
             return {"learning rate search": f"lr {self.rate:.4g}, {self.settings.curve}"}
         if not shape.has_length:
-            return {"learning rate search": f"about {self.settings.budget:.0%} of the run's time"}
+            share = "at most half" if self.settings.budget == "auto" else f"about {self.settings.budget:.0%}"
+            return {"learning rate search": f"{share} of the run's time"}
         budget = self.settings.updates(shape.fixed_batch_updates)
         candidates = self.settings.candidates
         costs = [plan_heats(budget, share > self.settings.at[0], candidates) for share in self.settings.at]
         costs_in_words = [
-            f"at {share:.0%}: heats of {', '.join(map(str, heats.lengths))} updates, about {heats.price:,.0f} in all"
-            if heats
-            else f"at {share:.0%}: {budget:.0f} updates are too few to try anything"
+            f"at {share:.0%}: {heats}" if heats else f"at {share:.0%}: {budget:.0f} updates are too few to try anything"
             for share, heats in zip(self.settings.at, costs, strict=True)
         ]
         return {"learning rate search": "; ".join(costs_in_words)}

@@ -59,9 +59,9 @@ def search(
             return _unfounded(
                 fallback,
                 at,
-                f"{CALLER}: budget={settings.budget:g} of {updates:,} updates is too short to try anything (a race "
-                f"needs about {plan_price():.0f}); the learning rate is {fallback:.3g}, untested. Raise budget, train "
-                "longer, or set the rate by hand",
+                f"{CALLER}: {settings.updates(updates):.0f} of {updates:,} updates (budget={settings.budget}) are too "
+                f"few to try anything (a race needs about {plan_price():.0f}); the learning rate is {fallback:.3g}, "
+                "untested. Raise budget, train longer, or set the rate by hand",
             )
         heats = _that_fit(planned, branches)
         if heats is None:
@@ -134,7 +134,7 @@ def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
     lengths = tuple(
         length if length + scored_on(length) <= there else there - scored_on(there) for length in heats.lengths
     )
-    return Heats(lengths, heats.budget) if min(lengths) >= SHORTEST else None
+    return replace(heats, lengths=lengths) if min(lengths) >= SHORTEST else None
 
 
 def _read(race: Race) -> tuple[Sequence[Trial], Choice | None]:

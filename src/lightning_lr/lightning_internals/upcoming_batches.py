@@ -11,18 +11,26 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_lr.batch_size import RampBatchSampler
+from lightning_lr.branches import RandomState
+from lightning_lr.nested import tensors_in
 
 MOST_DATA_SETS = 10_000
 """A list of more is taken for samples."""
 
 
+KEPT_BYTES = 1 << 30
+"""Size of the batches from which on none are kept on the host, and a second iterator reads them for every branch."""
+
+
 class UpcomingBatches:
-    """Micro-batches of the training loader, as it hands them out, kept on the host as long as this exists.
+    """Micro-batches of the training loader, as it hands them out: the same whenever they are asked for.
 
     They are read through a second iterator of the same loader, from the start of an epoch and again where it ends.
     Workers of its own serve it. Generators and positions that loader, samplers and data set keep are the caller's to
-    restore, see :attr:`forked`. A stream that cannot be read twice (an iterator, a data set that holds one) is read
-    ahead: the batches come from the run's own iterator, which hands them out once more.
+    restore, see :attr:`forked`; the global random generators are as they were after every batch. Batches are kept on
+    the host until they are larger than ``KEPT_BYTES``; then they are read anew every time, from the state that the
+    caller has restored. A stream that cannot be read twice (an iterator, a data set that holds one) is read ahead: the
+    batches come from the run's own iterator, which hands them out once more, and all are kept.
 
     Args:
         trainer: in ``on_train_batch_start``.
@@ -35,6 +43,8 @@ class UpcomingBatches:
         assert combined is not None
         self._trainer, self._window = trainer, window
         self._taken: list[Any] = []
+        self._keeps, self._bytes = True, 0
+        self._random: RandomState | None = None  # of the second iterator, between two of its batches
         self._ahead: deque[Any] = deque()
         self._second: Any = None
         self._iterator: Iterator[Any] | None = None
@@ -56,14 +66,23 @@ class UpcomingBatches:
             found += _data_sets_in(getattr(loader, "dataset", None))
         return [thing for thing in found if thing is not None]
 
-    def take(self, count: int) -> list[Any]:
+    def first(self, count: int) -> Iterator[Any]:
         """The first ``count`` micro-batches: fewer from a stream that ends before, the same at every call."""
-        while len(self._taken) < count:
+        if not self._keeps:
+            self._iterator = self._random = None
+        for index in range(count):
+            if self._keeps and index < len(self._taken):
+                yield self._taken[index]
+                continue
             batch = self._next()
             if batch is _END:
-                break
-            self._taken.append(batch)
-        return self._taken[:count]
+                return
+            self._keep(batch)
+            yield batch
+
+    def take(self, count: int) -> list[Any]:
+        """The same, all at once."""
+        return list(self.first(count))
 
     def close(self) -> None:
         """End the workers, forget the batches; what was read ahead of the run is handed out to it again."""
@@ -78,9 +97,27 @@ class UpcomingBatches:
         self._taken, self._ahead = [], deque()
 
     # ------------------------------------------------------------------ inside
+    def _keep(self, batch: Any) -> None:
+        if not self._keeps:
+            return
+        self._taken.append(batch)
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch, objects=True))
+        if self._bytes > KEPT_BYTES and not self.read_ahead:
+            self._keeps, self._taken = False, []
+
     def _next(self) -> Any:
         if self.read_ahead:
             return self._next_of_run()
+        outside = RandomState()  # what a branch draws must not depend on which batches are kept
+        if self._random is not None:
+            self._random.restore()
+        try:
+            return self._next_of_second()
+        finally:
+            self._random = RandomState()
+            outside.restore()
+
+    def _next_of_second(self) -> Any:
         for _ in range(2):  # at the end of an epoch, the next one; no batch in a whole epoch: there is none
             if self._iterator is None:
                 self._open()

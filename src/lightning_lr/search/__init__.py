@@ -11,14 +11,15 @@ Sources: racing, Maron & Moore 1994; successive halving, Jamieson & Talwalkar 20
 horizons, Wu et al. 2018, arXiv:1803.02021.
 """
 
-from lightning_lr.search.heats import Heats, plan_heats
+from lightning_lr.search.heats import Heats, plan_heats, share_of
 from lightning_lr.search.kinds import Start, start_of
 from lightning_lr.search.race import Race, Trial, short_schedule
 from lightning_lr.search.reading import Choice, read
 from lightning_lr.search.result import SearchResult
-from lightning_lr.search.settings import SearchSettings
+from lightning_lr.search.settings import Budget, SearchSettings
 
 __all__ = [
+    "Budget",
     "Choice",
     "Heats",
     "Race",
@@ -28,6 +29,7 @@ __all__ = [
     "Trial",
     "plan_heats",
     "read",
+    "share_of",
     "short_schedule",
     "start_of",
 ]

@@ -46,6 +46,7 @@ def draw_on(axes: Axes, facts: dict[str, Any]) -> None:
         low = [m - s for m, s in zip(band["mean"], band["sd"], strict=True)]
         high = [m + s for m, s in zip(band["mean"], band["sd"], strict=True)]
         axes.fill_between(band["lr"], low, high, color=color, alpha=0.2, linewidth=0)
+    _draw_held(axes, facts.get("held", []))
     axes.axvspan(facts["low"], facts["high"], color="0.5", alpha=0.12, linewidth=0)
     axes.axvline(facts["rate"], color="black", linewidth=1, label=f"chosen: {facts['rate']:.3g}")
     axes.set_xscale("log")
@@ -55,3 +56,15 @@ def draw_on(axes: Axes, facts: dict[str, Any]) -> None:
     if finite:
         axes.margins(y=0.1)
     axes.legend(fontsize="small")
+
+
+def _draw_held(axes: Axes, held: list[dict[str, Any]]) -> None:
+    """The guard's rates: stable ones at the loss that they ended with, a line where one exploded."""
+    stable = [(trial["rate"], sum(trial["scores"]) / len(trial["scores"])) for trial in held if trial["scores"]]
+    if stable:
+        rates, ends = zip(*stable, strict=True)
+        axes.plot(rates, ends, linestyle="none", marker="^", color="0.3", label="held without a decay: stable")
+    exploded = [trial["rate"] for trial in held if not trial["scores"]]
+    for index, rate in enumerate(exploded):
+        label = "held without a decay: exploded" if index == 0 else None
+        axes.axvline(rate, color="0.3", linestyle="--", linewidth=1, label=label)

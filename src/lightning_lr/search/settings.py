@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from lightning_lr.curves import Curve
-from lightning_lr.search.heats import FIRST_TRIALS
+from lightning_lr.search.heats import FIRST_TRIALS, share_of
+
+Budget = float | Literal["auto"]
 
 
 class SearchSettings:
@@ -16,7 +19,8 @@ class SearchSettings:
         curve: what the run follows from the rate that was found.
         min_lr: lowest rate that may be chosen, or ``None``.
         max_lr: highest rate that may be chosen, or ``None``.
-        budget: share of the run's updates that all searches together may take, in (0, 1].
+        budget: share of the run's updates that all searches together may take, in (0, 1]; ``"auto"``: see
+            :func:`~lightning_lr.search.share_of`.
         at: shares of the run at which to search, in [0, 1), ascending.
 
     Raises:
@@ -25,7 +29,7 @@ class SearchSettings:
     """
 
     def __init__(
-        self, curve: Curve, min_lr: float | None, max_lr: float | None, budget: float, at: Sequence[float]
+        self, curve: Curve, min_lr: float | None, max_lr: float | None, budget: Budget, at: Sequence[float]
     ) -> None:
         caller = "LearningRateSearch"
         if not isinstance(curve, Curve):
@@ -35,8 +39,10 @@ class SearchSettings:
                 raise ValueError(f"{caller}: got {name}={value}; give a finite rate above 0, or None")
         if min_lr is not None and max_lr is not None and min_lr > max_lr:
             raise ValueError(f"{caller}: got min_lr={min_lr} above max_lr={max_lr}; give min_lr <= max_lr")
-        if not 0.0 < budget <= 1.0:
-            raise ValueError(f"{caller}: got budget={budget}; give a share of the run's updates in (0, 1]")
+        if budget != "auto" and not (isinstance(budget, (int, float)) and 0.0 < budget <= 1.0):
+            raise ValueError(
+                f'{caller}: got budget={budget!r}; give a share of the run\'s updates in (0, 1], or "auto"'
+            )
         at = tuple(float(share) for share in at)
         if not at or list(at) != sorted(set(at)) or not all(0.0 <= share < 1.0 for share in at):
             raise ValueError(
@@ -64,4 +70,4 @@ class SearchSettings:
 
     def updates(self, total: int) -> float:
         """Updates that one of the searches may take in a run of ``total``."""
-        return self.budget * total / len(self.at)
+        return share_of(self.budget, total) * total / len(self.at)

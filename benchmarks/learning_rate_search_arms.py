@@ -1,0 +1,142 @@
+"""What `learning_rate_search` compares the search with: tuning-free optimizers, range tests, successive halving."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from benchmarks import headline
+from benchmarks.dog import DoG
+from benchmarks.headline_arms import ARMS, Arm
+from benchmarks.headline_run import train as headline_train
+from benchmarks.headline_tasks import TASKS
+from benchmarks.learning_rate_search_tasks import SMALL, UPDATES, optimizer_of, train_small_with
+from lightning_lr import AdaptiveWarmup, Cosine, HypergradientDescent, LearningRateSchedule, LearningRateSearch
+
+HALVING = "successive halving"
+OF_HEADLINE = (
+    "AdaptiveWarmup",
+    "LearningRateFinder",
+    "LearningRateFinder, per step",
+    "Prodigy",
+    "DAdaptAdam",
+    "ScheduleFreeAdamW",
+)
+"""Arms that `headline` has run on its own tasks, AdamW or a relative of it."""
+OTHERS = (*OF_HEADLINE, "DoG", HALVING)
+FOLLOWED = "search + HypergradientDescent"
+"""The search at its default budget, and the rate adapted during the run."""
+
+RUNGS = (16, 32, 64)
+"""Updates at which rates are given up: of five two, then one, then one. Beside the run that is kept they cost
+2 x 16 + 32 + 64 updates, half of a run of 256, which is what the search costs."""
+KEPT = (3, 2, 1)
+WINDOW = 8
+"""Updates whose mean loss is compared."""
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One run of another way to find a learning rate."""
+
+    task: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A file name that no other run has."""
+        return f"{self.task}_{self.arm}_seed{self.seed}".replace(", ", "-").replace(" ", "-")
+
+
+class Losses(Callback):
+    """Keeps the losses of a run, and ends it after some updates."""
+
+    def __init__(self, until: int) -> None:
+        self.until, self.losses = until, list[float]()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+        if trainer.global_step >= self.until:
+            trainer.should_stop = True
+
+
+def _search_and_follow() -> list[Callback]:
+    return [LearningRateSearch(), HypergradientDescent(rule="normalized", bounds=(0.1, 10.0))]
+
+
+MINE = {
+    "DoG": Arm(lambda parameters, lr: DoG(parameters), 1.0, list),
+    FOLLOWED: Arm(optimizer_of("AdamW"), 1.0, _search_and_follow),
+}
+"""Arms that `headline` does not have."""
+
+
+def run_arm(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
+    """One run: its test metric in points, and its price in runs on top of the one that is kept."""
+    if config.arm == HALVING:
+        return _halve(config, data_dir)
+    arm = MINE.get(config.arm) or ARMS[config.arm]
+    if config.task in SMALL:
+        methods = arm.callbacks()
+        try:
+            values = train_small_with(config.task, arm.optimizer, config.seed, arm.lr, methods, arm.reading)
+        except RuntimeError as error:
+            if not any(isinstance(method, AdaptiveWarmup) for method in methods) or "AdaptiveWarmup" not in str(error):
+                raise
+            return {"test": 0.0, "price": 0.0, "rate": None}
+        return {"test": values["test"], "price": values["finder"] / UPDATES, "rate": values["found"]}
+    record = _headline(config, data_dir, arm, arm.lr)
+    return {"test": _points(config.task, record), "price": 0.0, "rate": record["found_lr"]}
+
+
+def _halve(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
+    """The five rates of the grid in the run's own schedule, given up by their training loss; the last one trains on.
+
+    A run that is continued is one that is made again from the start, since every run is deterministic.
+    """
+    adamw = optimizer_of("AdamW")
+
+    def losses_at(rate: float) -> list[float]:
+        watch = Losses(RUNGS[-1])
+        methods: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.05)), watch]
+        if config.task in SMALL:
+            train_small_with(config.task, adamw, config.seed, rate, methods)
+        else:
+            _headline(config, data_dir, replace(ARMS["AdamW, tuned"], callbacks=lambda: methods), rate, looks=False)
+        return watch.losses
+
+    curves = {rate: losses_at(rate) for rate in RATES}
+    left = list(RATES)
+    for rung, kept in zip(RUNGS, KEPT, strict=True):
+        left = sorted(left, key=lambda rate: _recent(curves[rate], rung))[:kept]
+    rate = left[0]
+    if config.task in SMALL:
+        test = train_small_with(config.task, adamw, config.seed, rate, [LearningRateSchedule(Cosine(warmup=0.05))])[
+            "test"
+        ]
+    else:
+        test = _points(config.task, _headline(config, data_dir, ARMS["AdamW, tuned"], rate))
+    counts = (len(RATES), *KEPT)
+    extra = sum((before - after) * rung for before, after, rung in zip(counts, counts[1:], RUNGS, strict=False))
+    return {"test": test, "price": extra / UPDATES, "rate": rate}
+
+
+def _recent(losses: list[float], rung: int) -> float:
+    """The mean of the last losses before a rung, infinite where the run has ended before it."""
+    value = statistics.fmean(losses[rung - WINDOW : rung]) if len(losses) >= rung else float("inf")
+    return value if value == value else float("inf")
+
+
+def _headline(config: ArmConfig, data_dir: str | None, arm: Arm, lr: float, looks: bool = True) -> dict[str, Any]:
+    run = headline.config_of(TASKS[config.task], "AdamW, tuned", lr, config.seed)
+    return headline_train(run, data_dir, arm, validates=None if looks else True)
+
+
+def _points(task: str, record: dict[str, Any]) -> float:
+    metric = TASKS[task].metric
+    return float(metric.key(record[f"test_{metric.name}"]) * metric.scale)
