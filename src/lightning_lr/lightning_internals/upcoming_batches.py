@@ -23,7 +23,7 @@ KEPT_BYTES = 1 << 30
 
 
 class UpcomingBatches:
-    """Micro-batches of the training loader, as it hands them out: the same whenever they are asked for.
+    """Micro-batches of the training loader, as it hands them out: the same ones at every reading.
 
     They are read through a second iterator of the same loader, from the start of an epoch and again where it ends.
     Workers of its own serve it. Generators and positions that loader, samplers and data set keep are the caller's to
