@@ -11,17 +11,13 @@ PIP := PIP_CONSTRAINT=$(abspath $(VENV))/constraints.txt PIP_DISABLE_PIP_VERSION
 JOBS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
-RUN := OMP_NUM_THREADS=1 $(BIN)/lightning-lr
 
 .PHONY: docs demo test test-all test-lightning-2.5 lint release-check fashion-mnist finetune clean
 
+# the same small task three ways: fixed rate, tuned cosine, found rate with a growing batch
 demo: $(VENV)/.examples
-	rm -rf runs/digits
-	$(RUN) plan --config configs/digits.yaml --out runs/digits/plan.png
-	$(RUN) fit --config configs/digits.yaml
-	$(RUN) test --config configs/digits.yaml --trainer.logger false --ckpt_path runs/digits/last.ckpt
-	$(RUN) report runs/digits --out runs/digits/report.png
-	@echo "Now look at runs/digits/plan.png (before) and runs/digits/report.png (after)."
+	rm -rf runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev
 	$(PYTEST)

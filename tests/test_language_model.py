@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
 from examples import GPT, LanguageModel, PythonSourceDataModule
-from lightning_lr.cli.report.record import read_csv
+from lightning_lr.cli.report.logger_files import read_csv
 from tests.support.zero_runs import needs_deepspeed
 
 REPOSITORY = Path(__file__).parents[1]

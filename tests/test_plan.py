@@ -29,7 +29,7 @@ from lightning_lr.cli.plan.command import PlanCLI
 from lightning_lr.cli.plan.configured_run import PlanOptions, plan_run
 from lightning_lr.cli.plan.epoch import epoch_of, limited
 from lightning_lr.cli.plan.walk import Plan, make_plan
-from lightning_lr.cli.report.record import read_csv
+from lightning_lr.cli.report.logger_files import read_csv
 from lightning_lr.progress import EpochShape, RunShape
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore:.*LeafSpec")]

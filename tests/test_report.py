@@ -23,8 +23,9 @@ from lightning_lr import Cosine, LearningRateScaling, LearningRateSchedule
 from lightning_lr.cli import main
 from lightning_lr.cli.figure import Panel
 from lightning_lr.cli.report import picture as report_picture
+from lightning_lr.cli.report.logger_files import read_csv, read_tensorboard
 from lightning_lr.cli.report.metric_panels import declared_panels
-from lightning_lr.cli.report.record import MetricSeries, RunRecord, find_run, read_csv, read_run, read_tensorboard
+from lightning_lr.cli.report.record import MetricSeries, RunRecord, find_run, read_run
 from lightning_lr.cli.report.summary import (
     batch_varies,
     best,

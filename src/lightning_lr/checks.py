@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import Any
 
 LARGEST = 3e38
 """About the largest float32."""
@@ -36,6 +40,29 @@ def is_list(value: object) -> bool:
 
 
 # ---------------------------------------------------------------------- refusals
+def name_arguments(kind: type) -> None:
+    """Let the constructor of a class answer an argument that it does not have with the nearest that it has.
+
+    Args:
+        kind: the class, changed in place; its signature stays. One with ``**kwargs`` takes anything and is left.
+    """
+    init: Any = kind.__init__  # type: ignore[misc]
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
+        return
+
+    @functools.wraps(init)
+    def named(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                near = get_close_matches(name, known, n=1) or [other for other in known if name.startswith(other)]
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{kind.__name__} has no argument {name!r}{hint} It has {', '.join(known) or 'none'}")
+        init(self, *args, **kwargs)
+
+    kind.__init__ = named  # type: ignore[misc]
+
+
 def require(is_allowed: bool, caller: str, argument: str, value: object, allowed: str) -> None:
     """Raise a ValueError that quotes what was given and what is allowed, unless ``is_allowed``."""
     if not is_allowed:

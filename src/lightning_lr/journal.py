@@ -17,6 +17,10 @@ from typing import Any
 LARGEST_UPDATE = 2**53
 """Below this, update numbers are exact in every arithmetic that a report does."""
 
+LOGGERS, ELSEWHERE, KEPT = "loggers", "elsewhere", "logged"
+"""Journals of no callback: where a run's loggers write, in another logger's directory where the journals are, and the
+metrics of a run whose loggers leave no file to be read."""
+
 CONTINUES = "continues"
 """In a ``start`` line: the log directory, seen from the one of this journal, of the run that this one continues."""
 

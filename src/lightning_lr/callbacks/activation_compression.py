@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -228,6 +230,10 @@ class ActivationCompression(MethodCallback):
             sensitivities = summed(everybody)
         reallocate(self._compressor, sensitivities, self.average_bits)
         self._sizes_noted = False
+        if not internals.is_fast_dev_run(trainer):
+            spread = Counter(self._compressor.allocation.values())
+            each = ", ".join(f"{bits} bits for {count}" for bits, count in sorted(spread.items()))
+            rank_zero_info(f"ActivationCompression: measured at update {update:,}; {each} tensors")
         journal = self._run.journal(self.name) if self._run is not None else None
         if journal is not None:
             facts = {name: {"sensitivity": c, "numbers": count} for name, (c, count) in sensitivities.items()}

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import resume_checks
+from lightning_lr.callbacks import pictures, resume_checks
 from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
@@ -26,6 +26,7 @@ from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_agree
 from lightning_lr.callbacks.optimizers import Indices, check_indices, chosen_indices
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
 from lightning_lr.callbacks.run import CountSamples, Run, in_words_of
+from lightning_lr.checks import name_arguments
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.panels import MetricPanel
@@ -106,6 +107,8 @@ class MethodCallback(Callback):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            name_arguments(cls)
         name = getattr(cls, "name", None)
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)):
             given = "no name" if name is None else f"name={name!r}"
@@ -301,6 +304,8 @@ class MethodCallback(Callback):
         for member in members:
             run.note_start(member)
         internals.log_settings(trainer, resume_checks.hyperparameters_of(members))
+        internals.note_loggers(trainer)
+        pictures.send(trainer, pictures.AT_START)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
@@ -330,10 +335,15 @@ class MethodCallback(Callback):
                 run.log(trainer)
             run.stand(trainer, internals.next_position(trainer))
             run.write_next_update()
+            run.show_in_bar(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None and self._run.is_last(self):
             self._run.end(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None and self._run.is_last(self):
+            pictures.send(trainer, pictures.AT_END)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._run is not None and self._run.is_first(self):

@@ -177,8 +177,15 @@ class GradualUnfreezing(MethodCallback):
             return
         begun = self.order.begun(trainer.current_epoch)
         self._frozen.freeze(begun)
+        if trainer.current_epoch != self.order.begins(begun - 1):
+            return
+        if not internals.is_fast_dev_run(trainer):
+            rank_zero_info(
+                f"GradualUnfreezing: {self.order.name(begun - 1)} trains from epoch {trainer.current_epoch} on "
+                f"({begun} of {len(self.order.thaws)} layers)"
+            )
         journal = self._run.journal(self.name)
-        if journal is not None and trainer.current_epoch == self.order.begins(begun - 1):
+        if journal is not None:
             journal.append(
                 self._run.clock.updates,
                 "unfreeze",

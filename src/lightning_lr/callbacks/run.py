@@ -68,7 +68,9 @@ class Run:
         self._counted = True
         self._window_open = True
         self._warned_of_end = internals.is_fast_dev_run(trainer)
+        self._bar = internals.BarNotes()
         self._undo = [
+            *internals.keep_metrics(trainer),
             internals.bracket_scheduler_steps(module, self.scheduled_values),
             *internals.bracket_lr_writers(trainer, self.scheduled_values),
         ]
@@ -264,6 +266,7 @@ class Run:
             "phases": [[phase.name, phase.start, phase.end] for phase in member.phases(shape)],
             "total": shape.total_units if shape.has_length else None,
             "total_updates": shape.total_updates if shape.has_length else None,
+            "per_epoch": shape.epoch.total_units,
         }
 
     def log(self, trainer: Trainer) -> None:
@@ -291,6 +294,24 @@ class Run:
         if self._stopwatch is not None:
             self._stopwatch.note(clock.updates)
 
+    def show_in_bar(self, trainer: Trainer) -> None:
+        """Put the rate of the update that was just made, the batch and the phase into the progress bar."""
+        if not self._bar.due(trainer):
+            return
+        clock = self.clock
+        rates = [float(lr) for lr in self.effective_lr]
+        notes = {"lr": f"{max(rates):.3g}"} if rates else {}
+        notes["batch"] = f"{clock.batch_size:,}"
+        phases = [
+            phase.name
+            for member in self.members
+            for phase in member.phases(clock.shape)
+            if phase.start <= clock.progress < phase.end
+        ]
+        if phases:
+            notes["phase"] = ", ".join(dict.fromkeys(phases))
+        self._bar.show(trainer, notes)
+
     def plan_again(self, trainer: Trainer) -> None:
         """A method has decided about the batches to come: the run has another shape from here on."""
         self._plain = None
@@ -298,6 +319,7 @@ class Run:
 
     def end(self, trainer: Trainer) -> None:
         """Training has ended: where it did so by itself, its curves should have come to their end."""
+        self._bar.remove(trainer)
         stopped = self._warned_of_end or trainer.should_stop
         if not stopped and self._reached is not None and self._reached < ENDS_EARLY:
             self._warned_of_end = True

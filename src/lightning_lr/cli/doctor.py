@@ -21,6 +21,7 @@ EXTRAS = {
     "optimizers": ("pytorch_optimizer", "AdamP and others"),
     "finetune": ("transformers", "the fine-tuning examples"),
     "examples": ("sklearn", "the examples on digits"),
+    "loggers": ("wandb", "WandbLogger; MLFlowLogger needs mlflow, TensorBoardLogger tensorboard"),
     "triton": ("triton", "compression on a GPU"),
 }
 """By the extra: the module that it brings, and what needs it."""

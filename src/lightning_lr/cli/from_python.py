@@ -6,6 +6,9 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from lightning_lr.callbacks import pictures
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -17,6 +20,10 @@ SETTINGS = (
     "num_nodes", "precision",
 )  # fmt: skip
 """Arguments of a Trainer that it keeps under the same name."""
+
+
+_PLANNED: WeakKeyDictionary[Trainer, ShownPlan] = WeakKeyDictionary()
+"""The last plan of each Trainer, whose picture its loggers get when training starts."""
 
 
 def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | Any = None) -> ShownPlan:
@@ -32,7 +39,8 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
             ``train_dataloader`` where not given.
 
     Returns:
-        The plan: ``print`` it, let a notebook show it, take its ``figure`` or ``save`` it.
+        The plan: ``print`` it, let a notebook show it, take its ``figure`` or ``save`` it. Loggers that take images get
+        the picture when this Trainer begins to train.
 
     Raises:
         MisconfigurationException: for what ``fit`` would refuse.
@@ -82,7 +90,9 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
 
         return plan_figure(planned, title, picture_lines(planned))
 
-    return ShownPlan(title, plan_table(planned, title), draw, planned)
+    shown = ShownPlan(title, plan_table(planned, title), draw, planned)
+    _PLANNED[trainer] = shown
+    return shown
 
 
 def report(run: str | Path | Trainer, *more: str | Path | Trainer) -> Report:
@@ -121,9 +131,22 @@ def report(run: str | Path | Trainer, *more: str | Path | Trainer) -> Report:
     def draw() -> Any:
         from lightning_lr.cli.report.picture import report_figure
 
-        return report_figure(record, title)
+        return report_figure(record, title)[0]
 
     return Report(title, report_summary(record, title), draw if record.metrics else None, record)
+
+
+def _planned_figure(trainer: Trainer) -> Any:
+    shown = _PLANNED.pop(trainer, None)
+    return None if shown is None else shown.figure
+
+
+def _reported_figure(trainer: Trainer) -> Any:
+    return report(trainer).figure
+
+
+pictures.AT_START["plan"] = _planned_figure
+pictures.AT_END["report"] = _reported_figure
 
 
 def _directory(run: Any) -> Path:

@@ -15,15 +15,6 @@ from rich.console import Console, RenderableType
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}}
-pre{{font:13px/1.35 ui-monospace,monospace;overflow-x:auto}}img{{max-width:100%;height:auto}}
-@media (prefers-color-scheme:dark){{body{{background:#1b1d22;color:#ddd}}img{{background:#fff}}}}</style></head>
-<body>{body}</body></html>
-"""
-
 
 class Shown:
     """A plan or a report.
@@ -52,7 +43,9 @@ class Shown:
         return None if self._draw is None else self._draw()
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (``.html``, with the picture inside, no network needed), a text (``.txt``) or the picture.
+        """Write a page (``.html``), a text (``.txt``) or the picture.
+
+        The page shows the picture with its values under the pointer, and the tables; it needs no network.
 
         Args:
             path: the file; its ending gives the format: ``.html``, ``.txt`` or any that matplotlib writes.
@@ -66,7 +59,9 @@ class Shown:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".html":
-            path.write_text(PAGE.format(title=html.escape(self.title), body=self._repr_html_()), encoding="utf-8")
+            from lightning_lr.cli.page import page
+
+            path.write_text(page(self.title, self.figure, self._exported("html")), encoding="utf-8")
         elif path.suffix == ".txt":
             path.write_text(self.table, encoding="utf-8")
         elif self.figure is None:

@@ -70,7 +70,9 @@ def unknown_names(words: Sequence[str], known: Known) -> list[str]:
         if option in ("-c", "--config") and value is not None and Path(value).is_file()
         for complaint in walk.file(value)
     ]
-    complaints += [complaint for option, _ in options if option.startswith("--") for complaint in walk.option(option)]
+    for option, value in options:
+        if option.startswith("--"):
+            complaints += [*walk.option(option), *walk.given_class(option.lstrip("-"), value)]
     return list(dict.fromkeys(complaints))
 
 
@@ -114,6 +116,26 @@ class _Walk:
                 owner, hint = self.objects[leaf].__name__, did_you_mean(argument, arguments, f"--{leaf}.")
                 yield f"{owner} has no argument {argument!r} ({option}){hint}"
 
+    def given_class(self, option: str, value: str | None) -> Iterator[str]:
+        """Of an option such as ``--model PATH``: whether there is such a class, and of the right kind."""
+        classes, plain = _classes_in(self.known.types.get(option))
+        if value is None or not classes or plain or value.startswith(("{", "[", "-")) or Path(value).is_file():
+            return
+        found = find_class(value, classes)
+        if found is None:
+            yield f"there is no class {value!r} at {option}{nearest_class(value, classes)}"
+        elif not issubclass(found, tuple(classes)):
+            yield self._wrong_kind(found, option, classes)
+
+    def _wrong_kind(self, found: type, where: str, classes: Sequence[type]) -> str:
+        others = (
+            other
+            for other, annotation in self.known.types.items()
+            if "." not in other and (kinds := _classes_in(annotation)[0]) and issubclass(found, tuple(kinds))
+        )
+        hint = next((f"; it belongs at --{other}" for other in others), "")
+        return f"{found.__name__} at {where} is no {' or '.join(kind.__name__ for kind in classes[:2])}{hint}"
+
     # ------------------------------------------------------------------ inside a file
     def _options(self, node: MappingNode, prefix: str = "") -> Iterator[str]:
         here = {option[len(prefix) :].split(".")[0] for option in self.known.options if option.startswith(prefix)}
@@ -122,7 +144,9 @@ class _Walk:
             if not prefix and key.value == self.known.command and isinstance(value, MappingNode):
                 yield from self._options(value)
             elif key.value not in here:
-                yield self._at(key, f"there is no option {name!r}", did_you_mean(key.value, here, prefix))
+                above = [group for group in sorted(self.known.groups) if f"{group}.{key.value}" in self.known.options]
+                hint = f"; it belongs under {above[0]}" if above and not prefix else ""
+                yield self._at(key, f"there is no option {name!r}", hint or did_you_mean(key.value, here, prefix))
             elif name in self.known.groups and isinstance(value, MappingNode):
                 yield from self._options(value, f"{name}.")
             else:
@@ -136,6 +160,8 @@ class _Walk:
             entries = {key.value: value for key, value in node.value}
             if "class_path" in entries:
                 yield from self._object(node, entries["class_path"], annotation, where)
+            elif _classes_in(annotation)[0] and not _classes_in(annotation)[1]:
+                yield self._without_class(node, _classes_in(annotation)[0], where)
             else:
                 for key, value in node.value:
                     yield from self._value(value, None, f"{where}.{key.value}")
@@ -163,6 +189,15 @@ class _Walk:
                     else:
                         hint = did_you_mean(name.value, arguments)
                         yield self._at(name, f"{found.__name__} has no argument {name.value!r} at {where}", hint)
+
+    def _without_class(self, node: MappingNode, classes: Sequence[type], where: str) -> str:
+        """An object that is written as its arguments alone, or under the name of its class."""
+        keys = [str(key.value) for key, _ in node.value]
+        if len(keys) == 1 and find_class(keys[0], classes) is not None:
+            hint = f"; write class_path: {keys[0]}, and its arguments below init_args"
+            return self._at(node, f"{where} is an object, and {keys[0]!r} is no key of one", hint)
+        hint = f"; write class_path: a {classes[0].__name__}, and {', '.join(keys)} below init_args"
+        return self._at(node, f"{where} is an object, which needs class_path", hint)
 
     def _class(self, node: Node, classes: Sequence[type], where: str) -> Iterator[str]:
         name = str(node.value)

@@ -179,7 +179,8 @@ class LearningRateCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
         except argparse.ArgumentError as error:
             complaints = unknown_names(self.words, self.known())
-            refusal = "\n".join(complaints) or _shortened(str(error.message))
+            refusal = "\n".join(complaints) or _nothing_given(self.words, str(error.message))
+            refusal = refusal or _shortened(str(error.message))
             raise ConfigurationError(refusal + hint_of_mirror(refusal)) from error
         with refusing(kinds=REFUSALS):  # LightningCLI reads hyperparameters from it before anything else
             refuse_half_a_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
@@ -235,6 +236,17 @@ def run_trainer(words: Sequence[str]) -> None:
         if begun.begun:
             raise
         raise ConfigurationError(described(error)) from error
+
+
+def _nothing_given(words: Sequence[str], message: str) -> str:
+    """What to do where no model is given, of which jsonargparse knows the option's name alone; else empty."""
+    if "required" not in message or "model" not in message:
+        return ""
+    given = f"{' '.join(words[1:])!r} names" if len(words) > 1 else "there is"
+    return (
+        f"{given} no model; give --config C, or --model package.module.Class and --data package.module.Data "
+        "(lightning-lr init --model package.module.Class writes a first configuration)"
+    )
 
 
 def _shortened(message: str) -> str:

@@ -13,6 +13,7 @@ from lightning_lr.lightning_internals.branches import (
     unnoticed,
     why_no_branches,
 )
+from lightning_lr.lightning_internals.kept_metrics import keep_metrics
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
     combined_length,
@@ -32,6 +33,7 @@ from lightning_lr.lightning_internals.loaders import (
     side_by_side,
     train_loaders,
 )
+from lightning_lr.lightning_internals.logger_places import places_of
 from lightning_lr.lightning_internals.logs import (
     is_fast_dev_run,
     journal_folder,
@@ -39,6 +41,7 @@ from lightning_lr.lightning_internals.logs import (
     log_settings,
     logged_in_this_step,
     logs_now,
+    note_loggers,
     silent_loggers,
 )
 from lightning_lr.lightning_internals.loop import (
@@ -65,6 +68,8 @@ from lightning_lr.lightning_internals.optimizers import (
     optimizers_and_schedulers,
     validates_callbacks,
 )
+from lightning_lr.lightning_internals.pictures import log_picture, senders_of
+from lightning_lr.lightning_internals.progress_bar import BarNotes
 from lightning_lr.lightning_internals.pytorch_lightning import (
     INSTEAD,
     MIRROR,
@@ -114,6 +119,7 @@ from lightning_lr.lightning_internals.updates import (
 __all__ = [
     "INSTEAD",
     "MIRROR",
+    "BarNotes",
     "Scheduled",
     "UnnoticedUpdates",
     "UpcomingBatches",
@@ -152,11 +158,13 @@ __all__ = [
     "is_compiled",
     "is_fast_dev_run",
     "journal_folder",
+    "keep_metrics",
     "length_of",
     "let_accumulation_change",
     "limited_batches",
     "loader_shape",
     "log_metrics",
+    "log_picture",
     "log_settings",
     "logged_in_this_step",
     "logs_now",
@@ -167,10 +175,12 @@ __all__ = [
     "mirror_is_imported",
     "mirror_refuses_unasked",
     "next_position",
+    "note_loggers",
     "on_train_loader",
     "optimizers_and_schedulers",
     "own_entry",
     "place",
+    "places_of",
     "reloads_loaders",
     "remaining_loss_scale",
     "replace_batch_sampler",
@@ -179,6 +189,7 @@ __all__ = [
     "samples_in_micro_batch",
     "scaler_of",
     "schedulers_of",
+    "senders_of",
     "set_epoch_length",
     "set_up_train_loader",
     "side_by_side",

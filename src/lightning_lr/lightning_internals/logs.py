@@ -18,6 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_lr.journal import ELSEWHERE, LOGGERS, Journal
+from lightning_lr.lightning_internals.logger_places import places_of
+
 JOURNALS = "lightning_lr"
 """The folder of the journals in a run's log directory."""
 
@@ -57,6 +60,26 @@ def journal_folder(trainer: Trainer) -> Path | None:
             trainer, Path("lightning_logs") / f"{now}_{os.getpid()}_{time.monotonic_ns() % 10**6:06}"
         )
     return Path(root) / run / JOURNALS
+
+
+def note_loggers(trainer: Trainer) -> None:
+    """Write down where each logger of a run writes, and in every other logger's directory where the journals are.
+
+    A single logger with a directory of its own needs neither: its metrics and the journals lie together.
+    """
+    folder = journal_folder(trainer)
+    if folder is None:
+        return
+    places = places_of(trainer)
+    if [place["path"] for place in places] == [str(folder.parent)]:
+        return
+    given = [{**place, "path": os.path.relpath(place["path"], folder)} for place in places]
+    Journal(folder / f"{LOGGERS}.jsonl").append(0, LOGGERS, loggers=given)
+    for place in places:
+        other = Path(place["path"])
+        if "run" not in place and other != folder.parent:
+            pointer = other / JOURNALS / f"{ELSEWHERE}.jsonl"
+            Journal(pointer).append(0, ELSEWHERE, journals=os.path.relpath(folder, pointer.parent))
 
 
 def log_settings(trainer: Trainer, settings: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import AdaptiveRamp, BranchSettings, CriticalBatch, Growth, LRRule
@@ -82,6 +83,13 @@ class RampGrowth:
             self.growths = plan.growths
             ramped.replan(trainer, plan)
             run.plan_again(trainer)
+            if not internals.is_fast_dev_run(trainer):
+                noise = decided.get("noise_scale")
+                why = "" if noise is None else f", because the gradient noise scale is {noise:.3g} samples"
+                rank_zero_info(
+                    f"BatchSizeRamp: the batch grows from {current * unit:,} to {wanted * unit:,} samples after update "
+                    f"{clock.updates:,}{why}"
+                )
             grown = {"batch_size": wanted * unit, "epoch": place_of_all[0]}
             run.note_change(self._ramp, clock.updates, "grow", **grown, **decided)
         elif schedule.by_branches:
@@ -102,6 +110,8 @@ class RampGrowth:
         epoch, start = trainer.strategy.broadcast(ramped.next_free_place(trainer, trainer.current_epoch))
         samples: int = epoch * plan.samples_per_device * plan.world_size + start
         self.begin_samples = samples
+        if not internals.is_fast_dev_run(trainer):
+            rank_zero_info(f"BatchSizeRamp: the ramp begins after update {clock.updates:,}, the warm-up being over")
         ramped.replan(trainer, plan.begun(samples))
         run.plan_again(trainer)
         # counted before the update that was just made: a checkpoint after it holds this

@@ -40,10 +40,16 @@ def plan(words: Sequence[str]) -> None:
     name = options.config or "the run"
     terminal().print(plan_table(planned, plan_title(planned, name)))
     if options.out is not None:
-        from lightning_lr.cli.plan.picture import save_plan_picture
+        from lightning_lr.cli.plan.picture import plan_figure, save_plan_picture
+        from lightning_lr.cli.shown import ShownPlan
 
+        title, lines = plan_title(planned, Path(name).name), picture_lines(planned)
         with refusing(f"plan: the picture could not be written to {options.out}: "):
-            save_plan_picture(planned, plan_title(planned, Path(name).name), picture_lines(planned), options.out)
+            if options.out.suffix == ".html":
+                table = plan_table(planned, title)
+                ShownPlan(title, table, lambda: plan_figure(planned, title, lines), planned).save(options.out)
+            else:
+                save_plan_picture(planned, title, lines, options.out)
         terminal().print(cell(f"picture: {options.out}"))
 
 

@@ -74,7 +74,7 @@ def parse_options(words: Sequence[str]) -> tuple[PlanOptions, list[str]]:
     )
     add = parser.add_argument
     add("-c", "--config", action="append", metavar="C", help="configuration of `fit`; may be repeated")
-    add("--out", type=Path, metavar="PNG", help="where the picture goes (any format of matplotlib)")
+    add("--out", type=Path, metavar="PNG", help="where the picture goes (any format of matplotlib); a page: .html")
     add("--dataset-size", type=int, metavar="N", help="training samples, where the data is not here yet")
     add("--batch-size", type=int, metavar="B", help="the loader's batch size: samples per device and backward")
     add("--world-size", type=int, metavar="W", help="devices that train together")

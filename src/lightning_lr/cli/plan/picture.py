@@ -55,7 +55,7 @@ def draw_batch_size(ax: Axes, plan: Plan) -> None:
     """Samples per update; where they change for good, what they are made of."""
     sizes = [size or 0 for size in plan.batch_sizes]
     units = [*plan.units, plan.shape.total_units]
-    ax.step(units, [*sizes, sizes[-1]], where="post", color=COLORS[2], linewidth=2.2)
+    ax.step(units, [*sizes, sizes[-1]], where="post", color=COLORS[2], linewidth=2.2, label="batch size")
     if max(sizes) >= MANY_TIMES * min(sizes) > 0:
         ax.set_yscale("log", base=2)
         ax.set_ylim(min(sizes) / 1.5, max(sizes) * 1.7)

@@ -37,7 +37,9 @@ def report(words: Sequence[str]) -> None:
         "runs", type=Path, metavar="RUN_DIR", nargs="+",
         help="a logger's directory (version_N), or one above it, whose newest run is taken; several are compared",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="PNG", help="where the picture goes (any format of matplotlib)")
+    parser.add_argument(
+        "--out", type=Path, metavar="PNG", help="where the picture goes (any format of matplotlib); a page: .html"
+    )
     several = parser.add_argument_group("several runs")
     several.add_argument("--metric", metavar="NAME", help="what is compared; else a validation score, else a loss")
     several.add_argument("--better", choices=BETTER, help="where the metric's name does not show it")
@@ -63,13 +65,18 @@ def _report(directory: Path, given: Path, out: Path | None) -> None:
     console = terminal()
     console.print(report_summary(record, title))
     if out is not None:
-        from lightning_lr.cli.report.picture import save_report_picture
+        from lightning_lr.cli.report.picture import report_figure, save_report_picture
+        from lightning_lr.cli.shown import Report
 
         if not record.metrics:
             raise ConfigurationError(f"report: {directory} has no metrics to draw yet (see trainer.log_every_n_steps)")
         name = printable("/".join(directory.resolve().parts[-2:]))
         with refusing(f"report: the picture could not be written to {out}: "):
-            damaged = save_report_picture(record, picture_title(name, record), out)
+            if out.suffix == ".html":
+                figure, damaged = report_figure(record, picture_title(name, record))
+                Report(title, report_summary(record, title), lambda: figure, record).save(out)
+            else:
+                damaged = save_report_picture(record, picture_title(name, record), out)
         for sentence in damaged:
             console.print(cell(f"note: {sentence}", style="yellow"))
         console.print(cell(f"picture: {out}"))
@@ -87,8 +94,13 @@ def _compare(directories: Sequence[Path], given: argparse.Namespace) -> None:
     console = terminal()
     console.print(comparison_summary(comparison))
     if given.out is not None:
-        from lightning_lr.cli.report.comparison_picture import save_comparison_picture
+        from lightning_lr.cli.report.comparison_picture import comparison_figure, save_comparison_picture
+        from lightning_lr.cli.shown import Report
 
         with refusing(f"report: the picture could not be written to {given.out}: "):
-            save_comparison_picture(comparison, given.out)
+            if given.out.suffix == ".html":
+                summary = comparison_summary(comparison)
+                Report(comparison.headline, summary, lambda: comparison_figure(comparison), comparison).save(given.out)
+            else:
+                save_comparison_picture(comparison, given.out)
         console.print(cell(f"picture: {given.out}"))

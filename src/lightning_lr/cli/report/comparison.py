@@ -118,9 +118,11 @@ class Comparison:
     @property
     def headline(self) -> str:
         """The result in one line."""
-        names = " and ".join(run.name for run in self.leaders)
+        names = listed([run.name for run in self.leaders])
         best = self.leaders[0].best
         assert best is not None
+        if len(self.leaders) == len(self.runs):
+            return f"{self.metric} of {len(self.runs)} runs: {best.value:.4g} is the best of each"
         verb = "have" if len(self.leaders) > 1 else "has"
         return f"{self.metric} of {len(self.runs)} runs: {names} {verb} the best, {best.value:.4g}"
 
@@ -135,7 +137,7 @@ class Comparison:
             known = [(spent, name) for spent, name in paid if spent is not None]
             if len(known) > 1 and len(known) == len(paid):
                 least = min(spent for spent, _ in known)
-                first = " and ".join(name for spent, name in known if spent == least)
+                first = listed([name for spent, name in known if spent == least])
                 text += f"; fewest {axis}: {first}"
         return text
 
@@ -178,6 +180,13 @@ class Comparison:
         if stage_of(self.metric) == "train" and any(smoothing_window(run.points) > 1 for run in self.runs):
             found.append(f"{self.metric} is a running mean over a fortieth of the logged values")
         return found
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names in a sentence, at most so many, and how many there are besides."""
+    if len(names) <= most:
+        return " and ".join(names)
+    return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} others"
 
 
 def compare(

@@ -17,8 +17,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lightning_lr.cli.figure import COLORS, DPI, STYLE, WIDTH, Panel, plain_log_labels, short_number, spans_decades
-from lightning_lr.cli.report.comparison import AXES, ComparedRun, Comparison
+from lightning_lr.cli.figure import (
+    COLORS,
+    DPI,
+    LETTERS,
+    STYLE,
+    WIDTH,
+    Panel,
+    plain_log_labels,
+    short_number,
+    spans_decades,
+)
+from lightning_lr.cli.lines import stepped, told_apart
+from lightning_lr.cli.report.comparison import AXES, ComparedRun, Comparison, listed
 from lightning_lr.cli.report.comparison_summary import row_of
 from lightning_lr.cli.report.record import BATCH, RunRecord
 from lightning_lr.cli.report.summary import full_batches, is_loss
@@ -51,15 +62,12 @@ def draw_against(axis: str) -> Callable[[Axes, Comparison], None]:
             spent = None if reached is None else reached.spent(axis)
             if reached is not None and spent is not None:
                 ax.plot([spent], [reached.value], "o", color=style["color"], markersize=8, markerfacecolor="none")
-        if missing:
-            text = (
-                f"{axis} not known: {', '.join(missing)}"
-                if len(missing) < len(comparison.runs)
-                else f"{axis}: not known of any run"
-            )
-            ax.text(0.5, 0.02, text, transform=ax.transAxes, ha="center", va="bottom", fontsize=8, color="#777777")
         ax.set_xlim(left=0)
-        ax.set_xlabel(f"{axis} (training)" if axis == "seconds" else axis)
+        label = f"{axis} (training)" if axis == "seconds" else axis
+        if missing:
+            of = "any run" if len(missing) == len(comparison.runs) else listed(missing, 2)
+            label += f"\n{_cut(f'not known of {of}', 46)}"
+        ax.set_xlabel(label)
 
     return draw
 
@@ -71,7 +79,7 @@ def draw_learning_rate(ax: Axes, comparison: Comparison) -> None:
 
 def draw_batch_size(ax: Axes, comparison: Comparison) -> None:
     """Samples in a full update."""
-    _draw_small(ax, comparison, _batch_size, "steps-pre")
+    _draw_small(ax, comparison, _batch_size, "default")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
@@ -96,12 +104,15 @@ def _draw_small(
 ) -> None:
     lines = [line(run.record) for run in comparison.runs]
     by_samples = _by_samples([run for run, (steps, _) in zip(comparison.runs, lines, strict=True) if steps])
-    # where lines coincide, the later are thinner, so that every one is seen
-    widths = [float(width) for width in np.linspace(3.2, 1.4, len(lines))]
-    for run, (steps, values), style, width in zip(comparison.runs, lines, _styles(comparison), widths, strict=True):
-        if steps:
-            x = run.record.positions(steps) if by_samples else [step + 1.0 for step in steps]
-            ax.plot(x, values, label=run.name, drawstyle=drawstyle, linewidth=width, **style)
+    drawn = []
+    for run, (steps, values) in zip(comparison.runs, lines, strict=True):
+        x = run.record.positions(steps) if by_samples else [step + 1.0 for step in steps]
+        drawn.append(stepped(x, values, run.record.edges if by_samples else ()))
+    styles = zip(_styles(comparison), told_apart(drawn), strict=True)
+    for run, (x, y), (style, apart) in zip(comparison.runs, drawn, styles, strict=True):
+        if x:
+            given = style if apart == "-" else {**style, "linestyle": apart}
+            ax.plot(x, y, label=run.name, drawstyle=drawstyle, **given)
     every = [value for _, values in lines for value in values]
     if spans_decades(every):
         ax.set_yscale("log")
@@ -204,8 +215,8 @@ def _write_head(figure: Figure, comparison: Comparison, notes: Sequence[str]) ->
         given = {"va": "top", "fontsize": 9, "color": "#555555", **style}
         figure.text(x, 1 - down / height, text, **given)  # type: ignore[arg-type]
 
-    write(0.012, 0.1, comparison.headline, fontsize=13, fontweight="bold", color="#222222")
-    write(0.012, 0.38, comparison.target_line)
+    write(0.012, 0.1, _cut(comparison.headline, 104), fontsize=13, fontweight="bold", color="#222222")
+    write(0.012, 0.38, _cut(comparison.target_line, LETTERS))
     for heading, x in COLUMNS.items():
         write(
             x,
@@ -221,8 +232,9 @@ def _write_head(figure: Figure, comparison: Comparison, notes: Sequence[str]) ->
         figure.add_artist(Line2D([0.012, 0.037], [y, y], linewidth=2.4, **style))
         row = row_of(run, comparison)
         for heading, x in COLUMNS.items():
-            longest = {"run": 26, "what differs": 62}.get(heading, 20)
-            write(x, down, _cut(row[heading], longest), ha=_side(heading), color="#222222")
+            longest = {"run": 21, "what differs": 54}.get(heading, 20)
+            cut = _cut_inside if heading == "run" else _cut  # names often differ at their end alone
+            write(x, down, cut(row[heading], longest), ha=_side(heading), color="#222222")
     for number, note in enumerate(notes):
         write(0.012, 0.86 + ROW * (len(comparison.runs) + number), f"note: {_cut(note, 150)}", fontsize=8)
 
@@ -233,3 +245,8 @@ def _side(heading: str) -> str:
 
 def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}\u2026"
+
+
+def _cut_inside(text: str, longest: int) -> str:
+    begin = longest // 3
+    return text if len(text) <= longest else f"{text[:begin]}\u2026{text[begin + 1 - longest :]}"

@@ -87,7 +87,7 @@ def _configurations(records: Sequence[RunRecord]) -> list[dict[Key, Any]]:
 def _left_behind(record: RunRecord) -> dict[Key, Any]:
     """The module's hyperparameters, the callbacks, and the settings of each; where a callback's settings are not
     written down (version 0.1), what it decided for the run."""
-    hyperparameters = flattened(_read(record.directory / HPARAMS))
+    hyperparameters = flattened(_read(record.directory / HPARAMS) or record.hyperparameters)
     found: dict[Key, Any] = {}
     for start in record.starts.values():
         callback = printable(start.get("callback", ""))

@@ -81,6 +81,6 @@ def _draw_line(ax: Axes, record: RunRecord, name: str, color: str, prefix: str, 
     if len(at) > DENSE:
         ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
         values = running_mean(values, smoothing_window(values))
-    ax.plot(at, values, color=color)
+    ax.plot(at, values, color=color, label=prefix.strip() or name)
     last = next(value for value in reversed(values) if math.isfinite(value))
     return EndLabel(record.now, last, f"{prefix}{last:.3g}{unit}", color)

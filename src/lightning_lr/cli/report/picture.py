@@ -28,6 +28,7 @@ from lightning_lr.cli.figure import (
     spans_decades,
 )
 from lightning_lr.cli.labels import EndLabel, label_ends
+from lightning_lr.cli.lines import stepped, told_apart
 from lightning_lr.cli.report.metric_panels import declared_panels
 from lightning_lr.cli.report.record import BATCH, NOISE_SCALES, SAMPLES, RunRecord
 from lightning_lr.cli.report.search_panels import draw_search, has_search
@@ -43,9 +44,10 @@ from lightning_lr.cli.report.summary import (
     progress_of,
     run_lines,
     stage_of,
+    varies,
     warnings_of,
 )
-from lightning_lr.cli.report.warmup_panels import draw_warmup, has_warmup
+from lightning_lr.cli.report.warmup_panels import draw_warmup, has_warmup, warmup_rates
 from lightning_lr.cli.smoothing import DENSE, running_mean, smoothing_window
 from lightning_lr.curves import Phase
 
@@ -89,18 +91,19 @@ def draw_scores_by_updates(ax: Axes, record: RunRecord) -> None:
 
 def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     """The learning rate of each group, or the envelope of many."""
-    lines = {group: record.points(name) for group, name in record.learning_rates.items()}
+    lines = {group: _with_warmup(record, name) for group, name in record.learning_rates.items()}
     labels = []
     if len(lines) > MAX_LINES:
         labels = draw_envelope(ax, record, lines)
     else:
-        for color, (group, (at, values)) in zip(COLORS, lines.items(), strict=False):
+        styles = told_apart(list(lines.values()))
+        for color, style, (group, (at, values)) in zip(COLORS, styles, lines.items(), strict=False):
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
             every_update = len(at) == record.metrics[record.learning_rates[group]].steps[-1] + 1
             if every_update:
-                ax.step([0.0, *at], [values[0], *values], where="pre", color=color)
+                ax.step([0.0, *at], [values[0], *values], where="pre", color=color, linestyle=style, label=group)
             else:
-                ax.plot(at, values, color=color)
+                ax.plot(*stepped(at, values, record.edges), color=color, linestyle=style, label=group)
             name = f"{group}  " if len(lines) > 1 else ""
             labels.append(EndLabel(record.now, values[-1], f"{name}{values[-1]:.2g}", color))
     every = [value for _, values in lines.values() for value in values]
@@ -111,14 +114,27 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
     label_ends(ax, labels)
 
 
+def _with_warmup(record: RunRecord, name: str) -> tuple[list[float], list[float]]:
+    """A learning rate as it was logged and, where there is one group, at every update of an adaptive warm-up's tests:
+    its highest lies between two logged updates."""
+    series = record.metrics[name]
+    read = warmup_rates(record) if len(record.learning_rates) == 1 else {}
+    if not read:
+        return record.points(name)
+    by_step = {**read, **dict(zip(series.steps, series.values, strict=True))}
+    steps = sorted(by_step)
+    return record.positions(steps), [by_step[step] for step in steps]
+
+
 def draw_batch_size(ax: Axes, record: RunRecord) -> None:
     """Samples in a full update: what is left over at the end of an epoch is no change of the batch."""
     at, values = record.points(BATCH)[0], full_batches(record)
     every_update = len(at) == record.metrics[BATCH].steps[-1] + 1
     if every_update or len(set(values)) <= FEW:
-        ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2])
+        ax.step([0.0, *at], [values[0], *values], where="pre", color=COLORS[2], label="batch size")
     else:  # a curve's: between the logged updates it was something between
-        ax.plot([0.0, *at], [values[0], *values], color=COLORS[2], marker="o" if len(at) < 40 else "", markersize=3)
+        x, y = stepped([0.0, *at], [values[0], *values], record.edges)
+        ax.plot(x, y, color=COLORS[2], marker="o" if len(at) < 40 else "", markersize=3, label="batch size")
     ax.set_ylim(0, 1.2 * max(values))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     label_ends(ax, [EndLabel(record.now, values[-1], f"{values[-1]:g}", COLORS[2])])
@@ -133,7 +149,10 @@ def draw_noise_scale(ax: Axes, record: RunRecord) -> None:
     labels = []
     for name, color in zip(_noise_scales(record), (COLORS[3], COLORS[4]), strict=False):
         at, values = record.points(name)
-        ax.plot(at, values, color=color)
+        batches = full_batches(record) if BATCH in record.metrics else []
+        of_update = name == "noise/scale" and len(batches) == len(values)  # which jumps with the batch
+        x, y = stepped(at, values, record.edges, batches if of_update else ())
+        ax.plot(x, y, color=color, label=NOISE_SCALES[name])
         last = record.metrics[name].finite[-1][1]
         labels.append(EndLabel(record.now, last, f"{NOISE_SCALES[name]}  {last:.3g}", color))
     if spans_decades([value for name in _noise_scales(record) for _, value in record.metrics[name].finite]):
@@ -176,9 +195,9 @@ def save_report_picture(record: RunRecord, title: str, out: Path) -> list[str]:
     return save_figure(_frame(record, title), [*PANELS, *declared_panels(record)], record, out)
 
 
-def report_figure(record: RunRecord, title: str) -> Figure:
-    """The same picture as a figure of matplotlib."""
-    return draw_figure(_frame(record, title), [*PANELS, *declared_panels(record)], record)[0]
+def report_figure(record: RunRecord, title: str) -> tuple[Figure, list[str]]:
+    """The same picture as a figure of matplotlib, and a sentence for each panel that could not be drawn."""
+    return draw_figure(_frame(record, title), [*PANELS, *declared_panels(record)], record)
 
 
 def _frame(record: RunRecord, title: str) -> Frame:
@@ -193,6 +212,7 @@ def _frame(record: RunRecord, title: str) -> Frame:
             name.replace("_", " "): [Phase(p.name, p.start * scale, p.end * scale) for p in phases]
             for name, phases in record.phases.items()
         },
+        per_epoch=record.per_epoch,
         now=None if progress_of(record).finished else record.now,
     )
 
@@ -213,9 +233,9 @@ def _draw_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
         at, values = record.points(name)
         if len(at) > DENSE:
             ax.plot(at, values, color=color, alpha=0.28, linewidth=0.8)
-            ax.plot(at, running_mean(values, smoothing_window(values)), color=color)
+            ax.plot(at, running_mean(values, smoothing_window(values)), color=color, label=name)
         else:
-            ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5)
+            ax.plot(at, values, color=color, marker="o" if len(at) < 40 else "", markersize=3.5, label=name)
         gaps = [x for x, value in zip(at, values, strict=True) if not math.isfinite(value)]
         ax.plot(gaps, [0.02] * len(gaps), "x", color=color, markersize=5, transform=ax.get_xaxis_transform())
 
@@ -234,9 +254,9 @@ def _label_metrics(ax: Axes, record: RunRecord, names: Sequence[str]) -> None:
                 v for v in reversed(running_mean(series.values, smoothing_window(series.values))) if math.isfinite(v)
             )
             text = f"{name}  {last:.3g}\nmean of {smoothing_window(series.values)} logged"
-        elif stage_of(name) == "val":
+        elif stage_of(name) == "val" and varies(series):
             (x,) = record.positions([top[0]])
             ax.plot([x], [top[1]], "o", color=color, markersize=8, markerfacecolor="none", clip_on=False)
-            text += f"\nbest {top[1]:.4g}"
+            text += f"\nbest {top[1]:.4g}" if top[1] != last else ", the best"
         ends.append(EndLabel(record.now, last, text, color))
     label_ends(ax, ends)

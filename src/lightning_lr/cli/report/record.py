@@ -6,11 +6,8 @@ them. The run may still be going: a line that is half written is passed over. No
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from operator import lt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +15,27 @@ import numpy as np
 
 from lightning_lr.cli.errors import ConfigurationError
 from lightning_lr.cli.printable import printable
+from lightning_lr.cli.report.logger_files import (
+    EVENT_FILES,
+    METRICS_FILE,
+    WANDB_FILE,
+    kept_in,
+    logged_at,
+)
+from lightning_lr.cli.report.places import Place, journal_folder_of, places_of
+from lightning_lr.cli.report.series import MetricSeries
 from lightning_lr.cli.report.timing import Timing, timing_of_events, timing_of_journal
 from lightning_lr.curves import Phase
-from lightning_lr.journal import LARGEST_UPDATE, read_journal
+from lightning_lr.journal import ELSEWHERE, KEPT, LARGEST_UPDATE, LOGGERS, read_journal
 from lightning_lr.panels import MetricPanel
 from lightning_lr.stopwatch import JOURNAL as SECONDS
 
-METRICS_FILE = "metrics.csv"
-EVENT_FILES = "events.out.tfevents.*"
 JOURNALS = "lightning_lr/*.jsonl"
-MARKS = (METRICS_FILE, EVENT_FILES, JOURNALS)
+MARKS = (METRICS_FILE, EVENT_FILES, JOURNALS, WANDB_FILE)
 """What makes a directory that of a run."""
 
 CHANGED_LATER = ("phases", "total", "total_updates")
 """What a callback writes down when training starts and may have to write again when it has decided."""
-
-NOT_METRICS = {"step", "hp_metric"}
 
 SAMPLES, UPDATES = "progress/samples", "progress/updates"
 BATCH, MICRO, ACCUMULATION = "batch/size", "batch/micro", "batch/accumulation"
@@ -56,24 +58,6 @@ PREFIX = "lightning_lr/"
 
 
 @dataclass(frozen=True)
-class MetricSeries:
-    """The values of one metric in the order of the logger's steps.
-
-    Args:
-        steps: Lightning's step numbers, increasing.
-        values: one per step; may hold NaN.
-    """
-
-    steps: list[int]
-    values: list[float]
-
-    @property
-    def finite(self) -> list[tuple[int, float]]:
-        """(step, value) of the values that are numbers."""
-        return [(s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v)]
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """One run.
 
@@ -84,6 +68,7 @@ class RunRecord:
         sources: where the metrics were read from.
         modified: when something was last written, in seconds since the epoch.
         timing: seconds of training, where they are known.
+        hyperparameters: what a logger keeps of them, where it writes no ``hparams.yaml`` (W&B, MLflow).
         parts: the directories of a run that went on in another one, the first one first; its own alone otherwise.
     """
 
@@ -93,6 +78,7 @@ class RunRecord:
     sources: tuple[str, ...] = ()
     modified: float = 0.0
     timing: Timing | None = None
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Path, ...] = ()
 
     # ------------------------------------------------------------------ the axis
@@ -162,6 +148,19 @@ class RunRecord:
         return {name: tuple(Phase(printable(n), float(a), float(b)) for n, a, b in p) for name, p in named.items() if p}
 
     @property
+    def per_epoch(self) -> float | None:
+        """Samples of an epoch; ``None`` where they were not written down, or the axis is updates."""
+        counted = [start.get("per_epoch") for start in self.starts.values() if start.get("counts") == "samples"]
+        return next((float(size) for size in counted if size), None) if self.counts_samples else None
+
+    @property
+    def edges(self) -> list[float]:
+        """Where phases change, on the axis."""
+        planned = self.planned_samples if self.counts_samples else self.planned_updates
+        shares = {phase.start for phases in self.phases.values() for phase in phases} - {0.0}
+        return sorted(share * planned for share in shares) if planned else []
+
+    @property
     def planned_updates(self) -> int | None:
         """Updates that the run was to make."""
         latest = max(self._totals, key=lambda record: record["update"], default=None)
@@ -225,8 +224,9 @@ def find_run(directory: Path) -> Path:
     if not below:
         content = "is empty" if not any(directory.iterdir()) else "holds no run"
         raise ConfigurationError(
-            f"report: {directory} {content}: neither {METRICS_FILE} (CSVLogger), nor {EVENT_FILES} (TensorBoardLogger) "
-            f"nor {JOURNALS}, here or below; a run appears with its first logged metric (see trainer.log_every_n_steps)"
+            f"report: {directory} {content}: neither {METRICS_FILE} (CSVLogger), nor {EVENT_FILES} "
+            f"(TensorBoardLogger), nor {WANDB_FILE} (WandbLogger), nor {JOURNALS}, here or below; a run appears with "
+            "its first logged metric (see trainer.log_every_n_steps)"
         )
     return max(below, key=_modified)
 
@@ -240,90 +240,25 @@ def read_run(directory: Path) -> RunRecord:
     Raises:
         ConfigurationError: where only TensorBoard's files are there, and tensorboard is not.
     """
-    metrics: dict[str, MetricSeries] = {}
-    sources: tuple[str, ...] = ()
-    if (directory / METRICS_FILE).is_file():
-        metrics, sources = read_csv(directory / METRICS_FILE), ("CSVLogger",)
-    if not metrics and any(directory.glob(EVENT_FILES)):
-        metrics, sources = read_tensorboard(directory), ("TensorBoardLogger",)
-    metrics = _named_as_now(metrics)
+    folder = journal_folder_of(directory)
+    own = Place("", directory)
+    places = (own, *places_of(folder))
+    kept = kept_in(folder)
+    logged = next((found for place in places if (found := logged_at(place)).metrics), kept)
+    if kept.metrics:
+        logged = replace(logged, metrics=kept.metrics)  # W&B's own file may still be incomplete
     journals = {
         printable(path.stem): [well_formed(record) for record in read_journal(path)]
-        for path in sorted(directory.glob(JOURNALS))
-        if path.is_file()
+        for path in sorted(folder.glob("*.jsonl"))
+        if path.is_file() and path.stem not in (LOGGERS, ELSEWHERE, KEPT)
     }
     timing = timing_of_journal(journals.pop(SECONDS, []))
-    if timing is None and "TensorBoardLogger" in sources:
-        timing = timing_of_events(directory, EVENT_FILES)
-    return RunRecord(directory, metrics, journals, sources, _modified(directory), timing)
-
-
-def read_csv(path: Path) -> dict[str, MetricSeries]:
-    """The metrics of a ``CSVLogger``; of several values for a step the last counts, as after a resume.
-
-    Args:
-        path: its ``metrics.csv``. A last line without its end is being written and is left out.
-    """
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        rows = _rows(csv.reader(line for line in lines if line.endswith("\n")))
-        names = next(rows, [])
-        if "step" not in names:
-            return {}
-        at = {name: index for index, name in enumerate(names)}  # of two columns of one name the last
-        columns = [(name, index) for name, index in at.items() if name not in NOT_METRICS]
-        for row in rows:
-            step = _number(row[at["step"]]) if at["step"] < len(row) else None
-            if step is None or not abs(step) < LARGEST_UPDATE:
-                continue
-            number, cells = int(step), len(row)
-            for name, index in columns:
-                cell = row[index] if index < cells else ""
-                if cell and (value := _number(cell)) is not None:
-                    if name not in found:
-                        found[name] = ([], [])
-                    found[name][0].append(number)
-                    found[name][1].append(value)
-    return {name: _in_order(*series) for name, series in found.items()}
-
-
-def _rows(reader: Iterator[list[str]]) -> Iterator[list[str]]:
-    """The rows that can be read; one with a cell of megabytes, or a zero byte, is left out."""
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error:
-            continue
-        if row:
-            yield row
-
-
-def _in_order(steps: list[int], values: list[float]) -> MetricSeries:
-    """By step; of several values for one the last."""
-    if all(map(lt, steps, steps[1:])):  # as good as always, and a dict takes three times the memory
-        return MetricSeries(steps, values)
-    return _series(dict(zip(steps, values, strict=True)))
-
-
-def read_tensorboard(directory: Path) -> dict[str, MetricSeries]:
-    """The scalars of a ``TensorBoardLogger``.
-
-    Raises:
-        ConfigurationError: where tensorboard is not installed.
-    """
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise ConfigurationError(
-            f"report: {directory} was written by a TensorBoardLogger, and tensorboard is not installed here; "
-            "pip install tensorboard, or train with a CSVLogger"
-        ) from error
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if name not in NOT_METRICS]
-    return {name: _series({event.step: float(event.value) for event in events.Scalars(name)}) for name in names}
+    if timing is None and "TensorBoardLogger" in logged.sources:
+        timing = timing_of_events(logged.directory or directory, EVENT_FILES)
+    return RunRecord(
+        directory, _named_as_now(logged.metrics), journals, logged.sources, _modified(directory), timing,
+        logged.hyperparameters,
+    )  # fmt: skip
 
 
 def _named_as_now(metrics: dict[str, MetricSeries]) -> dict[str, MetricSeries]:
@@ -366,6 +301,7 @@ WELL_FORMED: dict[str, Callable[[Any], bool]] = {
     "phases": _are_phases,
     "total": _is_number,
     "total_updates": _is_number,
+    "per_epoch": lambda value: _is_number(value) and value > 0,
     "counts": _is_text,
     "continues": _is_text,
     "scheduled_lr": lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
@@ -375,20 +311,8 @@ WELL_FORMED: dict[str, Callable[[Any], bool]] = {
 """What a field of a journal must be where a report computes with it."""
 
 
-def _series(by_step: dict[int, float]) -> MetricSeries:
-    steps = sorted(by_step)
-    return MetricSeries(steps, [by_step[step] for step in steps])
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _number(cell: Any) -> float | None:
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return None
 
 
 def _is_run(directory: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lightning_lr.cli.report.places import journal_folder_of
 from lightning_lr.cli.report.record import MetricSeries, RunRecord, read_run
 from lightning_lr.cli.report.timing import Timing
 from lightning_lr.journal import CONTINUES
@@ -44,7 +45,7 @@ def _continues(record: RunRecord) -> Path | None:
     for records in record.journals.values():
         first: dict[str, Any] = next((r for r in records if r["event"] == "start"), {})
         if CONTINUES in first:
-            return (record.directory / str(first[CONTINUES])).resolve()
+            return (journal_folder_of(record.directory).parent / str(first[CONTINUES])).resolve()
     return None
 
 

@@ -64,6 +64,11 @@ def best(name: str, series: MetricSeries) -> tuple[int, float] | None:
     return (min if is_loss(name) else max)(series.finite, key=lambda point: point[1])
 
 
+def varies(series: MetricSeries) -> bool:
+    """Whether a metric has more than one value, so that one can be the best."""
+    return len({value for _, value in series.finite}) > 1
+
+
 def main_metrics(records: Sequence[RunRecord]) -> list[str]:
     """The metrics that show how good a model is, most telling first: validation before training, scores before losses.
 
@@ -82,11 +87,10 @@ def result_of(record: RunRecord) -> str:
         top = best(name, series)
         if top is not None:
             at, last = top[0] + 1, series.finite[-1][1]
-            if len(series.finite) > 1 and len({value for _, value in series.finite}) == 1:
-                return f"{name} {last:.4g} throughout"
-            return f"{name} {last:.4g}" + (
-                f", best {top[1]:.4g} at update {at:,}" if top[1] != last else ", best so far"
-            )
+            if not varies(series):
+                return f"{name} {last:.4g}" + (" throughout" if len(series.finite) > 1 else "")
+            so_far = "the best of the run" if progress_of(record).finished else "best so far"
+            return f"{name} {last:.4g}, " + (f"best {top[1]:.4g} at update {at:,}" if top[1] != last else so_far)
     return ""
 
 
@@ -264,7 +268,7 @@ def _metrics_table(record: RunRecord, names: list[str]) -> Table:
     for name in names:
         series = record.metrics[name]
         top = best(name, series)
-        cells = (f"{top[1]:.4g}", f"{top[0] + 1:,}") if top else ("", "")
+        cells = (f"{top[1]:.4g}", f"{top[0] + 1:,}") if top and varies(series) else ("", "")
         table.add_row(cell(name), f"{series.values[-1]:.4g}", *cells)
     return table
 

@@ -16,11 +16,21 @@ from lightning_lr.cli.figure import COLORS
 from lightning_lr.cli.report.record import RunRecord
 
 JOURNAL = "adaptive_warmup"
-RAW, SMOOTH, CHOSEN, PROBABLE = "#8a8f98", COLORS[0], COLORS[1], COLORS[3]
+RAW, SMOOTH, CHOSEN, PROBABLE = "#5d636e", COLORS[0], COLORS[1], COLORS[3]
 
 
 def _tests(record: RunRecord) -> list[dict[str, Any]]:
     return [r for r in record.journals.get(JOURNAL, []) if "picture" in r]
+
+
+def warmup_rates(record: RunRecord) -> dict[int, float]:
+    """The learning rate of every update that the warm-up's tests read, by the logger's step."""
+    rates: dict[int, float] = {}
+    for test in _tests(record):
+        read = [float(value) for value in test["read"]["lr"]]
+        first = int(test["update"]) - len(read) + 1
+        rates |= {first + i: rate for i, rate in enumerate(read) if first + i >= 0}
+    return rates
 
 
 def has_warmup(record: RunRecord) -> bool:
@@ -35,7 +45,7 @@ def draw_warmup(ax: Axes, record: RunRecord) -> None:
     lr = [float(value) for test in tests for value in test["read"]["lr"]]
     loss = [float(value) for test in tests for value in test["read"]["loss"]]
     ax.set_xscale("log")
-    ax.plot(lr, loss, ".", color=RAW, markersize=2.5, alpha=0.5, label="loss of each update", rasterized=True)
+    ax.plot(lr, loss, ".", color=RAW, markersize=4, alpha=0.6, label="loss of each update", rasterized=True)
     posterior = last["picture"].get("posterior")
     if posterior is not None:
         at = posterior["lr"]
@@ -64,6 +74,7 @@ def _draw_probability(ax: Axes, tests: list[dict[str, Any]]) -> None:
         color=PROBABLE, linewidth=1.2, marker="o", markersize=2.5,
     )  # fmt: skip
     right.set_ylim(-0.02, 1.02)
+    right.set_ylabel("probability", color=PROBABLE)
     right.grid(False)
     right.tick_params(colors=PROBABLE, labelsize=8)
     for spine in right.spines.values():
