@@ -142,7 +142,10 @@ def _planned_figure(trainer: Trainer) -> Any:
 
 
 def _reported_figure(trainer: Trainer) -> Any:
-    return report(trainer).figure
+    from lightning_lr import lightning_internals as internals
+
+    # without a local folder of its own there is nothing to read; and a Trainer's log_dir is asked of all ranks at once
+    return None if internals.journal_folder(trainer) is None else report(trainer).figure
 
 
 pictures.AT_START["plan"] = _planned_figure

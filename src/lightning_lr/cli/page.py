@@ -123,7 +123,7 @@ def _line(ax: Axes, line: Any, height: float) -> dict[str, Any] | None:
         return None
     chosen = sorted({*range(0, len(x), math.ceil(len(x) / POINTS)), len(x) - 1})
     kept = [i for i in chosen if math.isfinite(x[i]) and math.isfinite(y[i])]
-    at = ax.transData.transform([(x[i], 1.0) for i in kept])[:, 0] * POINT / ax.figure.dpi if kept else []
+    at: Any = ax.transData.transform([(x[i], 1.0) for i in kept])[:, 0] * POINT / ax.figure.dpi if kept else []
     points = sorted(zip((round(float(place), 2) for place in at), kept, strict=True))
     return {
         "name": name,

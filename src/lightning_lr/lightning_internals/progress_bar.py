@@ -17,7 +17,7 @@ class BarNotes:
     """What this package writes into the progress bar of one run."""
 
     def __init__(self) -> None:
-        self._shown: dict[str, str] = {}
+        self._shown: dict[str, Any] = {}
         self._at = -math.inf
 
     def due(self, trainer: Trainer) -> bool:

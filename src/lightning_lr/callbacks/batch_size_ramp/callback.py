@@ -248,6 +248,13 @@ class BatchSizeRamp(MethodCallback):
         super().on_train_start(trainer, pl_module)
         if self._run is not None:
             self._run.clock.drop_open_window()
+            epoch = self._run.clock.shape.epoch
+            given, held = epoch.micro_batch_size, epoch.device_samples
+            if given is not None and held is not None and given > held:
+                rank_zero_warn(
+                    f"BatchSizeRamp: the loader's batch_size of {given} is more than the {held} samples of an epoch, "
+                    "so an epoch is one update, whatever the ramp does; lower the loader's batch_size"
+                )
         self._ramped.start(trainer)
         if has_plain_batch_norm(pl_module) and self._ramped.plan.micro_batch_grows:
             rank_zero_warn(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lr.cli.report.places import journal_folder_of
-from lightning_lr.cli.report.record import MetricSeries, RunRecord, read_run
+from lightning_lr.cli.report.record import RunRecord, read_run
+from lightning_lr.cli.report.series import MetricSeries
 from lightning_lr.cli.report.timing import Timing
 from lightning_lr.journal import CONTINUES
 

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_lr.cli.printable import cell, printable
-from lightning_lr.cli.report.record import ACCUMULATION, BATCH, MICRO, NOISE_SCALES, MetricSeries, RunRecord
+from lightning_lr.cli.report.record import ACCUMULATION, BATCH, MICRO, NOISE_SCALES, RunRecord
+from lightning_lr.cli.report.series import MetricSeries
 from lightning_lr.cli.terminal import summary_block
 
 RESULT = "result"
