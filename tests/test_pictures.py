@@ -43,13 +43,15 @@ def test_a_step_is_drawn_as_a_step_and_a_curve_as_a_curve(
     assert list(zip(x, y, strict=True)) == expected
 
 
-def test_lines_that_coincide_are_dashed_in_turn() -> None:
+def test_lines_that_coincide_are_dashed_in_turn_above_the_longest() -> None:
     curve = ([0.0, 1.0, 2.0], [1.0, 0.5, 0.1])
-    assert told_apart([curve, ([0.0, 1.0, 2.0], [1.0, 0.5, 0.2])]) == ["-", "-"]
+    assert told_apart([curve, ([0.0, 1.0, 2.0], [1.0, 0.5, 0.2])]) == [{}, {}]
     first, other, second = told_apart([curve, ([0.0], [7.0]), curve])
-    assert (first, other, second) == ((0.0, (DASH, DASH)), "-", (DASH, (DASH, DASH)))
-    constant = told_apart([([0.0, 100.0 * i], [8.0, 8.0]) for i in (1, 2, 3)])  # of different lengths
-    assert [offset for offset, _ in constant] == [0.0, DASH, 2 * DASH]
+    assert (first, other) == ({}, {})
+    assert second["linestyle"] == (DASH, (DASH, DASH))
+    constant = told_apart([([0.0, 100.0 * i], [8.0, 8.0]) for i in (1, 3, 2)])  # of different lengths
+    assert constant[1] == {}
+    assert [constant[i]["linestyle"][0] for i in (0, 2)] == [DASH, 2 * DASH]
 
 
 def test_the_climb_of_a_warm_up_is_drawn_to_its_highest_rate() -> None:

@@ -53,8 +53,8 @@ def stepped(
     return x, y
 
 
-def told_apart(lines: Sequence[Points]) -> list[Any]:
-    """A style of matplotlib for each line: solid, and dashes in turn for those that coincide.
+def told_apart(lines: Sequence[Points]) -> list[dict[str, Any]]:
+    """What ``plot`` is to be given for each line, so that those that coincide are seen in turn; nothing for the others.
 
     Lines in few steps coincide where they go through the same values, as far as they go.
 
@@ -65,9 +65,10 @@ def told_apart(lines: Sequence[Points]) -> list[Any]:
     for number, (x, y) in enumerate(lines):
         steps = tuple(value for i, value in enumerate(y) if i == 0 or value != y[i - 1])
         same.setdefault(steps if len(steps) <= FEW else (tuple(x), tuple(y)), []).append(number)
-    styles: list[Any] = ["-"] * len(lines)
+    styles: list[Any] = [{}] * len(lines)
     for numbers in same.values():
-        for turn, number in enumerate(numbers):
-            if len(numbers) > 1:
-                styles[number] = (turn * DASH, (DASH, DASH * (len(numbers) - 1)))
+        longest = max(numbers, key=lambda number: max(lines[number][0], default=0.0))
+        for turn, number in enumerate(number for number in numbers if number != longest):
+            dashes = ((turn + 1) * DASH, (DASH, DASH * (len(numbers) - 1)))
+            styles[number] = {"linestyle": dashes, "zorder": 2.1}  # above the longest, which is solid
     return styles

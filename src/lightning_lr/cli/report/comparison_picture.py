@@ -111,8 +111,7 @@ def _draw_small(
     styles = zip(_styles(comparison), told_apart(drawn), strict=True)
     for run, (x, y), (style, apart) in zip(comparison.runs, drawn, styles, strict=True):
         if x:
-            given = style if apart == "-" else {**style, "linestyle": apart}
-            ax.plot(x, y, label=run.name, drawstyle=drawstyle, **given)
+            ax.plot(x, y, label=run.name, drawstyle=drawstyle, **{**style, **apart})
     every = [value for _, values in lines for value in values]
     if spans_decades(every):
         ax.set_yscale("log")

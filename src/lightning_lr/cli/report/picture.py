@@ -101,9 +101,9 @@ def draw_learning_rate(ax: Axes, record: RunRecord) -> None:
             # where every update was logged, its lr is known to hold since the one before it, and a jump is a jump
             every_update = len(at) == record.metrics[record.learning_rates[group]].steps[-1] + 1
             if every_update:
-                ax.step([0.0, *at], [values[0], *values], where="pre", color=color, linestyle=style, label=group)
+                ax.step([0.0, *at], [values[0], *values], where="pre", color=color, label=group, **style)
             else:
-                ax.plot(*stepped(at, values, record.edges), color=color, linestyle=style, label=group)
+                ax.plot(*stepped(at, values, record.edges), color=color, label=group, **style)
             name = f"{group}  " if len(lines) > 1 else ""
             labels.append(EndLabel(record.now, values[-1], f"{name}{values[-1]:.2g}", color))
     every = [value for _, values in lines.values() for value in values]
