@@ -21,7 +21,7 @@ class BarNotes:
         self._at = -math.inf
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether there is a bar that shows metrics, and what it shows of ours is old or gone."""
+        """Whether there is a bar that shows metrics, and what this package wrote there is old or gone."""
         bar = trainer.progress_bar_callback
         if bar is None or not getattr(bar, "is_enabled", True):
             return False
