@@ -144,7 +144,7 @@ def _planned_figure(trainer: Trainer) -> Any:
 def _reported_figure(trainer: Trainer) -> Any:
     from lightning_lr import lightning_internals as internals
 
-    # without a local folder of its own there is nothing to read; and reading a Trainer's log_dir is a broadcast, which all ranks join
+    # without a local folder there is nothing to read, and a Trainer's log_dir would be a broadcast from rank 0 alone
     return None if internals.journal_folder(trainer) is None else report(trainer).figure
 
 
