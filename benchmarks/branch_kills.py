@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, seed_everything
+from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from benchmarks._common import RESULTS, environment, markdown_table, quiet_process, write_keeping_findings
-from benchmarks._training import quiet_trainer
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Cosine, CriticalBatchSize, LearningRateSearch
 
 TARGET = RESULTS / "branch_kills.json"
@@ -114,7 +113,17 @@ def run(case: str, folder: Path) -> dict[str, Any]:
     # the ramp places its own sampler after a resume
     loader = DataLoader(data, BATCH, shuffle=True) if "ramp" in case else Resumable(data)
     save = ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
-    trainer = quiet_trainer(str(folder), [*callbacks, save], max_epochs=EPOCHS, limit_val_batches=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[*callbacks, save],
+        deterministic=True,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        max_epochs=EPOCHS,
+        limit_val_batches=0,
+    )
     trainer_checkpoint = folder / "last.ckpt"
     begun = torch.load(trainer_checkpoint, weights_only=False)["global_step"] if trainer_checkpoint.exists() else 0
     trainer.fit(module, loader, ckpt_path=str(trainer_checkpoint) if begun else None)

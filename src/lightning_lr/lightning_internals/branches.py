@@ -157,7 +157,7 @@ def why_no_branches(trainer: Trainer, module: LightningModule) -> str | None:
                 "it does not let us put back; use ZeROStrategy, or make it with one device or DDP, and train with what "
                 "it finds"
             )
-        reason: str | None = strategy.why_not_forked
+        reason: str | None = getattr(strategy, "why_not_forked", None)
         if reason is not None:
             return f"{type(strategy).__name__}'s engine cannot be put back to the bit: {reason}"
     if isinstance(strategy, FSDPStrategy):
