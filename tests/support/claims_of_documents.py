@@ -903,3 +903,14 @@ claim(
     lambda: [AtMost(runs.searched_price([*ON_IMAGES, *NO_SAY, *SEEN_LATER]))],
     optional=True,
 )
+
+# ---------------------------------------------------------------------- the critical batch
+CRITICAL = "docs/critical_batch_size.md"
+for _task, _scale in {"CNN": 100.0, "byte LM": 1.0}.items():
+    for _arm in ("fixed", "fixed x 2", "fixed x 4", "curve", "noise scale", "branches"):
+        claim(
+            CRITICAL,
+            f"| {_task} | {_arm} | {{}} | {{}} |",
+            lambda task=_task, arm=_arm, scale=_scale: runs.critical_batch(task, arm, scale),  # type: ignore[misc]
+        )
+claim(CRITICAL, "of {} kills in branches {} went on right", lambda: runs.kills_in_branches())

@@ -503,3 +503,19 @@ def made_with_local_changes(folder: str) -> tuple[int, int]:
     """Of the files of a folder, those whose code was not the commit's; and all."""
     files = [path.read_text(encoding="utf-8") for path in (RESULTS / folder).glob("*.json")]
     return sum("with local changes" in text for text in files), len(files)
+
+
+# ---------------------------------------------------------------------- the critical batch
+def critical_batch(task: str, arm: str, scale: float) -> list[float]:
+    """Updates and result of an arm, of the seed that every arm has."""
+    made = where("critical_batch", task=task, arm=arm, seed=2)
+    return [
+        statistics.fmean(record["updates"] for record in made),
+        scale * statistics.fmean(record["value"] for record in made),
+    ]
+
+
+def kills_in_branches() -> list[float]:
+    """How many runs were killed inside a branch, and how many of them went on right."""
+    killed = [kill for kill in document("branch_kills.json")["kills"] if kill["killed"]]
+    return [len(killed), sum(kill["right"] for kill in killed)]
