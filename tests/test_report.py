@@ -286,6 +286,7 @@ def test_the_picture_has_a_panel_for_what_the_run_has(
         "loss after a\nshort schedule",
         "loss of the\nadaptive warm-up",
         "compressed\nactivations",
+        "critical batch\n(samples)",
         "hypergradient\nfactor",
         "cosine of gradient\nand last update",
     ]
