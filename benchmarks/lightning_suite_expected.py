@@ -1,0 +1,37 @@
+"""What the tests of Lightning are meant to see of our callbacks, each with its reason, and refusals in a few words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Meant:
+    """Tests that fail, or facts that differ, because a callback is attached at all.
+
+    Args:
+        test: regular expression of the file and the test.
+        reason: why that is right.
+        arms: regular expression of the arms.
+        why: regular expression of what the test said.
+    """
+
+    test: str
+    reason: str
+    arms: str = ".*"
+    why: str = ".*"
+
+    def covers(self, test: str, arm: str, why: str) -> bool:
+        """Whether this is such a case."""
+        return bool(
+            re.search(self.test, test) and re.fullmatch(self.arms, arm) and re.search(self.why, why, flags=re.DOTALL)
+        )
+
+
+BY_DESIGN: tuple[Meant, ...] = ()
+
+
+def in_short(refusal: str) -> str:
+    """A refusal without the numbers and names of the one run."""
+    return re.sub(r"\d+(\.\d+)?", "N", refusal)[:160]
