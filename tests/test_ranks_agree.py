@@ -23,7 +23,8 @@ from lightning_lr import (
     Polynomial,
     StepRamp,
 )
-from tests.support.random_loops import Loop, largest_difference, run
+from tests.support.processes import run_in_processes
+from tests.support.random_loops import Loop, drawn, largest_difference, run
 from tests.support.toy import Probe, Toy, data, fit, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
@@ -77,11 +78,14 @@ LOOPS = [
     Loop(((6,),), lies=(3, 4), accumulation=2, max_epochs=3),
     Loop(((5,), (3,)), accumulation=2, max_epochs=3, resume=4),
     Loop(((5,), (3,)), max_epochs=3, resume=5),
+    Loop(((5,), (3,)), accumulation=2, max_epochs=-1, seconds=11, resume=3),
+    Loop(((4, 6),), mode="max_size", max_epochs=4, max_steps=30, seconds=13),
+    *drawn(8),
 ]
 
 
-def _loop(loop: Loop, folder: Path) -> Any:
-    return run(loop, folder, ddp).updates
+def _loop(loop: Loop, folder: Path, world: int = 2) -> Any:
+    return run(loop, folder, partial(ddp, devices=world)).updates
 
 
 EQUAL = {name: partial(_shards, name, (21, 24), (4, 4)) for name in METHODS if name != "ramp"}
@@ -155,7 +159,22 @@ def test_progress_is_equal_to_the_bit_on_every_rank(index: int, results: Any) ->
     first, second = (rank[f"loop {index}"] for rank in results)
     assert first == second
 
-    class Made:
-        updates = first
+    assert largest_difference(first, LOOPS[index]) <= 1e-12
 
-    assert largest_difference(Made, LOOPS[index]) <= 1e-12  # type: ignore[arg-type]
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "examples"), [(2, 300), (4, 100)])
+def test_progress_is_equal_on_every_rank_through_drawn_loops(world: int, examples: int, tmp_path: Path) -> None:
+    made = drawn(examples)
+    cases = [(str(index), partial(_loop, loop, tmp_path / str(index), world)) for index, loop in enumerate(made)]
+    ranks = run_in_processes(cases, tmp_path, world)
+    worst = 0.0
+    for index, loop in enumerate(made):
+        first = ranks[0][str(index)]
+        assert isinstance(first, list), (loop, first)
+        assert all(rank[str(index)] == first for rank in ranks), loop
+        worst = max(worst, largest_difference(first, loop))
+    resumed = sum(loop.resume is not None for loop in made)
+    again = sum(loop.stop is not None or loop.more > 0 for loop in made)
+    print(f"{len(made)} loops on {world} processes, {resumed} resumed, {again} fitted again: {worst:.2g} at most")
+    assert worst <= 1e-12

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -42,6 +43,7 @@ class Loop:
         accumulation: micro-batches per update.
         max_epochs: or -1.
         max_steps: or -1.
+        seconds: after which a ``Timer`` ends the run, where each micro-batch takes one; 0 for none.
         skips: (epoch, batch) at which ``on_train_batch_start`` returns -1.
         stop: (epoch, batch) in which a first run raises, or None.
         resume: updates after which a checkpoint is gone on from, or None.
@@ -55,6 +57,7 @@ class Loop:
     accumulation: int = 1
     max_epochs: int = 2
     max_steps: int = -1
+    seconds: int = 0
     skips: frozenset[tuple[int, int]] = frozenset()
     stop: tuple[int, int] | None = None
     resume: int | None = None
@@ -88,11 +91,12 @@ def loops(draw: st.DrawFn) -> Loop:
     if isinstance(limit, float) and any(int(n * limit) == 0 for row in lengths for n in row):
         limit = 1.0
     accumulation = draw(st.integers(1, 4))
-    end = draw(st.sampled_from(["epochs", "steps", "both"]))
+    end = draw(st.sampled_from(["epochs", "steps", "both", "time", "all"]))
     skips = frozenset(draw(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=2)))
     loop = Loop(
         lengths, lies, draw(st.sampled_from(MODES)), limit, accumulation,
-        -1 if end == "steps" else epochs, -1 if end == "epochs" else draw(st.integers(1, 12)), skips,
+        -1 if end in ("steps", "time") else epochs, -1 if end in ("epochs", "time") else draw(st.integers(1, 12)),
+        draw(st.integers(1, 30)) if end in ("time", "all") else 0, skips,
     )  # fmt: skip
     if end == "steps" and lies and loop.given(100) < min(accumulation, loop.told(100)):
         loop = _with(loop, accumulation=1)  # no update would ever be made
@@ -101,13 +105,26 @@ def loops(draw: st.DrawFn) -> Loop:
         loop = _with(loop, stop=(draw(st.integers(0, epochs - 1)), draw(st.integers(0, 6))))
     elif event == "resume":
         loop = _with(loop, resume=draw(st.integers(1, 12)))
-    elif event == "more":
+    elif event == "more" and not loop.seconds:
         loop = _with(loop, more=draw(st.integers(1, 2)))
     return loop
 
 
 def _with(loop: Loop, **changes: Any) -> Loop:
     return Loop(**{**vars(loop), **changes})
+
+
+def drawn(count: int) -> list[Loop]:
+    """The same loops whenever it is called, for processes that all have to run the same."""
+    found: list[Loop] = []
+
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+    @given(loops())
+    def collect(loop: Loop) -> None:
+        found.append(loop)
+
+    collect()
+    return found[:count]
 
 
 # ---------------------------------------------------------------------- the replay
@@ -124,8 +141,13 @@ def replay(loop: Loop) -> list[Fraction]:
 def _replay(loop: Loop, resume: int | None) -> list[Fraction]:
     updates: list[Fraction] = []
     place = [0, 0]  # epoch that comes next, updates made
+    time_is_up = False
 
     def fit(max_epochs: int, max_steps: int, stop: tuple[int, int] | None) -> None:
+        nonlocal time_is_up
+        spent = begun = 0  # seconds, also before the window; a Timer begins anew with every fit
+        if time_is_up:
+            return
         while place[0] != max_epochs and place[1] != max_steps:
             epoch, told, given = place[0], loop.told(place[0]), loop.given(place[0])
             start = 0
@@ -136,21 +158,28 @@ def _replay(loop: Loop, resume: int | None) -> list[Fraction]:
                     raise _RaisedError
                 if (epoch, batch) in loop.skips:
                     break
+                spent += 1
                 if (batch + 1) % loop.accumulation == 0 or batch + 1 == told:
                     shares = []
                     if max_epochs != -1:
                         shares.append((epoch + Fraction(start, told)) / max_epochs)
                     if max_steps != -1:
                         shares.append(Fraction(place[1], max_steps))
+                    if loop.seconds:
+                        shares.append(min(Fraction(1), Fraction(begun, loop.seconds)))
                     updates.append(max(shares))
-                    start = batch + 1
+                    start, begun = batch + 1, spent
                     place[1] += 1
                     if place[1] == max_steps:
                         break
                     if place[1] == resume and batch + 1 < told and loop.lies is not None:
                         # a loader that is no part of the checkpoint begins anew inside the epoch
                         given = min(told, batch + 1 + loop.lies[min(epoch, len(loop.lies) - 1)])
+                if loop.seconds and spent >= loop.seconds:
+                    time_is_up = True
+                    return
             place[0] += 1
+            begun = spent  # what is left of a window is not trained on
 
     with suppress(_RaisedError):
         fit(loop.max_epochs, loop.max_steps, loop.stop)
@@ -190,6 +219,25 @@ class Places(MethodCallback):
         self.updates.append(self.next)
         self.widths.append(self.width)
         self.ends.append(self._run.clock.progress)
+
+
+class Ticking(Timer):
+    """Time passes by a second with each micro-batch; faster on ranks above 0, whose clocks are not asked."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__({"seconds": seconds})
+        self._ticks = 0.0
+
+    def time_elapsed(self, stage: Any = "train") -> float:
+        return self._offset + self._ticks
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._ticks = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._ticks += 1 + trainer.global_rank / 2
+        super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class Lying(IterableDataset[Any]):
@@ -242,9 +290,10 @@ def run(loop: Loop, folder: Path, where: Callable[[], dict[str, Any]] = dict) ->
     """Train through the loop and whatever happens to it; the places of the last of its runs."""
 
     def trainer_with(*callbacks: Callback) -> Trainer:
+        timer = [Ticking(loop.seconds)] if loop.seconds else []
         return Trainer(
             **quiet(
-                callbacks=list(callbacks), max_epochs=loop.max_epochs, max_steps=loop.max_steps,
+                callbacks=[*timer, *callbacks], max_epochs=loop.max_epochs, max_steps=loop.max_steps,
                 limit_train_batches=loop.limit, accumulate_grad_batches=loop.accumulation,
                 reload_dataloaders_every_n_epochs=1, enable_checkpointing=loop.resume is not None,
                 use_distributed_sampler=False, **where(),
@@ -277,9 +326,9 @@ def run(loop: Loop, folder: Path, where: Callable[[], dict[str, Any]] = dict) ->
         return places
 
 
-def largest_difference(places: Places, loop: Loop) -> float:
-    """Between the progress of a run and the replay's, over all updates."""
+def largest_difference(updates: list[float], loop: Loop) -> float:
+    """Between the progress before each update of a run and the replay's."""
     expected = replay(loop)
-    assert len(places.updates) == len(expected), (len(places.updates), len(expected), loop)
-    differences = [abs(Fraction(a) - b) for a, b in zip(places.updates, expected, strict=True)]
+    assert len(updates) == len(expected), (len(updates), len(expected), loop)
+    differences = [abs(Fraction(a) - b) for a, b in zip(updates, expected, strict=True)]
     return float(max(differences, default=0))
