@@ -126,7 +126,6 @@ class Checkpointing:
         self._free = 0
         self._writing: set[nn.Module] = set()
         """Blocks that write into tensors of the objects that they are given (such as a cache of fixed size)."""
-        self._caches = _cache_switches(network)
         self._called: set[Candidate] = set()
         self._watches = 1 if policy.memory_budget is None else 1 + TIMED_STEPS
         self._patch(self._candidates)
@@ -141,7 +140,7 @@ class Checkpointing:
     def step(self) -> Iterator[None]:
         """Encloses the forward of one training step, not its backward."""
         self._cursor, self._open, self._grown = 0, None, False
-        switched_off = [config for config in self._caches if config.use_cache is True]
+        switched_off = [config for config in _cache_switches(self._network) if config.use_cache is True]
         try:
             for config in switched_off:
                 config.use_cache = False

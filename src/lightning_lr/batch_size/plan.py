@@ -8,6 +8,7 @@ Smith, Kindermans, Ying & Le 2018, arXiv:1711.00489.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -127,6 +128,15 @@ class RampPlan:
                 growth before it.
         """
         return replace(self, growths=(*self.growths, Growth(epoch, start, batch_size)))
+
+    def with_growths(self, growths: Sequence[Growth]) -> RampPlan:
+        """This plan with growths that were decided in a run of other data: none above the largest batch of this one."""
+        kept: list[Growth] = []
+        for growth in growths:
+            batch_size = min(growth.batch_size, self.largest_batch_size)
+            if batch_size > (kept[-1].batch_size if kept else self.starting_batch_size):
+                kept.append(growth._replace(batch_size=batch_size))
+        return replace(self, growths=tuple(kept)) if kept else self
 
     def begun(self, samples: int) -> RampPlan:
         """Return the plan in which the ramp begins after so many samples of the run, over all devices."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_lr.batch_size.batch_rule import LRRule
-from lightning_lr.batch_size.plan import Growth, RampPlan
+from lightning_lr.batch_size.plan import RampPlan
 from lightning_lr.batch_size.plan_checks import CALLER
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.schedules import RampSchedule
@@ -28,7 +28,6 @@ def streamed_plan(
     shape: RunShape,
     max_batch_size: int | None,
     lr_rule: LRRule,
-    growths: tuple[Growth, ...] = (),
 ) -> RampPlan:
     """Return the plan of a ramp over iterable data, whose samples are micro-batches.
 
@@ -37,7 +36,6 @@ def streamed_plan(
         shape: the run with the loader's own batch.
         max_batch_size: largest batch in samples, over all devices; ``None``: a tenth of the epoch.
         lr_rule: "linear" for SGD, "sqrt" for Adam.
-        growths: what an ``AdaptiveRamp`` has decided so far, in micro-batches.
 
     Raises:
         ValueError: where the cap is below the start, or an epoch without a known length is needed.
@@ -76,7 +74,6 @@ def streamed_plan(
         max_micro_batch_size=1,
         lr_rule=lr_rule,
         device_samples=batches,
-        growths=growths,
     )
 
 

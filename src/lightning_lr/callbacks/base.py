@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -104,6 +105,8 @@ class MethodCallback(Callback):
         self.tuned_lr: list[list[float]] | None = None
         """The learning rates that the user tuned, by optimizer and group, once a run knows them."""
         self._run: Run | None = None
+        self._before: dict[str, Any] | None = None
+        """The attributes that it had when a fit began, until that ends."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -227,6 +230,8 @@ class MethodCallback(Callback):
         refuse_mirror(self, trainer)
         if stage != "fit":
             return
+        mutable = (list, dict, set)  # what a fit fills in place
+        self._before = {name: copy(v) if isinstance(v, mutable) else v for name, v in self.__dict__.items()}
         caller = type(self).__name__
         for other in members_of(trainer):
             if type(other) is type(self) and other is not self:
@@ -321,7 +326,7 @@ class MethodCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         run = self._run
         if run is not None and run.is_first(self):
-            run.close_window()
+            run.close_window(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -394,6 +399,14 @@ class MethodCallback(Callback):
         """Drop what the object holds of another run: this one goes on from a checkpoint, or begins."""
         self.clock_state = self.loaded = self._shape_facts = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: the object as it is outside a fit, to which nothing of the Trainer is tied."""
+        state = self.__dict__
+        if self._before is not None:
+            self._keep_place()
+            state = {**self._before, **{name: state[name] for name in ("clock_state", "tuned_lr", "_shape_facts")}}
+        return internals.without_logging(state)
+
     # ------------------------------------------------------------------ inside
     def _keep_place(self) -> None:
         if self._run is not None:
@@ -402,7 +415,7 @@ class MethodCallback(Callback):
             self._shape_facts = resume_checks.facts_of(self._run.clock.shape)
 
     def _leave(self, trainer: Trainer) -> None:
-        self.loaded = self.journals_before = None
+        self.loaded = self.journals_before = self._before = None
         self._absent = []
         if self._run is not None:
             self._keep_place()

@@ -69,5 +69,8 @@ class GhostBatchNorm(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"ghost_batch_size": self.ghost_batch_size}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return internals.without_logging(self.__dict__)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         resume_checks.log_changed_settings(self, {name: str(value) for name, value in state_dict.items()})

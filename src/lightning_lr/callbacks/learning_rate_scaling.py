@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
+from lightning_lr import lightning_internals as internals
 from lightning_lr import scaling
 from lightning_lr.callbacks.base import MethodCallback
 from lightning_lr.callbacks.compatibility import Clash
 from lightning_lr.callbacks.optimizers import Indices
+from lightning_lr.callbacks.resume_checks import facts_of
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.checks import is_count, is_real
 from lightning_lr.curves import Phase
@@ -80,11 +84,14 @@ class LearningRateScaling(MethodCallback):
         self.rule = rule
         self.warmup_epochs = float(warmup_epochs)
         self.batch_size = batch_size
-        self._scale: float | None = None  # of the batch at the start of the fit: what changes it later is left as it is
+        self._batch: int | None = None
+        """The global batch when the run began: what makes it another later, a ramp or a reloaded loader, is left as it
+        is. A resume goes on with it, unless loader, devices or accumulation are others than at the checkpoint."""
+        self._reloads = False
 
     def k(self, shape: RunShape) -> float:
         """The global batch of this run over the reference batch."""
-        batch_size = self.batch_size or shape.batch_size
+        batch_size = self._batch_of(shape)
         if batch_size is None:
             raise MisconfigurationException(
                 "LearningRateScaling: the loader's batch size is not known (it has a batch sampler of its own); "
@@ -112,6 +119,9 @@ class LearningRateScaling(MethodCallback):
         climb = self.climb(shape)
         return climb * (shape.epoch.total_units or 0) / shape.total_units if climb else 0.0
 
+    def check(self, trainer: Trainer, module: LightningModule) -> None:
+        self._reloads = internals.reloads_loaders(trainer)
+
     def check_shape(self, shape: RunShape, optimizer: Optimizer) -> None:
         if shape.has_length and self.warmup(shape) > 1.0 + 1e-9:
             epoch_units = shape.epoch.total_units or 1
@@ -129,7 +139,8 @@ class LearningRateScaling(MethodCallback):
                 ) from error
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        self._scale = self.scale(shape)
+        if self._batch is None or not _same_batch(self._shape_facts, facts_of(shape), self._reloads):
+            self._batch = shape.batch_size
         if self._scales_adam(writer.optimizer) and self.k(shape) != 1.0:
             k = self.k(shape)
             writer.set_transform("betas", self.name, lambda betas: scaling.scaled_betas(betas, k))
@@ -137,7 +148,7 @@ class LearningRateScaling(MethodCallback):
 
     def factor(self, clock: SampleClock) -> float:
         shape = clock.shape
-        scale = self.scale(shape) if self._scale is None else self._scale
+        scale = self.scale(shape)
         climb = self.climb(shape) if scale > 1.0 else 0.0
         if not climb:
             return scale
@@ -154,10 +165,32 @@ class LearningRateScaling(MethodCallback):
 
     def summary(self, shape: RunShape) -> dict[str, str]:
         k, scale = self.k(shape), self.scale(shape)
-        batch_size = self.batch_size or shape.batch_size
+        batch_size = self._batch_of(shape)
         climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.climb(shape) else ""
         batch = f"batch {batch_size} = {k:.6g} x {self.reference_batch_size}"
         return {"scaling": f"{self.rule}: lr x {scale:.6g} for {batch}{climb}"}
 
+    # ------------------------------------------------------------------ state
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "batch": self._batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._batch, self._shape_facts = state_dict.get("batch"), state_dict.get("run")  # not in those of 0.1.0
+
+    def start_fresh(self) -> None:
+        super().start_fresh()
+        self._batch = None
+
+    # ------------------------------------------------------------------ inside
+    def _batch_of(self, shape: RunShape) -> int | None:
+        began_with = None if self._run is None else self._batch  # a plan is of a run from its beginning
+        return self.batch_size or began_with or shape.batch_size
+
     def _scales_adam(self, optimizer: Optimizer) -> bool:
         return self.rule == "sqrt" and isinstance(optimizer, Adam | NAdam | RAdam)
+
+
+def _same_batch(before: Mapping[str, Any] | None, now: Mapping[str, Any], reloads: bool) -> bool:
+    names = ("devices", "accumulation") if reloads else ("devices", "micro-batch", "accumulation")
+    return before is not None and [before.get(name) for name in names] == [now.get(name) for name in names]

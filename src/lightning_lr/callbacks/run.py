@@ -54,6 +54,7 @@ class Run:
         self.members = members
         self._loaders = Loaders.of(trainer)
         self._plain: tuple[Any, ...] | None = None  # what the shape was made from
+        self._limits: tuple[Any, ...] = ()
         self._reached: float | None = None  # share of the budget after the last update
         shape = self._shape_now(trainer)
         self._compare_with_checkpoint(trainer, shape)
@@ -163,6 +164,10 @@ class Run:
         """
         self._settle(trained=False)
         self._window_open, self._counted = True, False
+        if batch_idx == self.clock.micro_batch and internals.limits(trainer) != self._limits:
+            # somebody has changed them since the place was noted: in a hook of the module, or a callback after ours
+            self.stand(trainer, (trainer.current_epoch, batch_idx))
+            self.write_next_update()
         for managed, optimizer in zip(self.optimizers, trainer.optimizers, strict=False):
             managed.forget_update()
             if managed.optimizer is not optimizer:
@@ -204,9 +209,12 @@ class Run:
         """What the accumulated gradient of this update has been multiplied by until now."""
         return math.prod(member.gradient_correction for member in self.members)
 
-    def close_window(self) -> None:
+    def close_window(self, trainer: Trainer) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
         if self._window_open:
+            if self.clock.lacks_seconds:  # what the first update of all covers is known only now that it is nearly made
+                self.clock.take(internals.place(trainer, (0, 0)).seconds)
+                self.write_next_update()
             self._settle(trained=True)
             self._window_open = False
             self._warn_of_updates_after_the_end()
@@ -332,7 +340,11 @@ class Run:
     # ------------------------------------------------------------------ inside
     def _shape_now(self, trainer: Trainer) -> RunShape:
         """The run by what Lightning goes by now; the same object until something has changed."""
-        now = _facts_of_run(trainer, self._loaders.epoch_now(trainer))
+        self._limits = internals.limits(trainer)
+        epoch = self._loaders.epoch_now(trainer)
+        if epoch.micro_batches == 0 and self._plain is not None:
+            return self._shape  # a reloaded loader that is empty: nothing of this epoch is trained on
+        now = _facts_of_run(trainer, epoch)
         if now != self._plain:
             self._plain, shape = now, RunShape(*now)
             for member in self.members:

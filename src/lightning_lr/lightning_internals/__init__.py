@@ -43,12 +43,14 @@ from lightning_lr.lightning_internals.logs import (
     logs_now,
     note_loggers,
     silent_loggers,
+    without_logging,
 )
 from lightning_lr.lightning_internals.loop import (
     batches_counted,
     batches_of_earlier_epochs,
     begin_epoch_after_resume,
     epochs_of_updates,
+    limits,
     makes_no_update,
     next_position,
     place,
@@ -162,6 +164,7 @@ __all__ = [
     "length_of",
     "let_accumulation_change",
     "limited_batches",
+    "limits",
     "loader_shape",
     "log_metrics",
     "log_picture",
@@ -209,4 +212,5 @@ __all__ = [
     "why_no_end",
     "why_no_micro_batch_gradients",
     "with_gradient_norm",
+    "without_logging",
 ]

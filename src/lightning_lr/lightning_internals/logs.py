@@ -105,6 +105,11 @@ def logs_now(trainer: Trainer) -> bool:
     return bool(trainer.loggers) and bool(trainer._logger_connector.should_update_logs)
 
 
+def without_logging(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A callback's attributes without the ``log`` of its module, which Lightning ties to it anew in every fit."""
+    return {name: value for name, value in attributes.items() if name not in ("log", "log_dict")}
+
+
 def logged_in_this_step(trainer: Trainer) -> dict[str, Any]:
     """What the present ``training_step`` has logged, by name."""
     results = trainer.fit_loop.epoch_loop._results

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, Timer
-from lightning.pytorch.loops.training_epoch_loop import RestartStage
+from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, Timer
+from lightning.pytorch.loops.training_epoch_loop import RestartStage
+from lightning.pytorch.trainer.states import RunningStage
+
+from lightning_lr.batch_size import WindowAccumulation
 from lightning_lr.lightning_internals.loaders import given_loader_without_length
 from lightning_lr.progress import EpochShape, Place, RunShape
 
@@ -52,6 +56,17 @@ def place(trainer: Trainer, position: tuple[int, int]) -> Place:
     return Place(*position, trainer.global_step, seconds)
 
 
+def limits(trainer: Trainer) -> tuple[Any, ...]:
+    """What the shape of the run is read from, besides loaders and time; cheap to compare with what it was."""
+    accumulation = trainer.accumulate_grad_batches
+    return (
+        trainer.max_epochs,
+        trainer.max_steps,
+        trainer.num_training_batches,
+        1 if isinstance(accumulation, WindowAccumulation) else accumulation,  # a ramp's: its plan has the windows
+    )
+
+
 def time_limit(trainer: Trainer) -> tuple[float, float] | None:
     """Seconds of training spent and allowed, of the ``Timer`` (``max_time`` makes one) that is the first to end."""
     limits = [
@@ -86,6 +101,7 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     """
     loop = trainer.fit_loop
     batches = loop.epoch_loop.batch_progress
+    _mend_callbacks(trainer)
     if not loop.epoch_loop.restarting:
         # A fit that did not end by itself has left an epoch and a batch that are begun and not done. Both begin again;
         # counted twice, a checkpoint of this fit would not be recognised for what it is.
@@ -116,6 +132,19 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     for counts in (loop.epoch_progress.current, loop.epoch_progress.total):
         # under max_steps a checkpoint of on_train_epoch_end leaves its epoch half counted; it would be trained again
         counts.completed = vars(counts)["processed"]
+
+
+def _mend_callbacks(trainer: Trainer) -> None:
+    """What Lightning's own callbacks (2.5.6, 2.6.6) forget in a fit that is not the first or begins inside an epoch.
+
+    A ``GradientAccumulationScheduler`` sets the accumulation when an epoch starts, and inside one it would be 1 until
+    the next. A ``Timer`` goes by the end of the fit before, so that its time never comes.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler) and starting_position(trainer)[1] > 0:
+            trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(_epochs_done(trainer))
+        if isinstance(callback, Timer):
+            callback._end_time[RunningStage.TRAINING] = None
 
 
 def batches_counted(trainer: Trainer) -> int:

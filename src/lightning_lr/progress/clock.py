@@ -116,6 +116,16 @@ class SampleClock:
         self.updates, self.epoch, self.micro_batch = place.updates, place.epoch, place.micro_batch
         self._measure()
 
+    @property
+    def lacks_seconds(self) -> bool:
+        """Whether time limits the run and no update has been made yet that tells how long one takes."""
+        return self.shape.max_seconds is not None and self._update_seconds == 0.0
+
+    def take(self, seconds: float) -> None:
+        """The update before which the clock stands has taken until ``seconds`` of the run."""
+        self._update_seconds = max(0.0, seconds - self._place.seconds)
+        self._measure()
+
     def count(self, samples: int | None) -> None:
         """Count the samples of a micro-batch over all devices; ``None`` where they are not known."""
         if samples is None:
@@ -149,6 +159,7 @@ class SampleClock:
             "progress": self._progress(),
             "place": [self._place.epoch, self._window, self._place.updates, self._place.seconds],
             "update_made": self._update_made,
+            "update_seconds": self._update_seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -157,6 +168,7 @@ class SampleClock:
         self.samples_counted = bool(state.get("samples_counted", True))
         self.batch_size = int(state["batch_size"])
         self._window_samples = int(state["window_samples"])
+        self._update_seconds = float(state.get("update_seconds", 0.0))  # not in checkpoints of 0.1.0
 
     def resume(self, place: Place, state: dict[str, Any] | None) -> None:
         """Move to where a run continues, by the loop's counters; ``state`` has what they lack.

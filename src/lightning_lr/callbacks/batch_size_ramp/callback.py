@@ -174,6 +174,11 @@ class BatchSizeRamp(MethodCallback):
         if self._loader is not None and self._loader.stream is not None:
             return self._loader.stream.shape
         plan = self._loader.plan if self._loader is not None and self._loader.ready else self.plan_for(shape)
+        if (plan.max_epochs, plan.max_updates) != (shape.max_epochs, shape.max_updates):
+            rank_zero_warn(
+                "BatchSizeRamp: the end of the run has been changed inside an epoch, whose batches are planned for the "
+                "end before; the ramp follows from the next epoch on"
+            )
         return StreamedShape.of(shape, plan) if is_streamed(shape) else RampedShape.of(shape, plan)
 
     def plan_for(self, shape: RunShape) -> RampPlan:
@@ -264,6 +269,8 @@ class BatchSizeRamp(MethodCallback):
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None and self._ramped.follow(trainer):
+            self._run.plan_again(trainer)
         if self._ramped.stream is not None:
             self._ramped.stream.begin_epoch(trainer)
         super().on_train_epoch_start(trainer, pl_module)

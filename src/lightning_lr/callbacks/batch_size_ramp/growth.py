@@ -58,6 +58,7 @@ class RampGrowth:
         place = ramped.next_free_place(trainer, trainer.current_epoch)
         last = self.growths[-1] if self.growths else None
         current = plan.rule.whole(last.batch_size) if last is not None else plan.starting_batch_size
+        current = min(current, plan.largest_batch_size)  # a reloaded loader may have fewer samples than it grew with
         unit = clock.shape.unit if isinstance(clock.shape, RampedShape) else 1
         too_late = place[0] >= (trainer.max_epochs or 0)
         if schedule.by_branches:

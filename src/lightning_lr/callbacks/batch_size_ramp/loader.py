@@ -36,6 +36,8 @@ class RampedLoader:
         """The windows over iterable data, whose loader is left as it is."""
         self._reshape = reshape
         self._plan: RampPlan | None = None
+        self._planned_for: RunShape | None = None
+        self._empty = False
         self._sampler: RampBatchSampler | None = None
         self._placed_at: tuple[int, int] | None = None
         self._given: DataLoader[Any] | None = None
@@ -112,9 +114,19 @@ class RampedLoader:
                 generator.set_state(own)
             internals.restart_iterator(trainer)
 
+    def follow(self, trainer: Trainer) -> bool:
+        """Before an epoch: plan again where the end of the run has been changed; returns whether it was."""
+        assert self._planned_for is not None
+        now = run_shape(trainer, self._planned_for.epoch)
+        if now == self._planned_for:
+            return False
+        self._plan_for(now)
+        self._placed_at = None
+        return True
+
     def start_epoch(self, trainer: Trainer) -> None:
         """An epoch starts. The iterator of the first, also after a resume, exists; others are made after this."""
-        if self.stream is not None:
+        if self.stream is not None or self._empty:
             return
         epoch = trainer.current_epoch
         assert self._sampler is not None
@@ -164,7 +176,6 @@ class RampedLoader:
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
         if internals.makes_no_update(trainer):
             return loader
-        self._plan = self.stream = None  # Lightning may reload: the run continues with a plan for the new loader
         _refuse_ranks_that_differ(trainer, loader)
         if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
             return self._stream_from(trainer, loader)
@@ -179,10 +190,11 @@ class RampedLoader:
             self._keep_order_of(sampler)
         whole, rest = divmod(len(sampler), given.batch_size)  # type: ignore[arg-type]
         batches = internals.limited_batches(trainer, whole + int(rest > 0 and not given.drop_last))
-        if batches == 0:
-            return loader  # Lightning returns without an update
+        self._empty = batches == 0
+        if self._empty:
+            return loader  # Lightning ends without a further update
         shape = internals.loader_shape(loader, batches, trainer.world_size)
-        self._plan = self._reshape(run_shape(trainer, shape)).plan
+        self._plan_for(run_shape(trainer, shape))
         self._validate_by_samples(trainer, given.batch_size, batches)
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
         self._place(trainer)
@@ -206,10 +218,17 @@ class RampedLoader:
         length, limit = internals.length_of(loader), trainer.limit_train_batches
         batches = internals.limited_batches(trainer, length) if length is not None else limit
         shape = internals.loader_shape(loader, batches if isinstance(batches, int) else None, trainer.world_size)
-        run = self._reshape(run_shape(trainer, shape))
-        assert isinstance(run, StreamedShape)
-        self._plan, self.stream = run.plan, StreamedWindows(run)
+        self._plan_for(run_shape(trainer, shape))
         return loader
+
+    def _plan_for(self, run: RunShape) -> None:
+        """Plan a run, which Lightning may go on with after a reload, or with another end."""
+        stream, self._plan, self.stream = self.stream, None, None
+        ramped = self._reshape(run)
+        self._plan, self._planned_for = ramped.plan, run
+        if isinstance(ramped, StreamedShape):
+            self.stream = stream or StreamedWindows(ramped)
+            self.stream.shape = ramped
 
     def _place(self, trainer: Trainer) -> None:
         assert self._sampler is not None

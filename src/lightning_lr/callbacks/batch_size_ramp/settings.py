@@ -177,8 +177,8 @@ class RampSettings:
                 drop_last=epoch.drop_last,
                 device_samples=device_samples,
                 begin_samples=decided.begin_samples,
-                growths=decided.growths,
             )
+            plan = plan.with_growths(decided.growths)
         except ValueError as error:
             raise MisconfigurationException(f"BatchSizeRamp: {error}") from error
         if decided.limit_found:
@@ -213,7 +213,8 @@ class RampSettings:
                 "the micro-batch of an iterable data set; lower the DataLoader's batch_size"
             )
         try:
-            plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule, decided.growths)
+            plan = streamed_plan(self.schedule, shape, self.max_batch_size, self.lr_rule)
+            plan = plan.with_growths(decided.growths)
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
         if isinstance(self.schedule, AdaptiveRamp) and not self.by_branches and plan.world_size == 1:
