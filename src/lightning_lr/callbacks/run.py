@@ -54,6 +54,7 @@ class Run:
         self.members = members
         self._loaders = Loaders.of(trainer)
         self._plain: tuple[Any, ...] | None = None  # what the shape was made from
+        self._shape: RunShape
         self._limits: tuple[Any, ...] = ()
         self._reached: float | None = None  # share of the budget after the last update
         shape = self._shape_now(trainer)
