@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint, Timer
 from lightning.pytorch.callbacks import timer as lightning_timer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -570,6 +570,44 @@ def test_callbacks_can_be_pickled_inside_a_fit(name: str, hook: str) -> None:
     assert len(copies[0]) < 5000, "a copy without the module and the Trainer"
     assert not isinstance(again[0], GhostBatchNorm) or "log" not in vars(again[0])
     assert trained(again) == first
+
+
+@pytest.mark.parametrize("name", ["none of ours", "schedule", "ramp"])
+def test_a_validation_that_was_interrupted_at_the_end_of_an_epoch_is_run_again(name: str, tmp_path: Path) -> None:
+    class Module(Toy):
+        def __init__(self, fails: bool) -> None:
+            super().__init__()
+            self.fails, self.ran = fails, list[tuple[int, int]]()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.ran.append((self.current_epoch, len(batch[0])))
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            if self.fails and batch_idx == 1:
+                raise RuntimeError
+            self.ran.append((-1, batch_idx))
+
+        def on_train_epoch_end(self) -> None:
+            self.ran.append((-2, self.current_epoch))
+
+    def trained(fails: bool, **arguments: Any) -> list[tuple[int, int]]:
+        ours: dict[str, Callable[[], Callback]] = {
+            "schedule": lambda: LearningRateSchedule(Polynomial()),
+            "ramp": lambda: BatchSizeRamp(CurveRamp(Cosine(floor=1.0))),
+        }
+        callbacks = [OnExceptionCheckpoint(tmp_path), *([ours[name]()] if name in ours else [])]
+        module = Module(fails)
+        trainer = Trainer(**quiet(callbacks=callbacks, max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=True))
+        trainer.fit(module, loader(16), loader(16), **arguments)
+        return module.ran
+
+    with pytest.raises(RuntimeError):
+        trained(True)
+    validated = [(-1, 0), (-1, 1)]
+    again = trained(False, ckpt_path=str(tmp_path / "on_exception.ckpt"))
+    assert again[-5:] == [(1, 8), (1, 8), *validated, (-2, 1)]
+    assert again[:-5] == [(-1, 1), (-2, 0)] or again[:-5] == [*validated, (-2, 0)]
 
 
 # ---------------------------------------------------------------------- a ramp whose run changes

@@ -114,6 +114,8 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     if not (done > 0 and done == vars(batches.current)["processed"]):
         return
     at_batch_end, counted = loop.epoch_loop.restarted_on_train_batch_end, _epoch_is_counted(trainer)
+    if batches.is_last_batch and not counted and loop.epoch_loop.val_loop.restarted_mid_evaluation:
+        return  # the epoch's validation was interrupted: Lightning runs it again, and ends the epoch after it
     if not batches.is_last_batch:
         # Where an earlier batch was skipped or interrupted, Lightning's totals differ, and it does not see that this
         # one is done: it would be trained on twice.
@@ -125,7 +127,8 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     if at_batch_end or not counted:
         if not loop.epoch_loop._should_accumulate():
             loop.epoch_loop._batches_that_stepped += 1
-        batches.increment_completed()
+        if batches.current.completed < done:
+            batches.increment_completed()
     loop.reset_restart_stage()
     loop.epoch_loop.reset_restart_stage()
     loop.epoch_loop._restarting = False
