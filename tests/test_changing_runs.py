@@ -191,6 +191,17 @@ def half_of_the_batches_and_all_after_a_resume(folder: Path) -> Found:
 
 
 @case
+def other_data_after_a_resume(folder: Path) -> Found:
+    """Shorter epochs (the rest was once at rate 0), and longer ones (the curve once never came to its end)."""
+    save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    train(save, max_epochs=3, enable_checkpointing=True)
+    shorter, longer = Places(), Places()
+    fit([shorter], loader=loader(24), ckpt_path=str(folder / "epoch=1.ckpt"))
+    fit([longer], loader=loader(192), ckpt_path=str(folder / "epoch=1.ckpt"))
+    return shorter.updates + longer.updates, [*even(3, 3, first=2), *even(3, 24, first=2)]
+
+
+@case
 def both_limits_at_the_same_update(folder: Path) -> Found:
     _, _, places = train(max_epochs=3, max_steps=18)
     return places.updates, even(3, 6)
@@ -542,6 +553,22 @@ def test_optimizers_that_are_replaced_while_training_are_refused() -> None:
 
     with pytest.raises(MisconfigurationException, match="optimizers have been replaced since training began"):
         train(LearningRateSchedule(Polynomial()), Do("on_train_epoch_start", replace, at=2), max_epochs=3)
+
+
+@pytest.mark.parametrize("harm", [{"samples_seen": float("nan")}, {"window_samples": -8}, {"batch_size": "8"}, None])
+def test_a_place_in_a_checkpoint_that_is_none_is_refused_by_name(harm: dict[str, Any] | None, tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    train(LearningRateSchedule(Polynomial()), save, max_epochs=2, enable_checkpointing=True)
+    path = tmp_path / "epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["callbacks"]["LearningRateSchedule"]
+    state["clock"].update(harm) if harm is not None else state.pop("clock")
+    torch.save(checkpoint, path)
+    name = "clock 'not given'" if harm is None else next(iter(harm))
+    with pytest.raises(
+        MisconfigurationException, match=f"LearningRateSchedule: its state in the checkpoint has {name}"
+    ):
+        fit([LearningRateSchedule(Polynomial())], max_epochs=2, ckpt_path=str(path))
 
 
 def test_an_epoch_without_a_length_is_refused_in_words() -> None:

@@ -392,6 +392,7 @@ class MethodCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        resume_checks.check_state(type(self).__name__, state_dict)
         self.clock_state = state_dict["clock"]
         self.loaded = state_dict
 

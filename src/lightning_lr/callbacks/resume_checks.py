@@ -9,6 +9,7 @@ checkpoint that has no such record (of 0.1.0) is not compared.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -70,6 +71,27 @@ def facts_of(shape: RunShape) -> dict[str, int | str | None]:
         "max_epochs": shape.max_epochs,
         "max_steps": shape.max_updates,
     }
+
+
+def check_state(caller: str, state: State) -> None:
+    """Refuse a state whose place in the run is no place: it was changed by hand, or saved by something else.
+
+    Raises:
+        MisconfigurationException: with what is missing or no number from 0.
+    """
+    clock = state.get("clock", ABSENT)
+    if clock is None:
+        return
+    if isinstance(clock, Mapping):
+        counts = {name: clock.get(name, ABSENT) for name in ("samples_seen", "batch_size", "window_samples")}
+    else:
+        counts = {"clock": clock}
+    found = ", ".join(f"{name} {value!r}" for name, value in counts.items() if not _is_count(value))
+    if found:
+        raise MisconfigurationException(
+            f"{caller}: its state in the checkpoint has {found}, where a number from 0 is expected; the checkpoint was "
+            "changed after it was saved: resume from another, or train from its weights alone"
+        )
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -190,6 +212,10 @@ def log_changed_settings(callback: Any, saved: State) -> None:
 
 
 # ---------------------------------------------------------------------- inside
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def _differences(before: State | None, now: State) -> list[_Difference]:
     if before is None:
         return []
