@@ -600,7 +600,7 @@ def test_callbacks_can_be_pickled_inside_a_fit(name: str, hook: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["none of ours", "schedule", "ramp"])
-def test_a_validation_that_was_interrupted_at_the_end_of_an_epoch_is_run_again(name: str, tmp_path: Path) -> None:
+def test_a_validation_that_was_interrupted_at_the_end_of_an_epoch_goes_on(name: str, tmp_path: Path) -> None:
     class Module(Toy):
         def __init__(self, fails: bool) -> None:
             super().__init__()
@@ -631,10 +631,9 @@ def test_a_validation_that_was_interrupted_at_the_end_of_an_epoch_is_run_again(n
 
     with pytest.raises(RuntimeError):
         trained(True)
-    validated = [(-1, 0), (-1, 1)]
     again = trained(False, ckpt_path=str(tmp_path / "on_exception.ckpt"))
-    assert again[-5:] == [(1, 8), (1, 8), *validated, (-2, 1)]
-    assert again[:-5] == [(-1, 1), (-2, 0)] or again[:-5] == [*validated, (-2, 0)]
+    # the batch that is left (Lightning counts it from 0), the end of that epoch, and the next one
+    assert again == [(-1, 0), (-2, 0), (1, 8), (1, 8), (-1, 0), (-1, 1), (-2, 1)]
 
 
 # ---------------------------------------------------------------------- a ramp whose run changes

@@ -115,7 +115,7 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
         return
     at_batch_end, counted = loop.epoch_loop.restarted_on_train_batch_end, _epoch_is_counted(trainer)
     if batches.is_last_batch and not counted and loop.epoch_loop.val_loop.restarted_mid_evaluation:
-        return  # the epoch's validation was interrupted: Lightning runs it again, and ends the epoch after it
+        return  # the validation was interrupted: Lightning goes on with it, and ends the epoch after it
     if not batches.is_last_batch:
         # Where an earlier batch was skipped or interrupted, Lightning's totals differ, and it does not see that this
         # one is done: it would be trained on twice.
