@@ -551,7 +551,7 @@ def test_optimizers_that_are_replaced_while_training_are_refused() -> None:
     def replace(trainer: Trainer) -> None:
         trainer.strategy.setup_optimizers(trainer)
 
-    with pytest.raises(MisconfigurationException, match="optimizers have been replaced since training began"):
+    with pytest.raises(MisconfigurationException, match="optimizer 0 of the Trainer was replaced"):
         train(LearningRateSchedule(Polynomial()), Do("on_train_epoch_start", replace, at=2), max_epochs=3)
 
 
