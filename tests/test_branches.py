@@ -117,6 +117,7 @@ CASES = {
 
 
 @needs_deepspeed
+@pytest.mark.slow  # the gauntlet has the three stages
 def test_an_engine_goes_on_after_a_race_as_without_one_to_the_bit(tmp_path: Path) -> None:
     raced = {name: partial(_zero_run, engine, None, 0.0, **more) for name, (engine, more) in CASES.items()}
     first, second = run_in_processes(list(raced.items()), tmp_path / "raced", 2)
