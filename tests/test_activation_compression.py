@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -175,6 +175,68 @@ def test_state_is_plain() -> None:
     state = json.loads(json.dumps(callback.state_dict()["compression"]))
     assert state["allocation"]
     assert set(state["allocation"].values()) <= {8, 4, 2}
+
+
+# ---------------------------------------------------------------------- the seed
+def rounded_after(run_seed: int, **arguments: Any) -> Tensor:
+    """Weights after a run of which nothing but the noise follows ``run_seed``."""
+    seed_everything(run_seed, verbose=False)
+    callback = ActivationCompression(4, group_size=32, **arguments)
+    trained, _ = fit([callback], module=WithoutDropout(), loader=ResumableLoader(samples(), 16))
+    assert isinstance(trained, Net)
+    return weights(trained)
+
+
+def test_noise_follows_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    one, two, again = (rounded_after(seed) for seed in (1, 2, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert torch.equal(rounded_after(1, seed=5), rounded_after(2, seed=5))  # a seed of its own
+    assert torch.equal(rounded_after(2, seed=1), one)
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        trained, _ = fit(
+            [ActivationCompression(4, group_size=32)],
+            module=WithoutDropout(),
+            loader=ResumableLoader(samples(), 16),
+        )
+        found.append(weights(trained))
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], one)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_resume_goes_on_with_its_noise_whatever_the_seed_is_then(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+    def run(seed: str, **more: Any) -> Tensor:
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        trained, _ = fit(
+            [ActivationCompression(4, group_size=32), *more.pop("callbacks", [])],
+            module=WithoutDropout(),
+            loader=ResumableLoader(samples(), 16),
+            **more,
+        )
+        return weights(trained)
+
+    whole = run("1", callbacks=[save], enable_checkpointing=True)
+    assert torch.equal(run("2", ckpt_path=str(tmp_path / f"step={at}.ckpt")), whole)
+    if at == 3:  # a checkpoint from before it held the seed: the default was 0
+        old = torch.load(tmp_path / "step=3.ckpt", weights_only=False)
+        (key,) = (key for key in old["callbacks"] if "ActivationCompression" in key)
+        del old["callbacks"][key]["compression"]["seed"]
+        torch.save(old, tmp_path / "old.ckpt")
+        found = run("2", ckpt_path=str(tmp_path / "old.ckpt"))
+        old["callbacks"][key]["compression"]["seed"] = 0
+        torch.save(old, tmp_path / "zero.ckpt")
+        assert torch.equal(found, run("3", ckpt_path=str(tmp_path / "zero.ckpt")))
 
 
 # ---------------------------------------------------------------------- with checkpointing

@@ -414,6 +414,33 @@ def compression_ratio(model: str, arm: str) -> float:
     return statistics.fmean(r["result"]["ratio"] for r in compression(model, arm).values())
 
 
+def packing_speed(how: str, bits: str) -> float:
+    """GB of fp32 per second of CPU time, packed and unpacked again."""
+    rows = document("compression/speed.json")["result"]["rows"]
+    (found,) = [float(row["both GB/s"]) for row in rows if (row["how"], row["bits"]) == (how, bits)]
+    return found
+
+
+NETWORK_ARMS = ("8", "4", "auto-4", "2")
+
+
+def compressed_network(name: str) -> Numbers:
+    """At 8, 4, auto-4 and 2 bits: times less saved, cosine of one step's gradient in the mean, time of a step."""
+    arms = document(f"compression_networks/{name}.json")["result"]["arms"]
+    chosen = [arms[arm] for arm in NETWORK_ARMS]
+    return (
+        *(arm["raw_bytes"] / arm["held_bytes"] for arm in chosen),
+        *(statistics.fmean(arm["cosines"]) for arm in chosen),
+        *(statistics.median(arm["ratios"]) for arm in chosen),
+    )
+
+
+def compressed_networks(position: int) -> list[float]:
+    """The least and the largest of one of these numbers over all networks."""
+    names = sorted(path.stem for path in (RESULTS / "compression_networks").glob("*.json"))
+    return ends([compressed_network(name)[position] for name in names])
+
+
 def mild_compression() -> list[Numbers]:
     """The differences at 8, 4 and an average of 4 bits."""
     return [compression_difference(model, arm) for model in ("resnet", "vit") for arm in ("8", "4", "auto-4")]

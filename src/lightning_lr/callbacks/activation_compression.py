@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,7 +52,8 @@ class ActivationCompression(MethodCallback):
             for each rounded tensor, a backward of the first ``probe_samples`` samples.
         skip: names of modules, as in ``named_modules``, in which nothing is rounded.
         probe_samples: samples of a micro-batch that the measurement uses.
-        seed: of the rounding's noise.
+        seed: of the rounding's noise; ``None`` for that of the run: the one given to ``seed_everything``, else to
+            ``torch.manual_seed``. Ranks round differently under one seed, and a resume goes on with its noise.
 
     Raises:
         ValueError: for settings out of range.
@@ -80,7 +82,7 @@ class ActivationCompression(MethodCallback):
         probe_every: int = 1000,
         skip: Sequence[str] = (),
         probe_samples: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if not (is_list(skip) and all(isinstance(name, str) for name in skip)):
@@ -132,11 +134,11 @@ class ActivationCompression(MethodCallback):
                 "(dataloader_iter); give 8, 4 or 2"
             )
         try:
-            self._compressor = self.settings.compressor(module, trainer.global_rank)
+            self._compressor = self.settings.compressor(module, trainer.global_rank, self._run_seed(trainer))
         except ValueError as error:
             raise MisconfigurationException(f"{caller}: {error}") from error
         if self._state is not None:
-            self._compressor.load_state_dict(self._state)
+            self._go_on_from(self._state)
 
     def factor(self, clock: SampleClock) -> float:
         return 1.0
@@ -156,7 +158,8 @@ class ActivationCompression(MethodCallback):
 
     def dry_run_context(self, module: LightningModule, batch: Any) -> AbstractContextManager[Any]:
         assert self._compressor is not None
-        trial = self.settings.compressor(module, self._compressor.rank)  # the copy has its own names and parameters
+        # the copy has its own names and parameters
+        trial = self.settings.compressor(module, self._compressor.rank, self._compressor.seed)
         trial.allocation = self._compressor.allocation
         return trial.compressing(batch_tensors(batch))
 
@@ -204,13 +207,24 @@ class ActivationCompression(MethodCallback):
         super().load_state_dict(state_dict)
         self._state, self._probed_at = state_dict["compression"], state_dict["probed_at"]
         if self._compressor is not None and self._state is not None:  # an engine restores after on_fit_start
-            self._compressor.load_state_dict(self._state)
+            self._go_on_from(self._state)
 
     def start_fresh(self) -> None:
         super().start_fresh()
         self._state, self._probed_at = None, -1
 
     # ------------------------------------------------------------------ inside
+    @staticmethod
+    def _run_seed(trainer: Trainer) -> int:
+        """The seed of the run on rank 0, which is the one that a checkpoint keeps."""
+        given = os.environ.get("PL_GLOBAL_SEED", "")  # where seed_everything leaves it
+        return int(trainer.strategy.broadcast(int(given) if given.isdigit() else torch.initial_seed()))
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        assert self._compressor is not None
+        before = state.get("seed", 0)  # 0 was the default when checkpoints had no seed
+        self._compressor.load_state_dict({**state, "seed": before if self.seed is None else self.seed})
+
     def _compressing(self) -> AbstractContextManager[Any]:
         assert self._compressor is not None
         return self._compressor.compressing(self._batch)

@@ -12,31 +12,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_lr.activations.compression.cpu_kernels import CpuKernels, loaded_kernels
+
 
 @dataclass(frozen=True)
 class PackedBits:
-    """A flat tensor of two values, 0 and ``value``, at one bit each.
+    """A flat tensor of two values, at one bit each.
 
     Args:
         words: uint8, eight numbers each.
         count: numbers.
-        value: the value that is not 0, as a tensor without dimensions and of the dtype of the whole.
+        value: where a bit is set, as a tensor without dimensions and of the dtype of the whole.
+        otherwise: where none is; ``None`` for 0.
     """
 
     words: Tensor
     count: int
     value: Tensor
+    otherwise: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.words.nbytes + self.value.nbytes
+        return self.words.nbytes + self.value.nbytes + (0 if self.otherwise is None else self.otherwise.nbytes)
 
     def unpack(self) -> Tensor:
         """The tensor, one-dimensional."""
+        fast = _fast(self.value)
+        if fast is not None:
+            return fast.unpack_two_valued(self.words, self.count, self.value, self.otherwise)
         shifts = torch.arange(8, dtype=torch.uint8, device=self.words.device)
         bits = ((self.words.unsqueeze(1) >> shifts) & 1).view(-1)[: self.count].bool()
-        return bits if self.value.dtype == torch.bool else torch.where(bits, self.value, torch.zeros_like(self.value))
+        if self.value.dtype == torch.bool:
+            return bits
+        return torch.where(bits, self.value, torch.zeros_like(self.value) if self.otherwise is None else self.otherwise)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,10 @@ def pack_two_valued(flat: Tensor) -> PackedBits | None:
     for part in (flat[:64], flat):  # the first numbers rule out nearly every other tensor
         if not bool(((part == 0) | (part == value)).all()):
             return None
+        fast = _fast(part)
+        if fast is not None:
+            marks = fast.pack_two_valued(flat, value)
+            return None if marks is None else PackedBits(marks, flat.numel(), value.clone())
     return _packed(flat != 0, value.clone())
 
 
@@ -88,6 +101,12 @@ def pack_integers(flat: Tensor, bounds: tuple[int, int] | None) -> PackedInteger
         if kind.min <= least and largest <= kind.max and dtype.itemsize < flat.dtype.itemsize:
             return PackedIntegers(flat.to(dtype), flat.dtype)
     return None
+
+
+def _fast(numbers: Tensor) -> CpuKernels | None:
+    """The C kernels, where they are in use and know the type."""
+    known = numbers.device.type == "cpu" and numbers.is_floating_point() and numbers.dtype.itemsize in (2, 4)
+    return loaded_kernels() if known else None
 
 
 def _packed(mask: Tensor, value: Tensor) -> PackedBits:

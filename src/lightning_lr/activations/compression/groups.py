@@ -5,7 +5,7 @@ backward reads :math:`\hat x = \ell + q s`. Rounding is stochastic: :math:`q` is
 :math:`E[\hat x] = x`, and the error has variance :math:`R^2 / (6 (2^b-1)^2)` where numbers are uniform over the range
 :math:`R = M - \ell`. As :math:`\ell` is a bf16 number at most :math:`|m| 2^{-7}` below :math:`m`, R is the range
 :math:`M - m` of the numbers themselves as long as their common offset is not many times that: up to an offset of 13
-ranges it is at most a tenth wider. Numbers far from zero in a narrow range (1000 and 1000.01) are coded as if they
+ranges it is at most a tenth wider. Numbers far from zero in a narrow range (1001 and 1001.01) are coded as if they
 began at the bf16 number below, with more noise than they vary by; still without bias.
 
 Per group two bf16 numbers are kept, :math:`\ell = \lfloor m \rfloor` and :math:`s = \lceil (M - \ell) / (2^b-1)
@@ -18,7 +18,7 @@ positives turn to zero and the gradient is biased. Such groups are found group b
 
 Arithmetic is fp32 whatever the input, and integer from the scaled difference on: :math:`\lfloor 2^{17} (x - \ell) / s
 \rfloor`, clamped at both ends, plus 17 bits of noise, shifted. No product is followed by a sum that a compiler could
-contract, so that eager torch, ``torch.compile`` and the Triton kernel give the same bits. A group of equal numbers is
+contract, so that eager torch, the C kernels and the Triton kernel give the same bits. A group of equal numbers is
 kept exactly: its step is 0, :math:`\ell` has the upper half of the number and the first two bytes of the codes the
 lower. What decodes is finite, also at the ends of the type. A group with a number that is not finite, or a range of
 3e38 or more, decodes to NaN. Slot :math:`k` of a group's bytes holds its numbers

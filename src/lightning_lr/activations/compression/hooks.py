@@ -27,6 +27,7 @@ from lightning_lr.activations.compression.names import ModuleNames
 from lightning_lr.activations.compression.noise import noise_key
 from lightning_lr.activations.compression.operations import Operations, integer_bounds, is_weight, least_bits
 from lightning_lr.activations.compression.payloads import Exact, Payload, Rounded, SavedAsIs, TrialPayload, plain
+from lightning_lr.activations.compression.regions import asks_for_regions, region_marks
 from lightning_lr.activations.compression.storage import PackedOnce, in_memory_order, is_dense, restored, storages_of
 
 COMPRESSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,11 +82,12 @@ class ActivationCompressor:
 
     def state_dict(self) -> dict[str, Any]:
         """What another process needs to go on with the same bits and the same noise."""
-        return {"forwards": self.forwards, "allocation": dict(self.allocation)}
+        return {"forwards": self.forwards, "allocation": dict(self.allocation), "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         self.forwards, self.allocation = state["forwards"], dict(state["allocation"])
+        self.seed = state.get("seed", self.seed)
 
 
 class _Saved:
@@ -127,7 +129,11 @@ class _Forward:
 
     def _packed_form(self, tensor: Tensor) -> Any:
         if not plain(tensor) or tensor.untyped_storage()._cdata in self._held or is_weight(tensor):
-            return SavedAsIs(tensor, self._watched)
+            return SavedAsIs(tensor, self._watched(tensor))
+        marks = self._marks(tensor)
+        if marks is not None:
+            self._count(tensor, marks, again=False)
+            return _Saved(marks, tuple(tensor.shape), tensor.stride() if is_dense(tensor) else None)
         least = self._least_bits(tensor)
         name = self._own.names.next_name(self._operation) if least is not None else ""
         bits = None if least is None else max(least, self._own.allocation.get(name, self._own.bits))
@@ -139,8 +145,18 @@ class _Forward:
             self._count(tensor, payload, again=found is not None)
             self._once.add(tensor, payload)
         if isinstance(payload, SavedAsIs):
-            return payload if payload is not found else SavedAsIs(tensor, self._watched)
+            return payload if payload is not found else SavedAsIs(tensor, self._watched(tensor))
         return _Saved(payload, tuple(tensor.shape), tensor.stride() if is_dense(tensor) else None)
+
+    def _marks(self, tensor: Tensor) -> Exact | None:
+        """What stands for a tensor of which only the regions of its numbers are needed, by this operation alone."""
+        running = self._operations.running
+        if not running or not asks_for_regions(running[-1]):
+            return None
+        if not tensor.is_floating_point() or tensor.numel() < 64 or self._own.names.skipped:
+            return None
+        marks = region_marks(in_memory_order(tensor), running[-1])
+        return None if marks is None else Exact(marks)
 
     def _least_bits(self, tensor: Tensor) -> int | None:
         small = tensor.numel() < self._own.group_size or tensor.numel() > tensor.untyped_storage().nbytes()
@@ -155,7 +171,7 @@ class _Forward:
             return exact
         own = self._own
         if bits is None or packed_bytes(tensor.numel(), bits, own.group_size) >= tensor.nbytes:
-            return SavedAsIs(tensor, self._watched)
+            return SavedAsIs(tensor, self._watched(tensor))
         flat = in_memory_order(tensor.detach())
         self._packed += 1
         if self._trials is None:
@@ -175,9 +191,10 @@ class _Forward:
         if tensor.dtype == torch.bool:
             packed = pack_bits(in_memory_order(tensor))
         elif tensor.is_floating_point():
-            if values_can_be_seen and not tensor.requires_grad and tensor.dtype in COMPRESSED_TYPES:
+            mask = tensor.ndim > 1 and not tensor.requires_grad  # what has one dimension is a statistic, or small
+            if values_can_be_seen and mask and tensor.dtype in COMPRESSED_TYPES:
                 packed = pack_two_valued(in_memory_order(tensor))
-        elif not tensor.is_complex():
+        elif tensor.dtype in (torch.int16, torch.int32, torch.int64):
             bounds = integer_bounds(self._operations.running)
             if values_can_be_seen or bounds is not None:
                 packed = pack_integers(in_memory_order(tensor), bounds)
@@ -199,11 +216,12 @@ class _Forward:
         running = self._operations.running
         return running[-1].name if running else "unknown"
 
-    @property
-    def _watched(self) -> bool:
-        # a norm's running statistics are saved and change in the next forward; its training backward does not use them
+    def _watched(self, tensor: Tensor) -> bool:
+        # running statistics are saved and change in the next forward; a norm's training backward does not use them
         running = self._operations.running
-        return not (running and running[-1].is_norm)
+        norm = running[-1].name if running else ""
+        statistics = norm in ("batch_norm", "instance_norm") and tensor.ndim == 1 and not tensor.requires_grad
+        return not statistics or isinstance(tensor, nn.Parameter)
 
 
 def _unpack(saved: Any) -> Tensor:

@@ -1,31 +1,26 @@
 """Packing and unpacking of whole tensors, by the fastest of three implementations that give the same bits.
 
-On a GPU the Triton kernel; on a CPU the reference of :mod:`~lightning_lr.activations.compression.groups`, eagerly at
-first, and through ``torch.compile`` once so much has been packed that compiling pays (it takes some ten seconds). Where
-nothing can be compiled (no C++ compiler), or Triton is missing, eager torch does it all.
+On a GPU the Triton kernel; on a CPU the C kernels once they are compiled, which happens when so much has been packed
+that it pays (they then stay in a cache). Elsewhere, and where Triton or a C compiler is missing, the reference of
+:mod:`~lightning_lr.activations.compression.groups` in eager torch.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import types
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_lr.activations.compression.cpu_kernels import LONGEST, cpu_kernels, is_cached
 from lightning_lr.activations.compression.groups import decode_groups, encode_groups
 from lightning_lr.activations.compression.noise import key_tensor
 
-COMPILE_AFTER = 2**28
-"""Numbers packed eagerly on a CPU before the reference is compiled: about five seconds' worth."""
-
-LEAST_ROWS = 16
-"""Groups of the smallest tensor that goes through the compiled function."""
+COMPILE_AFTER = 2**22
+"""Numbers packed eagerly on a CPU before the kernels are compiled: some tenths of a second's worth."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Kernels:
     """Packs and unpacks; holds how much was packed, so that it knows when compiling pays.
 
     Args:
-        cpu: ``"auto"``, or ``"eager"`` or ``"compiled"`` to have one of the two from the start.
+        cpu: ``"auto"``, or ``"eager"`` or ``"native"`` to have one of the two from the start.
     """
 
     def __init__(self, cpu: str = "auto") -> None:
@@ -74,17 +69,16 @@ class Kernels:
         if flat.numel() == 0:
             codes = torch.empty(0, group_size * bits // 8, dtype=torch.uint8, device=flat.device)
             return Packed(codes, codes.new_empty(0, 2, dtype=torch.int16), bits, 0, flat.dtype)
-        if flat.is_cuda and _triton() is not None:
-            codes, meta = _triton().pack(flat, bits, group_size, key, zero_exact)
+        self._numbers += flat.numel()
+        fast = self._fast(flat.device, group_size)
+        if fast is not None:
+            codes, meta = fast.pack(flat, bits, group_size, key, zero_exact)
             return Packed(codes, meta, bits, flat.numel(), flat.dtype)
         whole = flat.numel() // group_size * group_size
         parts = []
         if whole:
             start = key_tensor(key, 0, flat.device)
-            self._numbers += whole
-            groups = flat[:whole].view(-1, group_size)
-            encode = _compiled(encode_groups, bits, zero_exact) if self._compiles(groups) else encode_groups
-            parts.append(encode(groups, start, bits, zero_exact))
+            parts.append(encode_groups(flat[:whole].view(-1, group_size), start, bits, zero_exact))
         if whole < flat.numel():
             tail = flat[whole:]
             filled = torch.cat([tail, tail[-1:].expand(group_size - tail.numel())]).unsqueeze(0)
@@ -97,51 +91,26 @@ class Kernels:
         """The numbers that ``packed`` stands for, one-dimensional."""
         if packed.count == 0:
             return torch.empty(0, dtype=packed.dtype, device=packed.codes.device)
-        if packed.codes.is_cuda and _triton() is not None:
-            flat: Tensor = _triton().unpack(packed.codes, packed.meta, packed.bits, packed.count, packed.dtype)
+        fast = self._fast(packed.codes.device, packed.codes.shape[1] * 8 // packed.bits)
+        if fast is not None:
+            flat: Tensor = fast.unpack(packed.codes, packed.meta, packed.bits, packed.count, packed.dtype)
             return flat
-        compiles = self._compiles(packed.codes)
-        decode = _compiled(decode_groups, packed.bits, packed.dtype) if compiles else decode_groups
-        groups: Tensor = decode(packed.codes, packed.meta, packed.bits, packed.dtype)
+        groups = decode_groups(packed.codes, packed.meta, packed.bits, packed.dtype)
         return groups.view(-1)[: packed.count]
 
-    def _compiles(self, rows: Tensor) -> bool:
-        if rows.device.type != "cpu" or self.cpu == "eager" or len(rows) < LEAST_ROWS:
-            return False
-        return self.cpu == "compiled" or self._numbers > COMPILE_AFTER
+    def _fast(self, device: torch.device, group_size: int) -> Any:
+        """What packs faster than the reference, where there is such a thing: it has ``pack`` and ``unpack``."""
+        if device.type == "cuda":
+            return _triton()
+        if device.type != "cpu" or self.cpu == "eager" or group_size > LONGEST:
+            return None
+        if self.cpu == "auto" and self._numbers <= COMPILE_AFTER and not _is_cached():
+            return None
+        return cpu_kernels()
 
 
-@functools.cache
-def _compiled(reference: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
-    """``reference`` through torch.compile for any number of groups at these settings, or itself where that fails."""
-
-    def configured(first: Tensor, second: Tensor) -> Any:
-        return reference(first, second, *settings)
-
-    # dynamo counts its compilations per code object, with a limit: each setting gets one of its own
-    own_code = configured.__code__.replace(co_name=f"{reference.__name__}_{settings}")
-    own = types.FunctionType(own_code, configured.__globals__, None, None, configured.__closure__)
-    compiled = torch.compile(own, fullgraph=True)
-    failed = False
-
-    def call(first: Tensor, second: Tensor, *_: Any) -> Any:
-        nonlocal failed
-        if not failed:
-            try:
-                for rows in (first, second) if second.ndim == 2 else (first,):
-                    torch._dynamo.mark_dynamic(rows, 0)
-                with torch.no_grad():
-                    return compiled(first, second)
-            except Exception as error:  # whatever the compiler's tool chain raises
-                failed = True
-                warnings.warn(
-                    f"activation compression: torch.compile failed on {reference.__name__} ({type(error).__name__}); "
-                    "packing goes on eagerly, with the same bits, at a fraction of the speed",
-                    stacklevel=2,
-                )
-        return reference(first, second, *settings)
-
-    return call
+_is_cached = functools.cache(is_cached)
+"""Asked once: kernels that another process makes meanwhile are found when this one wants to compile them."""
 
 
 @functools.cache

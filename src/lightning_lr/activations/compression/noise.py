@@ -1,7 +1,7 @@
 """The random bits of stochastic rounding: a hash of a counter, so that nothing else is disturbed.
 
 A number depends on a 64-bit key and on where in its tensor an element stands, and on nothing else: torch's global
-generator is never read or moved, the same key gives the same bits on a CPU, through ``torch.compile`` and on a GPU, and
+generator is never read or moved, the same key gives the same bits on a CPU, in torch and in C, and on a GPU, and
 a run that resumes at some forward pass continues with the bits it would have had. The key mixes seed, rank, forward
 pass and tensor, so that ranks round differently (their errors then average out in the gradient's mean). Pure torch.
 

@@ -107,4 +107,4 @@ class Keys(Protocol):
 
 def plain(tensor: Tensor) -> bool:
     """Whether a tensor is an ordinary one that can be packed: strided and of no subclass."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided and not tensor.is_nested

@@ -26,7 +26,7 @@ class CompressionSettings:
     probe_every: int
     skip: tuple[str, ...]
     probe_samples: int
-    seed: int
+    seed: int | None
 
     def __post_init__(self) -> None:
         caller = "ActivationCompression"
@@ -42,17 +42,26 @@ class CompressionSettings:
             raise ValueError(
                 f"{caller}: got probe_samples={self.probe_samples!r}; give a whole number of samples from 1"
             )
-        if not (is_count(self.seed, 0) and self.seed < 2**63):
-            raise ValueError(f"{caller}: got seed={self.seed!r}; give a whole number from 0 to 2**63 - 1")
+        if self.seed is not None and not (is_count(self.seed, 0) and self.seed < 2**63):
+            raise ValueError(
+                f"{caller}: got seed={self.seed!r}; give a whole number from 0 to 2**63 - 1, or None for the run's"
+            )
 
-    def compressor(self, model: nn.Module, rank: int) -> ActivationCompressor:
+    def compressor(self, model: nn.Module, rank: int, seed: int = 0) -> ActivationCompressor:
         """What compresses for these settings; with ``"auto"`` it begins at the widest bits within the average.
+
+        Args:
+            model: the module that is trained.
+            rank: of this process.
+            seed: of the run, for settings without one.
 
         Raises:
             ValueError: for a name in ``skip`` that no module has.
         """
         bits = self.bits if isinstance(self.bits, int) else next(b for b in WIDTHS if b <= self.average_bits)
-        return ActivationCompressor(model, bits, self.group_size, self.seed, rank, self.skip)
+        return ActivationCompressor(
+            model, bits, self.group_size, seed if self.seed is None else self.seed, rank, self.skip
+        )
 
 
 def size_ratio(bits: float, group_size: int, dtype: torch.dtype) -> float:

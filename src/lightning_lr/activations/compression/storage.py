@@ -74,4 +74,5 @@ class PackedOnce(Generic[Payload]):
     def _place(tensor: Tensor) -> Hashable:
         storage = tensor.untyped_storage()
         form = tensor.numel() if is_dense(tensor) else (tuple(tensor.shape), tensor.stride())
-        return storage._cdata, storage.data_ptr(), tensor.storage_offset(), tensor.dtype, form
+        sign = tensor.is_neg(), tensor.is_conj()  # views whose sign is turned when they are read
+        return storage._cdata, storage.data_ptr(), tensor.storage_offset(), tensor.dtype, sign, form
