@@ -65,6 +65,12 @@ def decays_apart_from_step(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 
     Returns:
         What its group says (``decoupled_weight_decay``, ``weight_decouple``) where it cannot be tried out.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2, 3))
+        >>> adam, adamw = torch.optim.Adam([weight]), torch.optim.AdamW([weight])
+        >>> [decays_apart_from_step(each, each.param_groups[0]) for each in (adam, adamw)]
+        [False, True]
     """
     if group.get("fixed_decay"):  # pytorch_optimizer: not times the learning rate
         return False
