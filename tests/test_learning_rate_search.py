@@ -503,6 +503,23 @@ def test_the_picture_shows_the_rates_that_were_held() -> None:
     assert set(named["held without a decay: exploded"].get_xdata()) == {0.2}  # type: ignore[arg-type]
 
 
+def test_on_a_plateau_the_walk_goes_up_to_the_rates_that_learn() -> None:
+    """Low rates learn nothing and do next to no harm; the noise of batches, the same for all of them, ranks them."""
+    noise = [math.sin(12.9898 * batch) for batch in range(64)]
+
+    def plateau(rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+        learns = 0.3 * rate >= 0.01
+        losses = [2.3 - 0.05 * learns * update for update in range(updates)]
+        scores = [(1.5 if learns else 2.3) + 0.01 * noise[b] + rate * (0.1 + noise[b]) for b in range(scored)]
+        return losses, scores
+
+    race = Race(Heats((8,), 1000.0), Start(3e-4, 3e-4), lambda rate: rate, plateau)
+    race.run()
+    first = race.trials[0]
+    assert min(trial.rate for trial in first) > 1e-7  # it went down to 3e-12
+    assert min(first, key=lambda trial: trial.score).rate >= 0.03
+
+
 def test_a_near_tie_above_the_best_rate_does_not_hide_the_slope_below_it() -> None:
     scores = {0.01: 0.431, 0.0316: 0.2497, 0.1: 0.2651}
     noise = (0.05, -0.08, 0.06, -0.03)

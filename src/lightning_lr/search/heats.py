@@ -77,7 +77,7 @@ def share_of(budget: float | Literal["auto"], updates: float) -> float:
     """
     if budget != "auto":
         return float(budget)
-    return 0.5 * min(1.0, (SHORT_RUN / max(updates, 1.0)) ** (2 / 3))
+    return 0.5 * min(1.0, math.pow(SHORT_RUN / max(updates, 1.0), 2 / 3))
 
 
 def scored_on(updates: int) -> int:

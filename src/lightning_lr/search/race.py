@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,11 @@ passes at twice its value; at three times the byte LM with SGD does not."""
 LEARNED = 0.5
 """Share of what the lowest rate of its heat has learned that a held rate has to learn. On CNN, ViT and byte LM a good
 choice at twice its value has learned 0.9 or more of what even the best schedule has."""
+
+TIED, ALIKE = 2.0, 0.01
+"""Two scores of the first heat are a tie where their mean difference over the same batches is at most so many of its
+standard errors, or at most such a share of the scores' standard deviation over batches: on a plateau, where nothing is
+learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
 
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
@@ -132,6 +138,8 @@ class Race:
             best = min(heat, key=lambda trial: trial.score)
             if not math.isfinite(best.score):
                 return
+            if leader is None:
+                best = _highest_tied(heat)
             leader, upwards = best.rate, _better_side_is_up(heat, best)
         if len(self.trials) == 1 and self.around is None and leader is not None:  # no heat of its own for half decades
             self._walk(heat, length, [leader * ROOT if upwards else leader / ROOT], step=ROOT)
@@ -188,6 +196,8 @@ class Race:
             ordered = sorted(heat, key=lambda trial: trial.rate)
             # a tie goes up, to the rate that does something; among diverged ones, down
             best = min(range(len(ordered)), key=lambda i: (ordered[i].score, -ordered[i].rate))
+            if heat is self.trials[0] and self.around is None and ordered[best].scores:
+                best = ordered.index(_highest_tied(ordered))
             if not math.isfinite(ordered[best].score):
                 best = 0
             further = []
@@ -220,6 +230,22 @@ class Race:
         losses, scores = self.train(rate, length, scored_on(length), goes_on, short_schedule)
         heat.append(Trial(rate, tuple(losses), tuple(scores)))
         return True
+
+
+def _highest_tied(heat: Sequence[Trial]) -> Trial:
+    """The highest rate whose scores are no worse than the best one's, by what they differ on the same batches."""
+    best = min(heat, key=lambda trial: (trial.score, -trial.rate))
+    many = len(best.scores)
+    spread = statistics.pstdev(best.scores)
+
+    def tied(trial: Trial) -> bool:
+        if len(trial.scores) != many:
+            return False
+        differences = [a - b for a, b in zip(trial.scores, best.scores, strict=True)]
+        error = statistics.stdev(differences) / math.sqrt(many) if many > 1 else 0.0
+        return statistics.fmean(differences) <= max(TIED * error, ALIKE * spread)
+
+    return max((trial for trial in heat if tied(trial)), key=lambda trial: trial.rate)
 
 
 def _better_side_is_up(heat: Sequence[Trial], best: Trial) -> bool:
