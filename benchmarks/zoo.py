@@ -10,6 +10,7 @@ the order is a guess. Rules of families:
 - timm: its own ``param_groups_layer_decay`` from the model's ``group_matcher``; each parameter's factor is compared.
 - transformers with one stack of ``num_hidden_layers`` (``depths``) blocks: stem, blocks, head (BEiT's counting). Block
   ``i`` of ``n`` is ``n - i`` below the head.
+- torchvision's models of which the paper says how many blocks there are: these, and stem and head.
 - everything else has no rule. Its layers were looked at once and the depth is frozen in the table: a later run that
   finds another one reports it.
 
@@ -64,8 +65,20 @@ TORCHVISION = (
     "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
     "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg11", "vgg16_bn",
     "vit_b_16", "wide_resnet50_2", "segmentation.deeplabv3_resnet50", "segmentation.fcn_resnet50",
-    "segmentation.lraspp_mobilenet_v3_large", "video.mvit_v1_b", "video.r3d_18", "video.s3d", "video.swin3d_t",
+    "segmentation.deeplabv3_mobilenet_v3_large", "segmentation.lraspp_mobilenet_v3_large",
+    "detection.fasterrcnn_resnet50_fpn",
+    "detection.fcos_resnet50_fpn", "detection.keypointrcnn_resnet50_fpn", "detection.maskrcnn_resnet50_fpn",
+    "detection.retinanet_resnet50_fpn", "detection.ssd300_vgg16", "detection.ssdlite320_mobilenet_v3_large",
+    "optical_flow.raft_small", "optical_flow.raft_large", "video.mvit_v1_b", "video.r3d_18",
+    "video.s3d", "video.swin3d_t",
 )  # fmt: skip
+BY_PAPER = {
+    "resnet18": 8, "resnet50": 16, "resnext50_32x4d": 16, "wide_resnet50_2": 16, "convnext_tiny": 18, "swin_t": 12,
+    "swin_v2_t": 12, "vit_b_16": 12, "mvit_v1_b": 16, "r3d_18": 8, "swin3d_t": 12, "fcn_resnet50": 16,
+    "deeplabv3_resnet50": 16, "fasterrcnn_resnet50_fpn": 16, "retinanet_resnet50_fpn": 16, "fcos_resnet50_fpn": 16,
+    "maskrcnn_resnet50_fpn": 16, "keypointrcnn_resnet50_fpn": 16,
+}  # fmt: skip
+"""Blocks of torchvision's models by their papers; stem and head make two more."""
 BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
 """Where a configuration of transformers says how many blocks there are."""
 
@@ -115,7 +128,7 @@ def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     models: Any = sys.modules["torchvision.models"]
     for name in TORCHVISION:
         arguments: dict[str, Any] = {"weights": None}
-        if name.startswith("segmentation"):
+        if name.startswith(("segmentation", "detection")):
             arguments["weights_backbone"] = None
         if name in ("googlenet", "inception_v3"):
             arguments["init_weights"] = False
@@ -198,17 +211,23 @@ def _stages(names: Sequence[str], depths: Sequence[int]) -> dict[str, int] | Non
             found[path, inner or ""][int(stage), int(block)].append(name)
     wanted = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     for blocks in found.values():
-        if sorted(blocks) == wanted:
+        others = {
+            match.group(1) for name in names if (match := re.match(r"(.*decoder\.(?:stages|layers|blocks))\.\d+", name))
+        }
+        if sorted(blocks) == wanted and not others:
             places = {n: len(wanted) - i for i, key in enumerate(wanted) for n in blocks[key]}
             return _with_a_top(names, places, len(wanted))
     return None
 
 
 def _with_a_top(names: Sequence[str], places: dict[str, int], count: int) -> dict[str, int]:
-    """One less each where nothing but the blocks and what is below them is trained."""
+    """One less each where nothing but the blocks and what is below them is trained: a head of tied weights alone."""
     before = min(i for i, name in enumerate(names) if name in places)
-    head = re.compile(r"(.*\.)?(\w*classifier|score|lm_head|head|pooler|\w*pred\w*|logits_proj|cls)\b.*")
-    after = [name for name in names[before:] if name not in places]
+    head = re.compile(
+        r"(.*\.)?(\w*classifier|score|lm_head|head|pooler|\w*pred\w*|logits_proj|cls|final_layer_norm)\b.*"
+    )
+    below = re.compile(r".*embed(?!ding_norm).*", re.I)  # what is defined after the blocks and used before them
+    after = [name for name in names[before:] if name not in places and not below.fullmatch(name)]
     topped = bool(after) or any(head.match(name) for name in names if name not in places)
     return {name: distance - (not topped) for name, distance in places.items()}
 
@@ -247,6 +266,9 @@ def examine(key: str, make: Callable[[], nn.Module]) -> tuple[dict[str, Any], La
     if rule:
         row["rule"] = 1 + max(rule.values()) + ("group_matcher" not in dir(model) and max(rule.values()) < found.depth)
         row["order errors"] = sum(distance[name] != place for name, place in rule.items())
+    elif key.startswith("torchvision") and key.rpartition("/")[2] in BY_PAPER:
+        row["rule"] = BY_PAPER[key.rpartition("/")[2]] + 2
+        row["order errors"] = abs(row["rule"] - found.depth)
     return row, found
 
 

@@ -493,6 +493,32 @@ def test_resume_with_other_groups(then: dict[str, Any] | None, tmp_path: Path) -
         fit([LayerwiseLRDecay(**(then or {}))], module=Deep(adamw), ckpt_path=str(tmp_path / "step=6.ckpt"))
 
 
+class WithToken(Deep):
+    def __init__(self) -> None:
+        super().__init__(adamw)
+        self.net.cls_token = nn.Parameter(torch.zeros(1, 1, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x + self.net.cls_token[0])
+        return found
+
+
+def test_resume_from_before_tokens_were_exempt(tmp_path: Path) -> None:
+    """A checkpoint in which tokens have weight decay resumes with the rule of that time, which the refusal names."""
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=6)
+    fit(
+        [LayerwiseLRDecay(0.5, no_weight_decay="vectors"), save],
+        module=WithToken(),
+        enable_checkpointing=True,
+        max_epochs=1,
+    )
+    path = str(tmp_path / "step=6.ckpt")
+    with pytest.raises(MisconfigurationException, match=r"resumes with no_weight_decay='vectors'"):
+        fit([LayerwiseLRDecay(0.5)], module=WithToken(), ckpt_path=path)
+    _, trainer = fit([LayerwiseLRDecay(0.5, no_weight_decay="vectors")], module=WithToken(), ckpt_path=path)
+    assert trainer.global_step == UPDATES
+
+
 class AddsAGroup(Deep):
     def on_train_epoch_start(self) -> None:
         if self.current_epoch == 1:

@@ -39,8 +39,9 @@ class LayerwiseLRDecay(MethodCallback):
         layers: ``"auto"``, or regular expressions from input to head: the first that matches a parameter's name wins.
         head_factor: factor on the learning rate of the top layer.
         no_weight_decay: which parameters get none: ``"auto"`` for biases, norms, tokens, position embeddings and
-            biases, ``A_log`` and ``D`` of state-space layers, and what the model's ``no_weight_decay()`` lists; or
-            regular expressions; an empty list for no exemption. The table shows what is exempt and why.
+            biases, ``A_log`` and ``D`` of state-space layers, and what the model's ``no_weight_decay()`` lists;
+            ``"vectors"`` for biases, norms and what is listed alone; or regular expressions;
+            an empty list for no exemption. The table shows what is exempt and why.
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all. To
             tell them apart ``configure_optimizers`` is called twice, and the others keep their groups as they are.
@@ -72,7 +73,7 @@ class LayerwiseLRDecay(MethodCallback):
         decay: float = 0.8,
         layers: Literal["auto"] | Sequence[str] = "auto",
         head_factor: float = 1.0,
-        no_weight_decay: Literal["auto"] | Sequence[str] = "auto",
+        no_weight_decay: Literal["auto", "vectors"] | Sequence[str] = "auto",
         count_samples: CountSamples | None = None,
         optimizers: Indices = None,
     ) -> None:
@@ -207,10 +208,15 @@ class LayerwiseLRDecay(MethodCallback):
             saved = self._saved_structure.get(index)
             if saved is None or saved == now:
                 continue
+            tokens = (
+                "; one from before tokens and position embeddings were exempt resumes with no_weight_decay='vectors'"
+                if self.no_weight_decay == "auto" and _by_layer(saved) == _by_layer(now)
+                else ""
+            )
             raise MisconfigurationException(
                 f"LayerwiseLRDecay: the checkpoint's optimizer has {len(saved)} parameter groups "
                 f"({_shown(saved)}), this run's has {len(now)} ({_shown(now)}); resume with the layers and "
-                "no_weight_decay of the run that wrote it, or load its weights only"
+                f"no_weight_decay of the run that wrote it, or load its weights only{tokens}"
             )
 
     def _leave(self, trainer: Trainer) -> None:
@@ -229,6 +235,15 @@ class LayerwiseLRDecay(MethodCallback):
 def _structure(groups: Sequence[dict[str, Any]]) -> list[list[Any]]:
     """Name and number of parameters of each group."""
     return [[group.get("name"), len(group["params"])] for group in groups]
+
+
+def _by_layer(structure: Sequence[Sequence[Any]]) -> dict[str, int]:
+    """Number of parameters of each layer, with and without weight decay together."""
+    sizes: dict[str, int] = {}
+    for name, count in structure:
+        layer = str(name).removesuffix("/no_decay")
+        sizes[layer] = sizes.get(layer, 0) + count
+    return sizes
 
 
 def _shown(structure: Sequence[Sequence[Any]]) -> str:

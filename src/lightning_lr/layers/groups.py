@@ -52,8 +52,10 @@ def check_names(caller: str, **arguments: object) -> None:
     """
     for name, value in arguments.items():
         of_strings = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-        if value != "auto" and not (of_strings and (value or name == "no_weight_decay")):
-            raise ValueError(f'{caller}: got {name}={value!r}; give "auto", or a list of regular expressions')
+        words = ("auto", "vectors") if name == "no_weight_decay" else ("auto",)
+        if value not in words and not (of_strings and (value or name == "no_weight_decay")):
+            given = ", ".join(f'"{word}"' for word in words)
+            raise ValueError(f"{caller}: got {name}={value!r}; give {given}, or a list of regular expressions")
 
 
 class GroupSplitter:
@@ -203,7 +205,8 @@ def layerwise_param_groups(
         layers: ``"auto"``, or regular expressions from input to head (:func:`discover`).
         head_factor: factor on the learning rate of the top layer.
         no_weight_decay: ``"auto"``: biases, norms, tokens, position embeddings and biases, ``A_log`` and ``D`` of
-            state-space layers, and what the model's ``no_weight_decay()`` lists. Or regular expressions.
+            state-space layers, and what the model's ``no_weight_decay()`` lists. ``"vectors"``: of these only biases,
+            norms and what is listed. Or regular expressions.
 
     Returns:
         Groups from input to head with ``params``, ``lr``, ``weight_decay`` and a unique ``name``; none is empty.

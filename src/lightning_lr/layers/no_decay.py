@@ -17,7 +17,7 @@ from torch import nn
 from lightning_lr.layers.matcher import group_matcher
 from lightning_lr.layers.names import all_parameters, children, parameters_by_name, unwrapped
 
-NoWeightDecay = Literal["auto"] | Sequence[str]
+NoWeightDecay = Literal["auto", "vectors"] | Sequence[str]
 VECTOR, TOKEN, POSITION = "bias, norm or vector", "token", "position embedding"
 RELATIVE, STATE_SPACE, LISTED = "relative position bias", "state space", "listed by the model"
 BY_PATTERN = "pattern"
@@ -41,16 +41,21 @@ def without_weight_decay(module: nn.Module, no_weight_decay: NoWeightDecay = "au
         no_weight_decay: ``"auto"``: biases, vectors, the parameters of norms, class, mask and distillation tokens,
             position embeddings (not the ``nn.Embedding`` of a language model), relative position biases, ``A_log`` and
             ``D`` of state-space layers, parameters marked ``_no_weight_decay``, and what a sub-model's
-            ``no_weight_decay()`` lists. Or regular expressions, searched in the names; an empty list exempts nothing.
+            ``no_weight_decay()`` lists. ``"vectors"``: of these only biases, vectors, norms and what is listed, as
+            before tokens and positions were exempt. Or regular expressions, searched in the names; an empty list
+            exempts nothing.
 
     Raises:
         ValueError: for an expression that is none, or that matches nothing.
     """
     if isinstance(no_weight_decay, str):
-        if no_weight_decay != "auto":
-            raise ValueError(f'got no_weight_decay={no_weight_decay!r}; give "auto", or a list of regular expressions')
+        if no_weight_decay not in ("auto", "vectors"):
+            raise ValueError(
+                f'got no_weight_decay={no_weight_decay!r}; give "auto", "vectors", or a list of regular expressions'
+            )
         found: dict[int, str] = {}
-        for reason, parameter in _exempt(unwrapped(module), True):
+        auto = no_weight_decay == "auto"
+        for reason, parameter in _exempt(unwrapped(module), auto, auto):
             found.setdefault(id(parameter), reason)
         return found
     chosen: dict[int, str] = {}
@@ -83,7 +88,7 @@ def exemptions(module: nn.Module, reasons: dict[int, str]) -> str:
     )
 
 
-def _exempt(module: nn.Module, by_convention: bool) -> Iterator[tuple[str, nn.Parameter]]:
+def _exempt(module: nn.Module, by_convention: bool, marked: bool) -> Iterator[tuple[str, nn.Parameter]]:
     """Reason and parameter of what is exempt in a module."""
     by_convention = by_convention and group_matcher(module) is None
     listed = list(_listed(module))
@@ -94,7 +99,7 @@ def _exempt(module: nn.Module, by_convention: bool) -> Iterator[tuple[str, nn.Pa
     for own, parameter in ((n, p) for n, p in module._parameters.items() if p is not None):
         if norm or len(full_shape(parameter)) <= 1 or own.endswith("bias"):
             yield VECTOR, parameter
-        elif getattr(parameter, "_no_weight_decay", False):
+        elif marked and getattr(parameter, "_no_weight_decay", False):
             yield LISTED, parameter
         elif by_convention and (reason := _reason(module, own, full_shape(parameter))):
             yield reason, parameter
@@ -105,7 +110,7 @@ def _exempt(module: nn.Module, by_convention: bool) -> Iterator[tuple[str, nn.Pa
         if by_convention and (positions or relative or RELATIVE_NETS.fullmatch(n)):
             for _, parameter in all_parameters(child):
                 yield (POSITION if positions else RELATIVE), parameter
-        yield from _exempt(child, by_convention)
+        yield from _exempt(child, by_convention, marked)
 
 
 def _reason(module: nn.Module, name: str, shape: tuple[int, ...]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -87,6 +87,8 @@ class Item:
         children: one child, or the equally long lists that make one list of layers.
         bears: whether blocks are somewhere in it.
         is_block: a layer by itself: one of several siblings that are counted through.
+        is_list: equally long lists, or one.
+        is_aside: no blocks, but beside those of others: an embedding of a second input that only the head reads.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Item:
     bears: bool = False
     is_block: bool = False
     is_list: bool = False
+    is_aside: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -102,7 +105,7 @@ class Item:
     @property
     def is_model(self) -> bool:
         """A module that bears blocks and is no list of them."""
-        return self.bears and not self.is_block and not self.is_list
+        return self.bears and not self.is_block and not self.is_list and not self.is_aside
 
 
 class TreeReader:
@@ -137,12 +140,20 @@ class TreeReader:
         inside = list(children(module))
         if roles.numbered(inside):
             return True
-        return any(self._bears(n, child) for n, child in inside if not roles.SIDE_BY_SIDE.fullmatch(n))
+        return any(self._bears(n, child) for n, child in inside if not self._is_aside(module, n))
+
+    def _is_aside(self, parent: nn.Module, name: str, path: str = "?") -> bool:
+        """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""
+        if not roles.SIDE_BY_SIDE.fullmatch(name):
+            return False
+        visits = self.passes.of(parent, path)
+        return visits is None or not visits.feeds_itself(name)
 
     def _is_list(self, name: str, module: nn.Module) -> bool:
         """Whether a container holds blocks that follow one another."""
-        is_dict = type(module) is nn.ModuleDict
-        if not (is_dict or isinstance(module, nn.ModuleList | nn.Sequential)) or roles.SIDE_BY_SIDE.fullmatch(name):
+        names = [n for n, _ in children(module)]
+        is_dict = isinstance(module, nn.ModuleDict) and (type(module) is nn.ModuleDict or all(map(str.isdigit, names)))
+        if not (is_dict or isinstance(module, nn.ModuleList | nn.Sequential)):
             return False
         inside = [
             (n, child) for n, child in children(module)
@@ -174,13 +185,16 @@ class TreeReader:
         inside = list(children(module))
         own = [name for name, p in module._parameters.items() if p is not None]
         visits = self.passes.of(module, path)
-        is_head = roles.heads([*((name, None) for name in own), *inside])
-        items = self._items(module, inside, visits, is_head)
+        is_head = self._heads(own, inside, visits)
+        woven = self._woven(inside, visits, is_head)
+        items = self._items(module, [part for part in inside if part[0] not in woven], visits, is_head)
         groups = self._groups(items, visits, on_backbone)
         on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in items if item.bears)
-        reading, head = Reading(), [joined(path, name) for name in own if is_head(name)]
-        reading.stem += [joined(path, name) for name in own if not is_head(name)]
-        places = self._places(items, groups, visits, is_head, self.passes.order(module))
+        order = self.passes.order(module)
+        places = self._places(items, groups, visits, is_head, order)
+        owned = {name: self._place_of_own(name, groups, visits, is_head, order) for name in own}
+        reading, head = Reading(), [joined(path, name) for name in own if owned[name] == "head"]
+        reading.stem += [joined(path, name) for name in own if owned[name] == "stem"]
         for item in (item for item in items if places.get(item.name) == "stem"):
             reading.stem += _names(item, path)
         for index, group in enumerate(groups):
@@ -205,10 +219,95 @@ class TreeReader:
                     ).extend(names)
                 else:
                     reading.after += names
+            reading.after += [joined(path, name) for name in own if owned[name] == str(index)]
         for item in (item for item in items if places.get(item.name) == "head"):
             head += _names(item, path)
         reading.head += head
+        for name, child in inside:
+            if name in woven:
+                self._weave(reading, name, child, path, visits)
         return reading
+
+    def _heads(self, own: Sequence[str], inside: Sequence[Named], visits: Visits | None) -> roles.IsHead:
+        """Heads by name; one with blocks whose output another part reads is none."""
+        by_name = roles.heads([*((name, None) for name in own), *inside])
+        others = [name for name, _ in inside if not by_name(name)]
+        misnamed = {
+            name for name, child in inside
+            if visits is not None and by_name(name) and self._bears(name, child) and visits.reaches([name], others)
+        }  # fmt: skip
+        return lambda name: by_name(name) and name not in misnamed
+
+    def _place_of_own(
+        self, name: str, groups: Sequence[Sequence[Item]], visits: Visits | None, is_head: roles.IsHead,
+        order: Mapping[str, int],
+    ) -> str:  # fmt: skip
+        """Where a parameter of the module itself belongs: below the first blocks that it reaches, else the head."""
+        members = [_members(item) for group in groups for item in group]
+        if visits is not None and visits.has(name) and members and all(visits.has(*m) for m in members):
+            reached = [i for i, group in enumerate(groups) if any(visits.enters(name, _members(b)) for b in group)]
+            return "head" if not reached else "stem" if reached[0] == 0 else str(reached[0] - 1)
+        if is_head(name) and name != "cls":  # as a parameter it is a token
+            return "head"
+        if visits is None and name in order and members and all(n in order for m in members for n in m):
+            return "head" if order[name] > max(order[n] for m in members for n in m) else "stem"
+        return "stem"
+
+    # ------------------------------------------------------------------ lists between another module's blocks
+    def _woven(self, inside: Sequence[Named], visits: Visits | None, is_head: roles.IsHead) -> set[str]:
+        """Lists whose elements are called between the blocks of a sibling: adapters, prompts of every layer."""
+        found: set[str] = set()
+        for name, child in inside:
+            if visits is not None and visits.within_another(name) and not is_head(name):
+                found.add(name)
+            if not isinstance(child, nn.ModuleList | nn.ParameterList) or is_head(name) or len(child) < 2:
+                continue
+            called = visits.elements(name) if visits is not None else []
+            others = [
+                n for n, c in inside
+                if n != name and not isinstance(c, nn.ParameterList)
+                and (not isinstance(c, nn.ModuleList) or _is_tuner(name, child) or isinstance(child, nn.ParameterList))
+            ]  # fmt: skip
+            if visits is None or not called:
+                if _is_tuner(name, child) and any(self._bears(n, c) for n, c in inside if n != name):
+                    found.add(name)
+            elif not visits.feeds_nothing(name) or isinstance(child, nn.ParameterList):
+                first, last = visits.position[called[0]], visits.position[called[-1]]
+                blocks = visits.steps_of(others)
+                between = sum(first < place < last for place in blocks.values())
+                if between and between >= len(called) - 1:
+                    found.add(name)
+        return found
+
+    def _weave(self, reading: Reading, name: str, child: nn.Module, path: str, visits: Visits | None) -> None:
+        """Give each element of a woven list to the block that is called before it, else to the one after it."""
+        here = joined(path, name)
+        layers = [leaf for part in reading.parts for leaf in leaves(part)]
+        called = set(visits.elements(name)) if visits is not None else set()
+        elements = list(_elements(child, here))
+        if name in (visits.position if visits is not None else ()):  # called itself
+            elements, called = [("", names_in(child, here))], {name}
+        if not called:
+            self.guesses.append(f"{name} is taken to belong to the blocks one by one")
+        blocks: list[tuple[int, Leaf]] = []
+        for unit, place in (visits.steps_of(None) if visits is not None else {}).items():
+            full = joined(path, unit)
+            leaf = next((la for la in layers if full == la.name or full.startswith(f"{la.name}.")), None)
+            if leaf is not None:
+                blocks.append((place, leaf))
+        blocks.sort(key=lambda block: block[0])
+        for index, (i, names) in enumerate(elements):
+            if not called or not blocks:
+                at = min(index * len(layers) // len(elements), len(layers) - 1)
+                layers[at].parameters += names
+                continue
+            unit = joined(name, i) if i else name
+            place = visits.position.get(unit, -1) if visits is not None else -1
+            below, above = ([leaf for at, leaf in blocks if (at < place) == low] for low in (True, False))
+            first = min((p for u, p in visits.position.items() if u in called), default=0) if visits else 0
+            prompts = first < blocks[0][0]  # the input of the block after them
+            leaf = above[0] if above and (prompts or not below) else below[-1]
+            leaf.parameters += names
 
     # ------------------------------------------------------------------ the parts of a module
     def _items(
@@ -228,7 +327,7 @@ class TreeReader:
                 done |= {n for n, _ in zipped[name]}
                 items.append(Item(name, zipped[name], bears=True, is_list=True))
                 continue
-            bears = not is_head(name) and not roles.SIDE_BY_SIDE.fullmatch(name) and self._bears(name, child)
+            bears = not is_head(name) and not self._is_aside(module, name) and self._bears(name, child)
             is_list = bears and self._is_list(name, child) and group_matcher(child) is None
             block = not bears and not is_head(name) and not is_leaf(child)
             block = block and (name in counted or type(child) in kinds or roles.MIDDLE.fullmatch(name) is not None)
@@ -237,6 +336,21 @@ class TreeReader:
             last = [i for i in items if not any(visits.reaches(_members(i), _members(o)) for o in items if o is not i)]
             for item in last if len(last) > 1 and len(last) < len(items) else ():
                 item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
+        for item in items if visits is not None else ():
+            others = [n for other in items if other.bears and other is not item for n in _members(other)]
+            output = item.is_list and isinstance(item.module, nn.ModuleList) and len(item.children) == 1
+            if visits is None or not output or visits.feeds_itself(item.name):
+                continue
+            if visits.feeds_nothing(item.name) and visits.reaches(others, [item.name]):
+                item.bears = item.is_list = False  # an output after every block, or several at the end
+        for item in items if visits is not None and all(visits.has(*_members(i)) for i in items if i.bears) else ():
+            blocks = [n for other in items if other.bears and not other.is_aside for n in _members(other)]
+            rest = [other.name for other in items if not other.bears and other is not item]
+            if visits is None or item.bears or not blocks or is_head(item.name) or not visits.has(item.name):
+                continue
+            apart = not visits.enters(item.name, blocks) and not visits.reaches(blocks, [item.name])
+            if apart and visits.reaches([item.name], [n for n in rest if visits.reaches(blocks, [n])]):
+                item.bears = item.is_aside = True  # it joins the blocks above them
         order = self.passes.order(module)
         if visits is None and order:
             visits = Visits(order, {name: set() for name in order})
@@ -252,18 +366,25 @@ class TreeReader:
     def _zipped(self, lists: Sequence[Named], inside: Sequence[Named], visits: Visits | None) -> Iterator[list[Named]]:
         """Lists in one module that are visited in turn: each holds one part of every layer."""
         place = {name: index for index, (name, _) in enumerate(inside)}
-        waiting = [(n, c) for n, c in lists if not roles.SIDE_BY_SIDE.fullmatch(n) and len(list(children(c))) > 1]
+        waiting = [
+            (n, c) for n, c in lists
+            if len(list(children(c))) > 1
+            and (not roles.SIDE_BY_SIDE.fullmatch(n) or (visits is not None and visits.feeds_itself(n)))
+        ]  # fmt: skip
         while waiting:
             name, first = waiting.pop(0)
             count = len(list(children(first)))
             together = [(name, first)]
+            seen = visits is not None and visits.has(name)
             for n, other in waiting:
                 norms = all(is_normalization(c) for _, c in children(other)) or _all_norms(first)
                 length = len(list(children(other)))
-                if not (length == count or (norms and abs(count - length) == 1)):
+                called = visits is not None and seen and visits.has(n)
+                if not (length == count or ((norms or called) and abs(count - length) == 1)):
                     continue
-                if visits is not None and visits.has(name) and visits.has(n):
-                    in_turn = visits.in_turn(name, n)
+                if visits is not None and called:
+                    outputs = visits.feeds_nothing(name) or visits.feeds_nothing(n)
+                    in_turn = visits.in_turn(name, n) and not outputs
                 else:
                     between = [c for m, c in inside[place[name] + 1 : place[n]] if (m, c) not in lists]
                     blocks = any(not is_leaf(child) for child in between)
@@ -289,8 +410,13 @@ class TreeReader:
         for encoder in models:
             for decoder in models:
                 halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
-                if not on_backbone and encoder is not decoder and roles.is_encoder_decoder(*halves):
+                if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves):
+                    continue
+                if visits is None or _reads_for_itself(encoder, decoder, visits):
                     twins[encoder.name] = twins[decoder.name] = encoder.name
+        unseen = [i for i in bearing if visits is None or not visits.has(*_members(i))]
+        if unseen and len(bearing) > 1 and len(unseen) < len(bearing) and roles.are_towers(i.name for i in bearing):
+            return self._groups_by_name(items, bearing, models, twins)
         if visits is not None and all(visits.has(*(n for n, _ in item.children)) for item in models):
             groups: list[list[Item]] = []
             for item in bearing:
@@ -298,6 +424,7 @@ class TreeReader:
                 last = groups[-1] if groups else []
                 apart = last and all(
                     twins.get(other.name, other.name) == twins.get(item.name)
+                    or roles.are_opponents(other.name, item.name)
                     or not visits.reaches([n for n, _ in other.children], names)
                     for other in last
                 )
@@ -349,7 +476,15 @@ class TreeReader:
                 else:
                     order.append([item])
             counted = roles.numbered([(item.name, item.module) for item in models])
-            unclear = [n for n in names if n not in counted and not roles.IN_SERIES.fullmatch(n) and n not in twins]
+            endings = Counter(m.group(1) for i in models if (m := roles.SUFFIX.fullmatch(i.name)))
+            alike = [
+                i.name for i in models
+                if (m := roles.SUFFIX.fullmatch(i.name)) and endings[m.group(1)] > 1
+            ]  # fmt: skip
+            unclear = [
+                n for n in names
+                if n not in counted and n not in twins and (not roles.IN_SERIES.fullmatch(n) or n in alike)
+            ]  # fmt: skip
             if len(unclear) > 1:
                 self.guesses.append(f"{', '.join(names)} are taken to follow one another")
         rest = [item for item in bearing if item not in models]
@@ -387,6 +522,8 @@ class TreeReader:
             if visits is not None and visits.has(name) and all(visits.has(*_members(i)) for g in groups for i in g):
                 from_blocks = [i for i, g in enumerate(groups) if any(visits.reaches(_members(b), [name]) for b in g)]
                 to_blocks = [i for i, g in enumerate(groups) if any(visits.reaches([name], _members(b)) for b in g)]
+                if not from_blocks:  # also what a later call reads
+                    to_blocks = [i for i, g in enumerate(groups) if any(visits.enters(name, _members(b)) for b in g)]
                 if not to_blocks:
                     places[name] = str(max(from_blocks)) if from_blocks and is_normalization(module) else "head"
                 elif not from_blocks:
@@ -420,6 +557,11 @@ class TreeReader:
         here = joined(path, item.name)
         if item.is_block:
             return Reading(parts=[Leaf(here, names_in(item.module, here))])
+        if item.is_aside:
+            top: list[str] = []
+            parts, _ = _plain(item.module, here, self.passes, top) if not is_leaf(item.module) else ([], True)
+            names = top if parts else names_in(item.module, here)
+            return Reading(parts=[*parts, Leaf(joined(here, "top") if parts else here, names)])
         steps = _steps(item, visits) if item.is_list and visits is not None else []
         if steps:
             return self._called_list(item, path, on_backbone, steps)
@@ -472,15 +614,23 @@ class TreeReader:
         """
         found: list[Leaf] = []
         lead: list[str] = []
-        for parts in elements:
+        paired = _pairs(elements)
+        as_stages = [self._stage(parts) if stages else None for parts in paired]
+        last = max((i for i, stage in enumerate(as_stages) if stage is not None), default=-1)
+        for index, parts in enumerate(paired):
             here = parts[0][0]
             if all(is_normalization(module) for _, module in parts):
                 names = [name for path, module in parts for name in names_in(module, path)]
                 (found[-1].parameters if found else waiting).extend(names)
                 continue
-            new = self._stage(parts) if stages else None
+            new = as_stages[index]
             if new is None:
-                new = [], [Leaf(here, [name for path, module in parts for name in names_in(module, path)])]
+                names = [name for path, module in parts for name in names_in(module, path)]
+                stage = as_stages[index - 1] if index else None
+                if stage is not None and index < last and 2 * len(names) <= min(len(b.parameters) for b in stage[1]):
+                    waiting = [*waiting, *names]  # what stands between two stages: a downsampling
+                    continue
+                new = [], [Leaf(here, names)]
             before, leafs = new
             if not found:
                 lead, waiting = [*waiting, *before] if before else [], [] if before else waiting
@@ -579,6 +729,28 @@ def _steps(item: Item, visits: Visits) -> list[list[str]]:
     return steps
 
 
+def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
+    """Whether a decoder may have an input of its own, so that it stands beside the encoder."""
+    if visits.reaches([decoder.name], [encoder.name]):
+        return False
+    fed = encoder.name in visits.read.get(decoder.name, ())
+    return not fed or roles.has_cross_attention(decoder.module)
+
+
+def _is_tuner(name: str, module: nn.Module) -> bool:
+    """Whether a list holds small parts for every layer by its name."""
+    return roles.TUNER.fullmatch(name) is not None and isinstance(module, nn.ModuleList | nn.ParameterList)
+
+
+def _elements(module: nn.Module, path: str) -> Iterator[tuple[str, list[str]]]:
+    """Elements of a list of modules or parameters, with the names of their parameters."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, [joined(path, name)]
+    for name, child in children(module):
+        yield name, names_in(child, joined(path, name))
+
+
 def _may_be_a_late_head(name: str, module: nn.Module) -> bool:
     return roles.LATE_HEAD.fullmatch(name) is not None and not isinstance(module, nn.Embedding)
 
@@ -594,6 +766,19 @@ def _all_norms(module: nn.Module) -> bool:
 def _counted_apart(one: str, other: str) -> bool:
     """Whether two names differ in a number only: layers1 and layers2."""
     return re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
+
+
+def _pairs(elements: Sequence[Sequence[Named]]) -> Sequence[Sequence[Named]]:
+    """The elements of a list; an attention and the MLP after it, which share no name, are one."""
+    if len(elements) < 4 or len(elements) % 2 or any(len(parts) > 1 or is_leaf(parts[0][1]) for parts in elements):
+        return elements
+    kinds = [roles.signature(parts[0][1]) for parts in elements]
+    second = kinds[1]
+    if kinds[0] != kinds[2] or any(kind != second for kind in kinds[1::2]):
+        return elements
+    if any(not kind.isdisjoint(second) for kind in kinds[::2]):
+        return elements
+    return [[*elements[i], *elements[i + 1]] for i in range(0, len(elements), 2)]
 
 
 def _alike(module: nn.Module) -> bool:
@@ -647,21 +832,35 @@ def _plain(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tup
         if by_name(name) and not (seen and visits is not None and visits.reaches([name], others))
     ]  # fmt: skip
     bodies = [part for part in inside if part not in tops]
+    # weights that the module uses by itself are parts like any other
+    weights = [n for n in own if not by_name(n) and (module._parameters[n].ndim > 1 or not inside)]  # type: ignore[union-attr]
+    used = len(weights) > 1 and not inside and (visits is None or visits.has(*weights))
     order = passes.order(module)
+    if used and visits is None:
+        used = all(name in order for name in weights)
+    nodes: dict[str, Node] = {}
+    certain = seen or len(bodies) < 2
+    if used:
+        certain = visits is not None
+        nodes = {name: Leaf(joined(path, name), [joined(path, name)]) for name in weights}
+        nodes = dict(sorted(nodes.items(), key=lambda n: visits.at([n[0]]) if visits is not None else order[n[0]]))
+    elif not inside and len([n for n in own if not by_name(n)]) > 1 and not path:
+        certain = False
     if seen and visits is not None:
         bodies.sort(key=lambda part: visits.at([part[0]]))
     elif all(name in order for name, _ in bodies):
         bodies.sort(key=lambda part: order[part[0]])
-    nodes: dict[str, Node] = {}
-    certain = seen or len(bodies) < 2
     for name, child in bodies:
         here = joined(path, name)
         before = [
             other for other, c in bodies
             if other in nodes and (not seen or visits is None or visits.reaches([other], [name]))
         ]  # fmt: skip
+        steps = visits.elements(name) if isinstance(child, nn.ParameterList) and visits is not None else []
         if is_normalization(child) and before:
             list(leaves(nodes[before[-1]]))[-1].parameters += names_in(child, here)
+        elif len(steps) == len(list(child.parameters())) > 1 and visits is not None:
+            nodes |= {unit: Leaf(joined(path, unit), [joined(path, unit)]) for unit in steps}
         elif is_leaf(child) or len(bodies) > 2:
             nodes[name] = Leaf(here, names_in(child, here))
         else:
@@ -675,8 +874,9 @@ def _plain(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tup
             nodes[name] = Series(parts)
     head += [p for name, child in tops for p in names_in(child, joined(path, name))]
     head += [joined(path, name) for name in own if by_name(name)]
-    stem = Leaf(joined(path, "stem"), [joined(path, name) for name in own if not by_name(name)], stem=True)
-    if seen and visits is not None:
+    first = [joined(path, name) for name in own if not by_name(name) and name not in nodes]
+    stem = Leaf(joined(path, "stem"), first, stem=True)
+    if (seen or used) and visits is not None:
         return [stem, *_levels(nodes, visits)], certain
     return [stem, *nodes.values()], certain
 

@@ -15,7 +15,7 @@ from lightning_lr.layers.names import all_parameters, is_leaf, is_normalization
 
 HEAD = re.compile(
     r"(\w+_)?(head|heads|classifier|pooler|score|qa_outputs|logits|logit_scale|logit_bias|temperature)\d*|_?fc|cls"
-    r"|(class|bbox|box|score|iou)_embed"
+    r"|(class|bbox|box|score|iou)_embed|(aux|Aux)(Logits|\d*)"
 )
 """Attributes that are the head wherever they are defined (outside of blocks)."""
 LATE_HEAD = re.compile(r"(\w+_)?(decoder|generator|out|output|outputs|outc|final|predict\w*|readout|regressor)\d*")
@@ -24,13 +24,15 @@ STEM = re.compile(r"(?!.*(embed_out|unembed)).*embed.*|wte|wpe|shared|(\w+_)?ste
 """Attributes that are the stem wherever they are defined (outside of blocks)."""
 BLOCKS = re.compile(r"_?(layers?|blocks?|h|resblocks|stages?)\d*")
 """Containers that hold blocks even where there is only one."""
-STAGE = re.compile(r"_?(layers|blocks|resblocks|stages)")
+STAGE = re.compile(r"_?(layers|blocks|resblocks|stages?)")
 """Containers of a stage's blocks; inside a block, repeated parts are called otherwise."""
 SIDE_BY_SIDE = re.compile(
-    r".*(expert|branch|head|adapter|lora|hypernetwork|reassemble|readout|lateral|fpn"
+    r".*(expert|branch|head|adapter|lora|hypernetwork|reassemble|readout|lateral|fpn|merger"
     r"|class_embed|bbox_embed).*"
 )
 """Containers whose modules are used in parallel or as alternatives, so that their order is no depth."""
+TUNER = re.compile(r"(\w+_)?(adapters?|prompts?|loras?|prefix(es)?)(_\w+)?")
+"""Lists of what is trained beside the blocks of a pretrained model, one for each."""
 NUMBERED = re.compile(r"(.*?)_?(\d+)([a-z]?)")
 """Siblings of one class that are called so follow one another: stage1, layers_0, down1, inception3a."""
 MIDDLE = re.compile(r"_?(mid|middle|bottleneck|bridge|center|centre|latent)(_?(block|layer|conv)s?)?")
@@ -43,7 +45,7 @@ LANGUAGE = re.compile(r"(language|llm|lm|text_decoder)(_.*)?|(.*_)?(language_mod
 """Models that write text: they come after the towers that they read."""
 CONNECTOR = re.compile(
     r".*(projector|connector|aligner|resampler|merger|multi_?modal|mm_proj|qformer|perceiver|abstractor).*"
-    r"|embed_(vision|audio|image|video|speech)"
+    r"|embed_(vision|audio|image|video|speech)|(vision|visual|image|audio|speech|video)_(to|2)_\w+"
 )
 """What lies between a tower and the language model that reads it."""
 FUSION = re.compile(r"(.*_)?(multi_?modal|fusion|cross_modal|joint)(_.*)?")
@@ -58,6 +60,13 @@ ROLE = re.compile(
     r"|critic|policy|value|generator|discriminator|gen|disc|momentum|ema|key|q|k|encoder|decoder|fast|slow"
 )
 """Words in the names of sub-models that stand side by side: text_model and vision_model, encoder_q and encoder_k."""
+OPPONENTS = (
+    (frozenset({"generator", "gen"}), frozenset({"discriminator", "disc", "critic"})),
+    (frozenset({"actor", "policy"}), frozenset({"critic", "value"})),
+)
+"""Networks with losses of their own: one reads what the other makes, and both end at the top."""
+SUFFIX = re.compile(r".*_(encoder|backbone|net|network|model|transformer)")
+"""Two of one such ending may follow one another (sentence and document) or not (image and patch)."""
 IN_SERIES = re.compile(
     r"(.*_)?(backbone|feature\w*|trunk|conv_encoder|cnn|encoder|neck|decoder|transformer|body|model|net|network|layers?"
     r"|blocks?|stages?|down\w*|up\w*|mid\w*|bottleneck|stem|pre\w*|post\w*|main|base|rnn|lstm|gru|attention|mixer)(_.*)?"
@@ -128,6 +137,12 @@ def are_towers(names: Iterable[str]) -> bool:
         return True
     found = [words(name) for name in names]
     return len(found) > 1 and all(found) and len(set(found)) == len(found)
+
+
+def are_opponents(one: str, other: str) -> bool:
+    """Whether two networks are trained against one another, or one to judge the other, by their names."""
+    a, b = words(one), words(other)
+    return any((a & left and b & right) or (a & right and b & left) for left, right in OPPONENTS)
 
 
 def signature(module: nn.Module) -> frozenset[str]:

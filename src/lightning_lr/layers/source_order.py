@@ -7,7 +7,6 @@ import functools
 import inspect
 import textwrap
 import types
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -17,24 +16,36 @@ NO_USE = ("len", "isinstance", "hasattr", "getattr", "print", "type", "id", "ran
 
 
 def source_order(module: nn.Module) -> dict[str, int]:
-    """Names of attributes that ``forward`` calls, iterates over or passes on, to the place where it first does."""
-    return _order_in(type(module).forward)
+    """Names of attributes that ``forward`` calls, iterates over or passes on, to the place where it first does.
+
+    What it calls of the class's own methods is followed. A LightningModule without a forward has its ``training_step``.
+    """
+    name = "forward"
+    if type(module).forward.__module__.startswith("lightning") and hasattr(type(module), "training_step"):
+        name = "training_step"
+    kind: Any = type(module)
+    return {used: place for place, used in enumerate(dict.fromkeys(_uses_in(kind, name)))}
 
 
 @functools.cache
-def _order_in(forward: Callable[..., Any]) -> dict[str, int]:
+def _uses_in(kind: Any, method: str, above: tuple[str, ...] = ()) -> tuple[str, ...]:
     try:
         # a decorator of transformers may replace the function
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(kind, method)))))
     except (OSError, TypeError, SyntaxError, IndentationError):
-        return {}
+        return ()
     function = next((node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)), None)
     if function is None or not function.args.args:
-        return {}
-    finder = _Uses(function.args.args[0].arg)
+        return ()
+    finder = _Uses(function.args.args[0].arg, kind, (*above, method))
     for statement in function.body:
         finder.visit(statement)
-    return {name: place for place, name in enumerate(dict.fromkeys(finder.found))}
+    return tuple(finder.found)
+
+
+def _is_own_method(kind: type[nn.Module], name: str) -> bool:
+    found = inspect.getattr_static(kind, name, None)
+    return isinstance(found, types.FunctionType) and not found.__module__.startswith(("torch.nn", "lightning."))
 
 
 def value_of_a_check(code: types.CodeType, line: int) -> bool | None:
@@ -55,19 +66,22 @@ def value_of_a_check(code: types.CodeType, line: int) -> bool | None:
 
 
 class _Uses(ast.NodeVisitor):
-    def __init__(self, this: str) -> None:
-        self.this = this
+    def __init__(self, this: str, kind: Any, methods: tuple[str, ...]) -> None:
+        self.this, self.kind, self.methods = this, kind, methods
         self.found: list[str] = []
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in NO_USE:
             return
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-            self._use(argument)
+            self.visit(argument)  # what is called to make an argument comes first
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-            self.visit(argument)
+            self._use(argument)
         name = self._attribute(node.func)
-        if name is not None:
+        if name is not None and _is_own_method(self.kind, name):
+            if name not in self.methods:
+                self.found += _uses_in(self.kind, name, self.methods)
+        elif name is not None:
             self.found.append(name)
         else:
             self.visit(node.func)

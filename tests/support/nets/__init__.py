@@ -1,0 +1,16 @@
+"""Hand-written networks, each with the right order of its layers beside it, written before any code looked at them."""
+
+from tests.support.nets import (  # noqa: F401  # each adds its own
+    adapted,
+    everyday,
+    generative,
+    misleading,
+    recurrent,
+    stacks,
+    towers,
+    undecidable,
+    vision,
+)
+from tests.support.nets.collection import NETS, wrong_places
+
+__all__ = ["NETS", "wrong_places"]
