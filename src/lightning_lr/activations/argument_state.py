@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_lr.activations.iterators import Tape, is_iterator
 from lightning_lr.nested import version_of
 
 NO_STATE = (
@@ -59,9 +60,12 @@ class ArgumentState:
     def __init__(self, arguments: Any, copy_tensors: bool = False, modules: Iterable[nn.Module] = ()) -> None:
         self._before: list[tuple[Any, dict[Any, Any]]] = []
         self._tensors: dict[int, tuple[Tensor, int, Tensor | None]] = {}
-        own = own_state(modules)
+        own, iterators = own_state(modules)
         buffers = {id(holder) for holder in own}
-        for holder in [*own, *_holders(arguments)]:
+        holders = _holders(arguments)
+        self.iterators = [*iterators, *(thing for thing in holders if is_iterator(thing))]
+        """Whose place cannot be put back, in lists, dicts and objects among the arguments, or in the block itself."""
+        for holder in [*own, *holders]:
             contents = _contents(holder)
             self._before.append((holder, contents))
             for value in contents.values():
@@ -117,24 +121,53 @@ class ArgumentChanges:
                 _fill(holder, contents)
 
 
-def own_state(modules: Iterable[nn.Module]) -> list[Any]:
+def own_state(modules: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
     """What the modules of a block hold that their forward may change: buffers, numbers, lists, random generators.
 
     Statistics of batch norms are not among it: :func:`~lightning_lr.activations.replay_state.statistics_written_once`.
+    Layers of torch's own change nothing but buffers.
+
+    Returns:
+        The holders, and apart from them the iterators.
     """
     found: list[Any] = []
+    iterators: list[Any] = []
     for module in modules:
         if module._buffers and not isinstance(module, _BatchNorm):
             found.append(module._buffers)
-        own = _attributes_of(module)
-        if own:
+        if type(module).__module__.startswith("torch.nn."):
+            continue
+        numbers = False
+        for name, value in vars(module).items():
+            kind = _KINDS.get(type(value)) or _kind(value)
+            if kind == NOTHING:
+                continue
+            if kind == ITERATOR:
+                iterators.append(value)
+            elif kind == GENERATOR:
+                found.append(value)
+            elif not name.startswith(ENGINES):
+                numbers = True
+                if kind == CONTAINER:
+                    found.append(value)
+        if numbers:
             found.append(module)
-        found += [value for value in own.values() if isinstance(value, list | deque | dict)]
-        found += [value for value in vars(module).values() if _is_generator(value)]
-    return found
+    return found, iterators
 
 
 # ---------------------------------------------------------------------- inside
+NOTHING, NUMBER, CONTAINER, GENERATOR, ITERATOR = "nothing", "number", "container", "generator", "iterator"
+_KINDS: dict[type, str] = {int: NUMBER, float: NUMBER, list: CONTAINER, deque: CONTAINER, dict: CONTAINER}
+"""What values of a type are in a module, for the types that were met."""
+
+
+def _kind(value: Any) -> str:
+    kind = GENERATOR if _is_generator(value) else ITERATOR if is_iterator(value) else NOTHING
+    if len(_KINDS) < MOST_OBJECTS:
+        _KINDS[type(value)] = kind
+    return kind
+
+
 def _is_generator(thing: Any) -> bool:
     return isinstance(thing, torch.Generator | random.Random) or _is_numpy_generator(thing)
 
@@ -144,7 +177,7 @@ def _attributes_of(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if type(value) in (int, float, list, deque, dict) and not name.startswith(ENGINES)
+        if _KINDS.get(type(value)) in (NUMBER, CONTAINER) and not name.startswith(ENGINES)
     }
 
 
@@ -177,7 +210,7 @@ def _holders(arguments: Any) -> list[Any]:
     waiting: deque[tuple[Any, bool]] = deque([(arguments, True)])
     while waiting and len(seen) < MOST_OBJECTS:
         thing, is_argument = waiting.popleft()
-        if isinstance(thing, (Tensor, *NO_STATE)) or id(thing) in seen:
+        if isinstance(thing, (Tensor, Tape, *NO_STATE)) or id(thing) in seen:
             continue
         seen.add(id(thing))
         if isinstance(thing, tuple):

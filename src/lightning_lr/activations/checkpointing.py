@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_lr.activations.argument_state import ArgumentState
 from lightning_lr.activations.blocks import Candidate, candidates
 from lightning_lr.activations.chain import Chain, Part, peak_bytes, recomputed_seconds
+from lightning_lr.activations.iterators import taped
 from lightning_lr.activations.measuring import Recorder, synchronizer, total_bytes, with_seconds, with_siblings
 from lightning_lr.activations.planner import cut
 from lightning_lr.activations.policy import CheckpointPolicy, PlanError
@@ -208,7 +209,16 @@ class Checkpointing:
     ) -> Any:
         module, name = block.candidate.module, block.candidate.name
         again = module if self._repeat_hooks else None  # its forward is the original while replaying
+        if state is None:
+            args, kwargs = _taped(args, kwargs)
         noted = state or ArgumentState((args, kwargs), module in self._writing, block.modules)
+        if noted.iterators:
+            kind = type(noted.iterators[0]).__name__
+            raise PlanError(
+                f"checkpointing: {name} is given, or keeps, an iterator ({kind}) whose place "
+                "cannot be put back when the block is computed again; give it a list, give it the iterator as an "
+                "argument of its own, or leave it out by naming the other blocks in CheckpointPolicy(modules=[...])"
+            )
         self._inside = True
         try:
             output = segment.run(block.original, args, kwargs, name, block.norms, saved, again, noted)
@@ -236,6 +246,7 @@ class Checkpointing:
             recorder.saw(tensor)
 
         before = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not tensor.is_inference()]
+        args, kwargs = _taped(args, kwargs)
         state = ArgumentState((args, kwargs), modules=block.modules)
         output = self._run(Segment(), block, args, kwargs, saved, state)
         if state.wrote_in_place:
@@ -342,3 +353,8 @@ def _cache_switches(network: nn.Module) -> list[Any]:
         parts = [config, *vars(config).values()] if hasattr(config, "__dict__") else []
         found |= {id(part): part for part in parts if isinstance(getattr(part, "use_cache", None), bool)}
     return list(found.values())
+
+
+def _taped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with a tape in the place of each iterator among them."""
+    return tuple(map(taped, args)), {name: taped(value) for name, value in kwargs.items()}

@@ -29,6 +29,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_lr.activations.argument_state import ArgumentChanges, ArgumentState
+from lightning_lr.activations.iterators import Tape
 from lightning_lr.activations.replay_state import ReplayState, statistics_written_once
 from lightning_lr.nested import Mark, map_tensors, tensors_in
 
@@ -269,7 +270,9 @@ class Segment:
         kept = [call.kept.tensors() if call.kept is not None else [] for call in self._calls]
         made: list[list[Tensor]] = []
 
-        def look_up(reference: _FromCall | _FromOutside) -> Tensor:
+        def look_up(reference: _FromCall | _FromOutside | Tape) -> Any:
+            if isinstance(reference, Tape):
+                return reference.again()
             call, position = reference.path
             return (made if isinstance(reference, _FromCall) else kept)[call][position]
 
@@ -278,7 +281,7 @@ class Segment:
             with torch.enable_grad():
                 for call in self._calls:
                     name = call.name
-                    args, kwargs = map_tensors(call.arguments, look_up, (_FromCall, _FromOutside))
+                    args, kwargs = map_tensors(call.arguments, look_up, (_FromCall, _FromOutside, Tape))
                     with call.as_at_first(), saved_tensors_hooks(fill, refuse):
                         made.append(tensors_in(call.forward(*args, **kwargs)))
         except _AllMade:
