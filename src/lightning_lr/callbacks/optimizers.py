@@ -94,7 +94,7 @@ class ManagedOptimizer:
             internals.after_optimizer_step(trainer, self.optimizer, self._after_step),
             *(internals.bracket_steps(scheduler, self.writer.scheduled_values) for scheduler in self._schedulers),
             internals.bracket_new_schedulers(self.optimizer, self.writer.scheduled_values),
-            self.optimizer.register_state_dict_post_hook(lambda _, state: self.writer.show_scheduled(state)).remove,
+            internals.after_state_dict(self.optimizer, self.writer.show_scheduled),
         ]
 
     def update_begins(self) -> None:

@@ -114,6 +114,7 @@ from lightning_lr.lightning_internals.training_step import (
 from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches
 from lightning_lr.lightning_internals.updates import (
     after_optimizer_step,
+    after_state_dict,
     before_optimizer_step,
     with_gradient_norm,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "UnnoticedUpdates",
     "UpcomingBatches",
     "after_optimizer_step",
+    "after_state_dict",
     "agree_on_sigterm",
     "around_configure_optimizers",
     "around_training_step",

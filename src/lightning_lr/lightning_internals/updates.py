@@ -71,6 +71,17 @@ def after_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[
     return optimizer.register_step_post_hook(lambda optimizer, args, kwargs: act()).remove
 
 
+def after_state_dict(optimizer: Optimizer, act: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    """Call ``act`` with each state that the optimizer returns; returns a function that undoes this.
+
+    A wrapper that leaves out torch's constructor (Lookahead of pytorch_optimizer) has no such hooks, and its state stays
+    as it is.
+    """
+    if not hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
+        return lambda: None
+    return optimizer.register_state_dict_post_hook(lambda _, state: act(state)).remove
+
+
 def with_gradient_norm(trainer: Trainer, act: Callable[[float | None], None]) -> Callable[[], None] | None:
     """Call ``act`` after each update with the norm of its whole gradient before clipping, which the engine has taken.
 
