@@ -74,8 +74,8 @@ def after_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[
 def after_state_dict(optimizer: Optimizer, act: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
     """Call ``act`` with each state that the optimizer returns; returns a function that undoes this.
 
-    A wrapper that leaves out torch's constructor (Lookahead of pytorch_optimizer) has no such hooks, and its state stays
-    as it is.
+    A wrapper that leaves out torch's constructor (Lookahead of pytorch_optimizer) has no such hooks; its state stays as
+    it is.
     """
     if not hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
         return lambda: None
