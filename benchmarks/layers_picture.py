@@ -8,6 +8,7 @@ the distance from the top: layers at one height have one factor. Result: ``docs/
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def draw(axes: Any, title: str, found: LayerMap, names: dict[str, str], colour: 
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     tried = {title: (discover(model), names) for title, (model, names) in models().items()}
     highest = max(found.depth for found, _ in tried.values()) - 1
     figure, panels = plt.subplots(1, len(tried), figsize=(11, 4.2), constrained_layout=True)

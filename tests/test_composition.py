@@ -168,8 +168,8 @@ def test_over_several_devices_a_pair_is_refused_before_training_with_both_names(
 def test_no_pair_is_left_out() -> None:
     together = {(a.name, b.name) for a, b in pairs() if not _refused((a, b))} | set(REFUSED)
     optimizers, strategies = ([p for p in PARTS if p.kind == kind] for kind in ("optimizer", "strategy"))
-    assert len(OURS) == 22
-    assert len(PARTS) == 32
+    assert len(OURS) == 23
+    assert len(PARTS) == 33
     assert (len(optimizers), len(strategies)) == (5, 6)
     of_ours, beside = len(OURS) * (len(OURS) - 1) // 2, len(OURS) * (len(PARTS) - len(OURS))
     assert len(together) == len(pairs()) == of_ours + beside - 5 * 4 // 2 - 6 * 5 // 2 - len(OTHERS)

@@ -35,7 +35,14 @@ CURVES = [
     kind for kind in vars(lr).values() if isinstance(kind, type) and issubclass(kind, lr.Curve | RampSchedule)
     and not inspect.isabstract(kind)
 ]  # fmt: skip
-RULES = [*functions_of(scaling), *functions_of(weight_decay), BatchRule, lr.scaled_batch_size, noise_scale]
+RULES = [
+    *functions_of(scaling),
+    weight_decay.normalized_weight_decay,
+    weight_decay.torch_weight_decay,
+    BatchRule,
+    lr.scaled_batch_size,
+    noise_scale,
+]
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)

@@ -124,11 +124,11 @@ def test_a_fit_that_comes_to_something_else_is_different() -> None:
 def test_a_refusal_is_an_error_that_a_callback_of_ours_raised() -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_lr import HypergradientDescent
+    from lightning_lr import NormalizedWeightDecay
 
-    with pytest.raises(ValueError, match="HypergradientDescent: ") as ours:
-        HypergradientDescent(hyper_lr=-1.0)
-    assert str(refusal_in(ours.value)).startswith("HypergradientDescent: ")
+    with pytest.raises(ValueError, match="NormalizedWeightDecay: ") as ours:
+        NormalizedWeightDecay(norm=-1.0)
+    assert str(refusal_in(ours.value)).startswith("NormalizedWeightDecay: ")
     with pytest.raises(MisconfigurationException) as theirs:
         raise MisconfigurationException("BatchSizeRamp: said by somebody else")
     assert refusal_in(theirs.value) is None

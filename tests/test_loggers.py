@@ -307,7 +307,7 @@ def test_without_a_bar_nothing_is_put_there() -> None:
 
 # ---------------------------------------------------------------------- one line at each decision
 def test_a_layer_that_begins_to_train_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         train(False, lr.GradualUnfreezing(), max_epochs=3)
     lines = [record.message for record in caplog.records if "GradualUnfreezing" in record.message]
     assert [line.partition(": ")[2].partition(" trains")[0] for line in lines]
@@ -316,7 +316,7 @@ def test_a_layer_that_begins_to_train_is_announced_once(caplog: pytest.LogCaptur
 
 def test_a_batch_that_grows_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     ramp = lr.BatchSizeRamp(lr.AdaptiveRamp(ratio=1e-6, check_every=4), max_batch_size=16, max_micro_batch_size=2)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         trainer = Trainer(
             accelerator="cpu", logger=False, max_epochs=3, enable_progress_bar=False, enable_checkpointing=False,
             enable_model_summary=False, callbacks=[lr.GradientNoiseScale(), ramp],

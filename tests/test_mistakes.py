@@ -338,7 +338,7 @@ COMMANDS: dict[str, tuple[list[str], str, str]] = {
     "model and data swapped": (
         ["plan", "--model", f"{__name__}.Data", "--data", f"{__name__}.Module"],
         "",
-        r"Data at model is no LightningModule.*belongs at --data",
+        r"Data at model is no subclass of LightningModule.*belongs at --data",
     ),
     "a configuration that is not there": (["plan", "--config", "cfg/nothere.yaml"], "", r"cfg/nothere.yaml"),
     "plan with nothing": (["plan"], "", r"give --config.*or --model package\.module\.Class.*lightning-lr init"),

@@ -134,7 +134,9 @@ class _Walk:
             if "." not in other and (kinds := _classes_in(annotation)[0]) and issubclass(found, tuple(kinds))
         )
         hint = next((f"; it belongs at --{other}" for other in others), "")
-        return f"{found.__name__} at {where} is no {' or '.join(kind.__name__ for kind in classes[:2])}{hint}"
+        return (
+            f"{found.__name__} at {where} is no subclass of {' or '.join(kind.__name__ for kind in classes[:2])}{hint}"
+        )
 
     # ------------------------------------------------------------------ inside a file
     def _options(self, node: MappingNode, prefix: str = "") -> Iterator[str]:

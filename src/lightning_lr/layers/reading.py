@@ -88,7 +88,7 @@ class Item:
         bears: whether blocks are somewhere in it.
         is_block: a layer by itself: one of several siblings that are counted through.
         is_list: equally long lists, or one.
-        is_aside: no blocks, but beside those of others: an embedding of a second input that only the head reads.
+        is_aside: no blocks, next to those of others: an embedding of a second input that only the head reads.
     """
 
     name: str
@@ -730,7 +730,7 @@ def _steps(item: Item, visits: Visits) -> list[list[str]]:
 
 
 def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
-    """Whether a decoder may have an input of its own, so that it stands beside the encoder."""
+    """Whether a decoder may have an input of its own, so that it is parallel to the encoder."""
     if visits.reaches([decoder.name], [encoder.name]):
         return False
     fed = encoder.name in visits.read.get(decoder.name, ())

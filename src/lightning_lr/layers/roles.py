@@ -32,7 +32,7 @@ SIDE_BY_SIDE = re.compile(
 )
 """Containers whose modules are used in parallel or as alternatives, so that their order is no depth."""
 TUNER = re.compile(r"(\w+_)?(adapters?|prompts?|loras?|prefix(es)?)(_\w+)?")
-"""Lists of what is trained beside the blocks of a pretrained model, one for each."""
+"""Lists of what is trained next to the blocks of a pretrained model, one for each."""
 NUMBERED = re.compile(r"(.*?)_?(\d+)([a-z]?)")
 """Siblings of one class that are called so follow one another: stage1, layers_0, down1, inception3a."""
 MIDDLE = re.compile(r"_?(mid|middle|bottleneck|bridge|center|centre|latent)(_?(block|layer|conv)s?)?")

@@ -196,14 +196,16 @@ class Race:
             ordered = sorted(heat, key=lambda trial: trial.rate)
             # a tie goes up, to the rate that does something; among diverged ones, down
             best = min(range(len(ordered)), key=lambda i: (ordered[i].score, -ordered[i].rate))
+            flat = False
             if heat is self.trials[0] and self.around is None and ordered[best].scores:
-                best = ordered.index(_highest_tied(ordered))
+                lowest, best = best, ordered.index(_highest_tied(ordered))
+                flat = lowest == 0 < best  # next to no training is as good: go up to where something is learned
             if not math.isfinite(ordered[best].score):
                 best = 0
             further = []
             if best == 0:
                 further.append(ordered[0].rate / step)
-            if best == len(ordered) - 1 and math.isfinite(ordered[best].score):
+            if (flat or best == len(ordered) - 1) and math.isfinite(ordered[-1].score):
                 further.append(ordered[-1].rate * step)
             if not any(self._try(heat, length, rate, above=rate > ordered[best].rate) for rate in further):
                 return
