@@ -30,10 +30,10 @@ LEARNED = 0.5
 """Share of what the lowest rate of its heat has learned that a held rate has to learn. On CNN, ViT and byte LM a good
 choice at twice its value has learned 0.9 or more of what even the best schedule has."""
 
-TIED, ALIKE = 2.0, 0.01
+TIED, ALIKE, APART = 2.0, 0.01, 0.25
 """Two scores of the first heat are a tie where their mean difference over the same batches is at most so many of its
-standard errors, or at most such a share of the scores' standard deviation over batches: on a plateau, where nothing is
-learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
+standard errors, and at most ``APART`` of the scores' standard deviation over batches; or at most ``ALIKE`` of that. On a
+plateau, where nothing is learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
 
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
@@ -245,7 +245,7 @@ def _highest_tied(heat: Sequence[Trial]) -> Trial:
             return False
         differences = [a - b for a, b in zip(trial.scores, best.scores, strict=True)]
         error = statistics.stdev(differences) / math.sqrt(many) if many > 1 else 0.0
-        return statistics.fmean(differences) <= max(TIED * error, ALIKE * spread)
+        return statistics.fmean(differences) <= max(min(TIED * error, APART * spread), ALIKE * spread)
 
     return max((trial for trial in heat if tied(trial)), key=lambda trial: trial.rate)
 
