@@ -32,8 +32,8 @@ choice at twice its value has learned 0.9 or more of what even the best schedule
 
 TIED, ALIKE, APART = 2.0, 0.01, 0.25
 """Two scores of the first heat are a tie where their mean difference over the same batches is at most so many of its
-standard errors, and at most ``APART`` of the scores' standard deviation over batches; or at most ``ALIKE`` of that. On a
-plateau, where nothing is learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
+standard errors, and at most ``APART`` of the scores' standard deviation over batches; or at most ``ALIKE`` of that. On
+a plateau, where nothing is learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
 
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
