@@ -163,15 +163,19 @@ def cases(kind: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def switch_cache_off(net: nn.Module) -> None:
+    """As inside checkpointed steps: a cache lays tensors out otherwise, which is another order of sums."""
+    for module in net.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+
+
 def train(make: Callable[[], nn.Module], batch: dict[str, Any], policy: str | None) -> list[list[Tensor]]:
     """Loss and gradients of every step."""
     seed_everything(0, verbose=False)  # wav2vec2 draws its masks from NumPy
     net = make().train()
     if policy is None and not batch.get("use_cache"):
-        # as inside checkpointed steps: a cache lays tensors out otherwise, which is another order of sums
-        for module in net.modules():
-            if hasattr(module, "config"):
-                module.config.use_cache = False
+        switch_cache_off(net)
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     checkpointing = Checkpointing(net, CheckpointPolicy(policy), torch.device("cpu")) if policy else None
     seen: list[list[Tensor]] = []

@@ -14,6 +14,7 @@ from numpy.random import default_rng
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks.checkpointed_models import switch_cache_off
 from lightning_lr.activations import Checkpointing, CheckpointPolicy, PlanError
 from lightning_lr.memory import measure_saved
 
@@ -324,17 +325,13 @@ def test_models_with_a_cache_train_as_without_checkpointing(name: str, config: d
         mask = torch.ones_like(ids)
         mask[0, :3] = 0
         batch["attention_mask"] = mask
-    make, plain = language_model(name, **config), []
+    make, made_before = language_model(name, **config), []
 
     def made() -> nn.Module:
         net = make()
-        if (
-            cache == "as it comes" and not plain
-        ):  # off, as inside checkpointed steps: a cache lays tensors out otherwise,
-            plain.append(net)  # which is another order of sums (T5's gradients on an AMD EPYC: 1.2e-6)
-            for module in net.modules():
-                if hasattr(module, "config"):
-                    module.config.use_cache = False
+        if cache == "as it comes" and not made_before:  # the plain run
+            switch_cache_off(net)
+        made_before.append(net)
         return net
 
     if cache == "asked for":
