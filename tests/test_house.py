@@ -29,6 +29,7 @@ SHARED = (
     "learning_rate",
     "multiplied",
     "base_rates",
+    "c_library",
     "gaussian_process",
     "shards",
     "journal",

@@ -20,7 +20,7 @@ ROW = 128
 """Elements of a row: few enough to waste little on biases, and to be summed in single precision."""
 
 ALONE = 1 << 16
-"""From so many elements on a CPU reads a tensor where it lies: to copy it takes longer than a few operations more."""
+"""From so many elements on a CPU a tensor is read where it lies: to copy it takes longer than a few more operations."""
 
 Number = float | Tensor
 """One number for all, or a tensor with one for each tensor of a chunk."""
@@ -36,8 +36,8 @@ class Chunk:
     groups: list[int] = field(default_factory=list)
     """Index of the group of each."""
     elements: int = 0
-    rows: Rows | None = None
-    """Where they lie when packed; ``None`` for a tensor that is read where it lies."""
+    alone: bool = False
+    """Whether it is one tensor, which is read where it lies."""
 
 
 class Rows:
@@ -60,6 +60,13 @@ class Rows:
         ]
         self._lengths_there = moved(torch.tensor(self._lengths), device)
         self._views: dict[str, tuple[Tensor, list[Tensor]]] = {}
+
+    @classmethod
+    def of(cls, chunk: Chunk, groups: int) -> Rows:
+        """Rows for the tensors of a chunk."""
+        pieces = [local(parameter) for parameter in chunk.parameters]
+        sizes = [piece.numel() * (2 if piece.is_complex() else 1) for piece in pieces]
+        return cls(sizes, chunk.groups, groups, pieces[0].device)
 
     def views(self, name: str, buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The parts of ``buffer`` that the tensors have there; made once for each name."""
@@ -88,7 +95,12 @@ class Rows:
 
 
 def pack(
-    parameters: Sequence[Tensor], owners: Sequence[int], known: Sequence[bool], kinds: Sequence[object], size: int
+    parameters: Sequence[Tensor],
+    owners: Sequence[int],
+    known: Sequence[bool],
+    kinds: Sequence[object],
+    size: float,
+    alone: float,
 ) -> Iterator[Chunk]:
     """Chunks of the parameters that have a gradient.
 
@@ -98,6 +110,7 @@ def pack(
         known: whether its last update is.
         kinds: of each group, a key; parameters of which it differs are not packed together.
         size: elements that a chunk of more than one parameter has at most.
+        alone: elements from which a parameter is a chunk of its own.
 
     Raises:
         ValueError: for sparse gradients.
@@ -121,12 +134,12 @@ def pack(
         )
         # of a shard, too, the whole: every rank makes the same chunks
         elements = parameter.numel() * (2 if parameter.is_complex() else 1)
-        if elements >= (ALONE if parameter.device.type == "cpu" else size):
-            yield Chunk(known[place], [parameter], [place], [owner], elements)
+        if elements >= alone:
+            yield Chunk(known[place], [parameter], [place], [owner], elements, alone=True)
             continue
         chunk = open_chunks.get(key)
         if chunk is not None and chunk.elements + elements > size:
-            yield _closed(open_chunks.pop(key), len(kinds))
+            yield open_chunks.pop(key)
             chunk = None
         if chunk is None:
             chunk = open_chunks[key] = Chunk(known[place])
@@ -134,8 +147,7 @@ def pack(
         chunk.places.append(place)
         chunk.groups.append(owner)
         chunk.elements += elements
-    for chunk in open_chunks.values():
-        yield _closed(chunk, len(kinds))
+    yield from open_chunks.values()
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -143,10 +155,3 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _closed(chunk: Chunk, groups: int) -> Chunk:
-    pieces = [local(parameter) for parameter in chunk.parameters]
-    sizes = [piece.numel() * (2 if piece.is_complex() else 1) for piece in pieces]
-    chunk.rows = Rows(sizes, chunk.groups, groups, pieces[0].device)
-    return chunk

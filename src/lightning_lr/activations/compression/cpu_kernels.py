@@ -1,10 +1,8 @@
 """The packed format on a CPU: kernels in C, compiled on the user's machine, with the bits of the reference.
 
 Eager torch passes over a tensor a hundred times where ``cpu_kernels.c`` does it in one pass, at some forty times the
-rate (``python -m benchmarks.compression speed``). It is plain C without any header of torch or Python: the machine's
-own compiler (``CC``, else cc, gcc or clang) makes it in a second or two, never at import, and the result stays in
-``$XDG_CACHE_HOME/lightning_lr`` (``~/.cache/lightning_lr``). What was loaded has to give the reference's bits on a few
-groups before it is used. Where any of this fails, one warning says so and the reference does the work, with the same
+rate (``python -m benchmarks.compression speed``). What was loaded has to give the reference's bits on a few groups
+before it is used. Where this or compiling fails, one warning says so and the reference does the work, with the same
 bits.
 """
 
@@ -12,16 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import itertools
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,13 +19,13 @@ from torch import Tensor
 
 from lightning_lr.activations.compression.groups import WIDTHS, decode_groups, encode_groups, largest_of
 from lightning_lr.activations.compression.noise import key_tensor
+from lightning_lr.c_library import CSource, in_threads
 
-SOURCE = Path(__file__).with_suffix(".c")
 LONGEST = 4096
 """Numbers of the largest group that the kernels know; they hold one on their stack."""
 
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-trapping-math")
-"""No product and sum become one operation, which would round differently; comparisons may be vectorized."""
+# no product and sum become one operation, which would round differently
+SOURCE = CSource(Path(__file__).with_suffix(".c"), ("-ffp-contract=off",), ("-mavx2",))
 
 NUMBERS_PER_THREAD = 2**17
 """A tensor is divided among as many threads as torch has, with at least so many numbers each."""
@@ -45,11 +35,10 @@ class CpuKernels:
     """The compiled functions.
 
     Args:
-        library: the shared library of ``cpu_kernels.c``.
+        functions: the shared library of ``cpu_kernels.c``.
     """
 
-    def __init__(self, library: Path) -> None:
-        functions = ctypes.CDLL(str(library))
+    def __init__(self, functions: ctypes.CDLL) -> None:
         whole, place, address = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
         self._encode, self._decode = functions.encode, functions.decode
         self._encode.argtypes = [address, whole, place, *[whole] * 5, place, place, address, address]
@@ -108,8 +97,7 @@ class CpuKernels:
 def cpu_kernels() -> CpuKernels | None:
     """The kernels, compiled now if they never were on this machine; None, after one warning, where that fails."""
     try:
-        with tempfile.TemporaryDirectory() as passing:
-            kernels = CpuKernels(_compiled(_cache() or Path(passing)))
+        kernels = CpuKernels(SOURCE.load())
         _check(kernels)
         return kernels
     except Exception as error:  # whatever compilers, file systems and loaders raise
@@ -128,51 +116,7 @@ def loaded_kernels() -> CpuKernels | None:
 
 def is_cached() -> bool:
     """Whether the kernels need no compiling."""
-    folder = _cache()
-    return folder is not None and _library(folder).exists()
-
-
-def _compiled(folder: Path) -> Path:
-    library = _library(folder)
-    if library.exists():
-        return library
-    named = os.environ.get("CC", "").split()
-    found = named or [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))][:1]
-    if not found:
-        raise OSError("no C compiler was found")
-    folder.mkdir(parents=True, exist_ok=True)
-    # under a name of its own first: another process may do the same, and one that is stopped leaves no half a library
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=folder)
-    os.close(handle)
-    try:
-        command = [*found, *_flags(), str(SOURCE), "-o", unfinished, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            raise OSError(f"{found[0]} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-        os.replace(unfinished, library)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-    return library
-
-
-def _library(folder: Path) -> Path:
-    what = "\n".join([SOURCE.read_text(encoding="utf-8"), *_flags(), platform.machine(), platform.system()])
-    return folder / f"cpu_kernels_{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
-
-
-def _flags() -> tuple[str, ...]:
-    wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # the cache may be shared by other machines
-    return (*FLAGS, "-mavx2") if wide else FLAGS
-
-
-def _cache() -> Path | None:
-    """Where compiled kernels stay; None where nothing can."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_lr"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+    return SOURCE.is_compiled()
 
 
 def _check(kernels: CpuKernels) -> None:
@@ -213,17 +157,5 @@ def _words(numbers: Tensor) -> Tensor:
 
 
 def _in_threads(work: Callable[[int, int], None], groups: int, size: int) -> None:
-    """Do ``work`` on all groups, in parts. ctypes lets go of Python's lock while a function runs."""
-    threads = max(1, min(torch.get_num_threads(), groups * size // NUMBERS_PER_THREAD))
-    if threads == 1:
-        work(0, groups)
-        return
-    ends = [groups * part // threads for part in range(threads + 1)]
-    for done in [_pool(os.getpid(), threads).submit(work, *part) for part in itertools.pairwise(ends)]:
-        done.result()
-
-
-@functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this very process: those of the one that it was forked from do not run in it."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="lightning_lr_pack")
+    """Do ``work`` on all groups, in parts."""
+    in_threads(work, groups, groups * size // NUMBERS_PER_THREAD)

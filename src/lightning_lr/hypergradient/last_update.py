@@ -1,0 +1,205 @@
+"""What is remembered of an optimizer's last update, so that its direction is known when the next gradient is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import LBFGS, Optimizer
+
+from lightning_lr.hypergradient import directions
+from lightning_lr.shards import flat_of, local
+
+_GRADIENT = attrgetter("grad")
+
+
+class LastUpdate:
+    r"""Learning rates, settings and copies of an optimizer's last update.
+
+    For each update, in this order: :meth:`before_step` with the learning rates that are about to be applied, the
+    optimizer's step, :meth:`after_step`. A step that is not made leaves both out.
+
+    What is kept from step to step: nothing but numbers for SGD with momentum, Adam and AdamW; a copy of the gradients
+    for plain SGD and Nesterov momentum; a copy of the parameters, which becomes the last update, for other optimizers.
+
+    Args:
+        optimizer: any torch optimizer whose updates are proportional to ``group["lr"]``.
+
+    Raises:
+        ValueError: for LBFGS, which searches its own step.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError(
+                "hypergradient: got LBFGS, which evaluates several steps in one; use a first-order optimizer"
+            )
+        self.optimizer = optimizer
+        self.family = directions.family(optimizer)
+        self.lr: list[float] | None = None
+        """Learning rate of each group in the last update; ``None`` before the first."""
+        self.settings: list[dict[str, Any]] = []
+        """What else each group's last update was made with (betas, momentum, decay); another list when it changes."""
+        self.copies: dict[int, Tensor] = {}
+        """What was copied of each parameter, by its place in the optimizer."""
+        self._read: list[tuple[Any, ...]] | None = None
+        """What the settings were read from; ``None`` where that may change in place."""
+        self._idle: set[int] = set()
+        """Parameters that the last update left out for want of a gradient."""
+        self._open: list[int] = []
+
+    # ------------------------------------------------------------------ walking with the optimizer
+    @torch.no_grad()
+    def before_step(self, lr: Sequence[float], scale: float = 1.0) -> None:
+        """The gradients that are there now are about to be applied, with these learning rates.
+
+        Args:
+            lr: of each group.
+            scale: what the gradients are multiplied by, where an AMP scaler's factor is still in them.
+        """
+        self.lr = list(map(float, lr))
+        groups = self.optimizer.param_groups
+        parameters, owners = self.all()
+        gradients = list(map(_GRADIENT, parameters))
+        self._idle = {place for place, gradient in enumerate(gradients) if gradient is None}
+        self._open = []
+        if self.family == "adam":
+            return
+        kept = [directions.keeps(self.family, group) for group in groups]
+        places = [place for place, owner in enumerate(owners) if kept[owner] != "nothing" and place not in self._idle]
+        if not places:
+            return
+        copied = [place for place in places if kept[owners[place]] == "gradient"]
+        self._open = [place for place in places if kept[owners[place]] == "update"]
+        of_gradients = set(copied)
+        self._copy(places, [gradients[p] if p in of_gradients else parameters[p] for p in places])
+        if copied and scale != 1.0:
+            torch._foreach_div_([self.copies[place] for place in copied], scale)
+        for index, group in enumerate(groups):
+            decay = directions.penalty(self.family, group)
+            if kept[index] != "gradient" or not (decay or group["maximize"]):
+                continue
+            own = [place for place in copied if owners[place] == index]
+            copies = [self.copies[place] for place in own]
+            if copies and group["maximize"]:
+                torch._foreach_neg_(copies)
+            if copies and decay:
+                torch._foreach_add_(copies, [local(parameters[place]).detach() for place in own], alpha=decay)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The optimizer has stepped: a copy of the parameters becomes the last update."""
+        groups = self.optimizer.param_groups
+        read = [tuple(map(group.get, directions.READ)) for group in groups]
+        if read != self._read:
+            self._read = read if all(map(_stays, read)) else None
+            self.settings = [directions.settings_of(group) for group in groups]
+        if self._open:
+            parameters, _ = self.all()
+            after = [local(parameters[place]).detach() for place in self._open]
+            torch._foreach_sub_([self.copies[place] for place in self._open], after)
+            self._open = []
+
+    # ------------------------------------------------------------------ reading
+    def all(self) -> tuple[list[Tensor], list[int]]:
+        """All parameters, by their places in the optimizer, and the group of each."""
+        groups = self.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        return parameters, [index for index, group in enumerate(groups) for _ in group["params"]]
+
+    def settings_of(self, group: int) -> dict[str, Any]:
+        """What a group's last update was made with; the group itself where that was not kept."""
+        return self.settings[group] if group < len(self.settings) else self.optimizer.param_groups[group]
+
+    def known(self, parameters: Sequence[Tensor], owners: Sequence[int]) -> list[bool]:
+        """Of which parameters the last update is known."""
+        lr, kind, idle = self.lr or [], self.family, self._idle
+        settings = [self.settings_of(index) for index in range(len(self.optimizer.param_groups))]
+        usable = [index < len(lr) and directions.invertible(kind, s, lr[index]) for index, s in enumerate(settings)]
+        if not any(usable):
+            return [False] * len(parameters)
+        for place, parameter in enumerate(parameters if self.copies else ()):
+            self._fit(place, parameter)
+        state, copies = self.optimizer.state, self.copies
+        if kind == "adam" and not idle and all(usable):
+            return ["exp_avg" in state.get(parameter, ()) for parameter in parameters]
+        needs = [directions.needs(kind, s) for s in settings]
+        found = []
+        for place, (parameter, owner) in enumerate(zip(parameters, owners, strict=True)):
+            copy, buffer = needs[owner]
+            found.append(
+                usable[owner]
+                and place not in idle
+                and (not copy or place in copies)
+                and (buffer is None or state.get(parameter, {}).get(buffer) is not None)
+            )
+        return found
+
+    # ------------------------------------------------------------------ resuming
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and, where copies are kept, tensors; of sharded parameters see :meth:`shards`."""
+        whole = self._whole()
+        copies = {place: copy.cpu().clone() for place, copy in self.copies.items() if place in whole}
+        return {"lr": self.lr, "settings": self.settings, "idle": sorted(self._idle), "copies": copies}
+
+    def shards(self) -> dict[int, Tensor]:
+        """The copies of sharded parameters, which are other ones on every rank, and go back by :meth:`load_shards`.
+
+        A run that resumes without them leaves one update unmeasured.
+        """
+        whole = self._whole()
+        return {place: copy.cpu().clone() for place, copy in self.copies.items() if place not in whole}
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether anything is copied from step to step; the same on every rank."""
+        return any(directions.keeps(self.family, group) != "nothing" for group in self.optimizer.param_groups)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
+        self.lr = None if state["lr"] is None else list(state["lr"])
+        self.settings = [dict(settings) for settings in state.get("settings", ())]  # not in checkpoints of 0.1
+        self._idle, self._read = set(state["idle"]), None
+        parameters, _ = self.all()
+        self.copies = {
+            place: copy.to(local(parameters[place]).device, copy=True)
+            for place, copy in state["copies"].items()
+            if place < len(parameters) and copy.shape == local(parameters[place]).shape
+        }
+
+    def load_shards(self, shards: dict[int, Tensor]) -> None:
+        """What :meth:`shards` was on this rank, after :meth:`load_state_dict`; the engine may hold the parameters."""
+        self.copies |= shards
+
+    # ------------------------------------------------------------------ inside
+    def _whole(self) -> set[int]:
+        """Places of the parameters that are no shards. In ZeRO's stage 3 there are none between steps."""
+        placed = enumerate(self.all()[0])
+        return {place for place, p in placed if not isinstance(p, DTensor) and flat_of(p) is None}
+
+    def _fit(self, place: int, parameter: Tensor) -> None:
+        """A copy that was loaded goes to the parameter's device, or is dropped where it is of another shard."""
+        copy, piece = self.copies.get(place), local(parameter)
+        if copy is None or (copy.device == piece.device and copy.shape == piece.shape):
+            return
+        del self.copies[place]
+        if copy.shape == piece.shape:
+            self.copies[place] = copy.to(piece.device)
+
+    def _copy(self, places: Sequence[int], tensors: Sequence[Any]) -> None:
+        sources = [local(tensor).detach() for tensor in tensors]
+        for place, source in zip(places, sources, strict=True):
+            held = self.copies.get(place)
+            if held is None or held.shape != source.shape or held.dtype != source.dtype or held.device != source.device:
+                self.copies[place] = torch.empty_like(source, memory_format=torch.contiguous_format)
+        torch._foreach_copy_([self.copies[place] for place in places], sources)
+
+
+def _stays(read: tuple[Any, ...]) -> bool:
+    """Whether what was read from a group cannot change in place, as tensors and lists do."""
+    parts = [part for value in read for part in (value if type(value) is tuple else (value,))]
+    return all(part is None or type(part) in (float, int, bool) for part in parts)
