@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks._common import RESULTS, ResultStore, environment, markdown_table, write_keeping_findings
 from benchmarks.lightning_suite_expected import BY_DESIGN, in_short
-from benchmarks.lightning_suite_plugin import ARMS, ARMS_VARIABLE, BARE, CONTROL, ONLY_VARIABLE, OUT_VARIABLE
+from benchmarks.lightning_suite_plugin import ARMS, ARMS_VARIABLE, BARE, CONTROL, ONLY_VARIABLE, OUT_VARIABLE, SLOW
 
 PLACES = {
     "callbacks": (
@@ -58,11 +58,10 @@ PLACES = {
 FILES = [str(Path(folder) / f"test_{name}.py") for folder, names in PLACES.items() for name in names.split()]
 SELECT = "not spawn and not fork and not ddp and not compile and not jit and not onnx"
 """Tests that start processes or compilers take minutes each on a CPU."""
-FIRST = ("all together",)
-"""Arms that run over all files before any other."""
 LIMIT = 3600
 """Seconds after which the run of a file is given up."""
 VERDICTS = ("passed", "refused", "by design", "counts callbacks", "different")
+"""The table's columns, beside the tests that were not run because they are slow."""
 
 
 # ---------------------------------------------------------------------- running
@@ -120,6 +119,7 @@ def record_of(file: str, record: dict[str, Any] | None, lines: Sequence[dict[str
             "bare": dict(Counter(line["verdict"] for line in bare)),
             "failed bare": {_short(line["test"]): line["why"] for line in bare if line["verdict"] == "failed"},
             "tests": [_short(line["test"]) for line in bare if line["verdict"] == "passed" and line["fits"]],
+            "slow": [_short(line["test"]) for line in bare if line["fits"] and line["seconds"] > SLOW],
             "arms": {},
         }
     for arm in dict.fromkeys(line["arm"] for line in lines):
@@ -132,6 +132,7 @@ def record_of(file: str, record: dict[str, Any] | None, lines: Sequence[dict[str
             "passed": sum(line["verdict"] == "passed" for line in found.values()),
             "others": others,
             "missing": [test for test in record["tests"] if test not in found],
+            "seconds": round(sum(line["seconds"] for line in found.values()), 1),
         }
     return record
 
@@ -178,6 +179,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             total = sum(counts[name] for name in VERDICTS)
             body.append([arm, str(files), str(total), *(str(counts[name]) for name in VERDICTS)])
     headings = ["arm", "files", "tests", "passed", "refused", "by design", "counts callbacks", "different"]
+    slow = sum(len(record["slow"]) for record in records)
     versions = ", ".join(sorted({record["environment"]["lightning"] for record in records}))
     lines = [
         "# Lightning's own tests with our callbacks on every Trainer",
@@ -189,7 +191,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         "checkpoint weights, optimizer, schedulers, loops, learning rates, the user's metrics and the random state are "
         "those of the bare run. Refused: a callback says before training that it cannot work there. By design: listed "
         "below with the reason. Counts callbacks: the test fails with a callback that does nothing but has a state, "
-        "too.",
+        f"too. {slow} tests that take more than {SLOW} s of CPU time bare ran with the control and all together only.",
         "",
         markdown_table(headings, body),
     ]
@@ -223,17 +225,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.report:
         if options.tests is None:
             parser.error("give --tests, a checkout of Lightning's tests/, or --report")
-        singles = [arm for arm in ARMS if arm not in (BARE, CONTROL, *FIRST)]
-        for arms in (list(FIRST), singles):
-            for file in options.files:
-                name = re.sub(r"\W+", "-", file.removesuffix(".py"))
-                record = store.load(name, {"file": file})
-                known = set() if record is None or options.again else set(record["arms"])
-                asked = [arm for arm in arms if (not options.arms or arm in options.arms) and arm not in known]
-                if not asked or (record is not None and not record["tests"]):
-                    continue
-                only = None if record is None else [f"{_below(options.tests, file)}::{t}" for t in record["tests"]]
-                store.save(name, record_of(file, record, run_file(options.tests, file, asked, only, options.select)))
+        arms = [arm for arm in ARMS if arm not in (BARE, CONTROL)]
+        for file in options.files:
+            name = re.sub(r"\W+", "-", file.removesuffix(".py"))
+            record = store.load(name, {"file": file})
+            known = set() if record is None or options.again else set(record["arms"])
+            asked = [arm for arm in arms if (not options.arms or arm in options.arms) and arm not in known]
+            if not asked or (record is not None and not record["tests"]):
+                continue
+            only = None if record is None else [f"{_below(options.tests, file)}::{t}" for t in record["tests"]]
+            store.save(name, record_of(file, record, run_file(options.tests, file, asked, only, options.select)))
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(store.folder.glob("*.json"))]
     text = table(records)
     write_keeping_findings(options.results / "lightning_suite.md", text)

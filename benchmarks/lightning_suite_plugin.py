@@ -16,8 +16,9 @@ import os
 import random
 import re
 import signal
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from torch.optim import Optimizer
 
 import lightning_lr as lr
 
@@ -36,6 +38,8 @@ ARMS_VARIABLE, OUT_VARIABLE = "LIGHTNING_SUITE_ARMS", "LIGHTNING_SUITE_OUT"
 ONLY_VARIABLE = "LIGHTNING_SUITE_ONLY"
 SECONDS = 120
 """After which a test is ended."""
+SLOW = 2.5
+"""Seconds of CPU time from which a bare test is slow: of the arms, only those in ``WHOLE`` run it."""
 PACKAGE = str(Path(lr.__file__).parent)
 
 
@@ -64,6 +68,25 @@ class SearchOfOne(lr.LearningRateSearch):
         super().on_fit_start(trainer, pl_module)
 
 
+class ZeroDecay(lr.NormalizedWeightDecay):
+    """A decay of zero, in groups that begin with another one: without it there is nothing to act on."""
+
+    def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["weight_decay"] = 1.0
+        super().check_optimizers(optimizers, schedulers)
+
+
+class IdleGhost(lr.GhostBatchNorm):
+    """Ghosts as large as any batch, in a module that has, beside its own, a batch norm that holds nothing and is not
+    called: without one there is nothing to act on."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "idle_batch_norm"):
+            pl_module.idle_batch_norm = torch.nn.BatchNorm1d(1, affine=False, track_running_stats=False)
+        super().setup(trainer, pl_module, stage)
+
+
 SINGLE: dict[str, Callable[[], list[pl.Callback]]] = {
     "LearningRateSchedule": lambda: [lr.LearningRateSchedule(lr.Constant())],
     "LearningRateScaling": lambda: [lr.LearningRateScaling(1, batch_size=1, warmup_epochs=0)],
@@ -73,13 +96,10 @@ SINGLE: dict[str, Callable[[], list[pl.Callback]]] = {
     "GradientNoiseScale": lambda: [lr.GradientNoiseScale()],
     "ActivationCompression": lambda: [lr.ActivationCompression(4, group_size=65536)],
     "BatchSizeRamp": lambda: [lr.BatchSizeRamp(lr.CurveRamp(lr.Cosine(floor=1.0)), module_scheduler="multiply")],
-    "BatchSizeRamp, adaptive": lambda: [
-        lr.BatchSizeRamp(lr.AdaptiveRamp(check_every=10**6), module_scheduler="multiply")
-    ],
-    "NormalizedWeightDecay": lambda: [lr.NormalizedWeightDecay(0.0)],
+    "NormalizedWeightDecay": lambda: [ZeroDecay(0.0)],
     "AdaptiveWarmup": lambda: [FlatWarmup(0.1, 0.2, decay=lr.Constant(), patience=1, module_scheduler="multiply")],
     "LearningRateSearch": lambda: [SearchOfOne(lr.Constant(), 0.1, 0.1, module_scheduler="multiply")],
-    "GhostBatchNorm": lambda: [lr.GhostBatchNorm(2**20)],
+    "GhostBatchNorm": lambda: [IdleGhost(2**20)],
 }
 TOGETHER = (
     "LearningRateSchedule",
@@ -97,6 +117,10 @@ ARMS: dict[str, Callable[[], list[pl.Callback]]] = {
     "all and a ramp": lambda: [callback for name in (*TOGETHER, "BatchSizeRamp") for callback in SINGLE[name]()],
     **SINGLE,
 }
+GIVEN = {"NormalizedWeightDecay": "checkpoint: weight decay"}
+"""What an arm gives the module itself, so that there is something to act on."""
+WHOLE = (BARE, CONTROL, "all together")
+"""Arms that run slow tests, too."""
 ROUNDED = ("AdaptiveWarmup",)
 """Arms that change the learning rate by a rounding: only the tests' own assertions count."""
 
@@ -161,7 +185,8 @@ def facts_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {
         "weights": digest(checkpoint.get("state_dict")),
-        "optimizer": digest(checkpoint.get("optimizer_states")),
+        "optimizer": digest([_without_decay(state) for state in checkpoint.get("optimizer_states", [])]),
+        "weight decay": [_decays_of(state) for state in checkpoint.get("optimizer_states", [])],
         "schedulers": digest(checkpoint.get("lr_schedulers")),
         "loops": digest(checkpoint.get("loops")),
         "hyperparameters": digest(checkpoint.get("hyper_parameters")),
@@ -175,6 +200,15 @@ def _state_of(optimizer: Any) -> Any:
     return {key: value for key, value in state.items() if key == "state"}
 
 
+def _without_decay(state: dict[str, Any]) -> dict[str, Any]:
+    groups = [{key: value for key, value in group.items() if key != "weight_decay"} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def _decays_of(state: dict[str, Any]) -> list[float]:
+    return [float(group.get("weight_decay", 0)) for group in state["param_groups"]]
+
+
 @dataclass
 class Course:
     """What one run of a test did."""
@@ -184,6 +218,7 @@ class Course:
     refusal: str | None = None
     error: str | None = None
     outcome: str = "missing"
+    seconds: float = 0.0
 
 
 def refusal_in(error: BaseException) -> str | None:
@@ -218,6 +253,8 @@ class Recorder:
                 pytest.skip("did not pass bare")
             if not bare.fits:
                 pytest.skip("called no fit")
+            if bare.seconds > SLOW and arm not in WHOLE:
+                pytest.skip("slow")
         self.arm = arm
         self.course = of_test[arm] = Course()
         random.seed(7)
@@ -238,7 +275,8 @@ class Recorder:
             out = os.environ.get(OUT_VARIABLE)
             if out:
                 with open(out, "a", encoding="utf-8") as file:
-                    line = {"test": test, "arm": arm, "verdict": verdict, "why": why, "fits": course.fits}
+                    line = {"test": test, "arm": arm, "verdict": verdict, "why": why, "fits": course.fits,
+                            "seconds": round(course.seconds, 2)}  # fmt: skip
                     file.write(json.dumps(line) + "\n")
 
     def verdict(self, test: str, arm: str) -> tuple[str, str]:
@@ -257,6 +295,7 @@ class Recorder:
         changed = differences(bare, course)
         if control is not None and arm != CONTROL:
             changed -= differences(bare, control)
+        changed.discard(GIVEN.get(arm, ""))
         return ("different", ", ".join(sorted(changed))) if changed else ("passed", "")
 
 
@@ -363,9 +402,11 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
+    begin = time.process_time()
     try:
         yield
     finally:
+        RECORDER.course.seconds = time.process_time() - begin
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

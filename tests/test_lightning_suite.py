@@ -136,7 +136,7 @@ def test_a_refusal_is_an_error_that_a_callback_of_ours_raised() -> None:
 
 def test_the_table_counts_what_the_records_hold() -> None:
     def line(test: str, arm: str, verdict: str, why: str = "", fits: int = 1) -> dict[str, object]:
-        return {"test": f"x::{test}", "arm": arm, "verdict": verdict, "why": why, "fits": fits}
+        return {"test": f"x::{test}", "arm": arm, "verdict": verdict, "why": why, "fits": fits, "seconds": 0.1}
 
     arm = "GradientNoiseScale"
     lines = [line("a", "bare", "passed"), line("b", "bare", "passed"), line("c", "bare", "passed", fits=0),
