@@ -28,7 +28,16 @@ from typing import Any
 
 from benchmarks._common import RESULTS, ResultStore, environment, markdown_table, write_keeping_findings
 from benchmarks.lightning_suite_expected import BY_DESIGN, in_short
-from benchmarks.lightning_suite_plugin import ARMS, ARMS_VARIABLE, BARE, CONTROL, ONLY_VARIABLE, OUT_VARIABLE, SLOW
+from benchmarks.lightning_suite_plugin import (
+    ARMS,
+    ARMS_VARIABLE,
+    BARE,
+    CONTROL,
+    FIRST_CASES,
+    ONLY_VARIABLE,
+    OUT_VARIABLE,
+    SLOW,
+)
 
 PLACES = {
     "callbacks": (
@@ -59,16 +68,18 @@ FILES = [str(Path(folder) / f"test_{name}.py") for folder, names in PLACES.items
 SELECT = "not spawn and not fork and not ddp and not compile and not jit and not onnx"
 """Tests that start processes or compilers take minutes each on a CPU."""
 LIMIT = 3600
-"""Seconds after which the run of a file is given up."""
+"""Seconds after which a run of pytest is given up."""
+AT_ONCE = 4
+"""Files in one run of pytest: to start one takes as long as some twenty tests."""
 VERDICTS = ("passed", "refused", "by design", "counts callbacks", "different")
 """The table's columns, beside the tests that were not run because they are slow."""
 
 
 # ---------------------------------------------------------------------- running
-def run_file(
-    tests: Path, file: str, arms: Sequence[str], only: Sequence[str] | None, select: str
-) -> list[dict[str, Any]]:
-    """The tests of a file, bare, with the control and with the arms; what the plugin wrote about each."""
+def run_files(
+    tests: Path, files: Sequence[str], arms: Sequence[str], only: Sequence[str] | None, select: str
+) -> dict[str, list[dict[str, Any]]]:
+    """The tests of files, bare, with the control and with the arms; what the plugin wrote about each, by file."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "runs.jsonl"
         root = Path(__file__).parents[1]
@@ -86,21 +97,22 @@ def run_file(
         command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={tests.resolve()}",
                    "-p", "benchmarks.lightning_suite_plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
                    "--no-header", "--tb=short", "-k", select, f"--basetemp={folder}/base",
-                   str(tests_of(tests) / file)]  # fmt: skip
+                   *(str(tests_of(tests) / file) for file in files)]  # fmt: skip
         (Path(folder) / "cwd").mkdir()
         with open(Path(folder) / "said", "w+", encoding="utf-8") as said:
             try:
                 subprocess.run(command, cwd=f"{folder}/cwd", env=variables, stdout=said, stderr=said, timeout=LIMIT)
             except subprocess.TimeoutExpired:
-                print(f"{file}: given up after {LIMIT} s", flush=True)
+                print(f"{', '.join(files)}: given up after {LIMIT} s", flush=True)
             said.seek(0)
             lines = said.read().strip().splitlines()
         if not out.exists():
             if lines and "deselected" in lines[-1]:
-                return []
-            raise SystemExit(f"{file}: no test ran\n" + "\n".join(lines[-30:]))
-        print(f"{file}: {lines[-1] if lines else ''}", flush=True)
-        return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+                return {file: [] for file in files}
+            raise SystemExit(f"{', '.join(files)}: no test ran\n" + "\n".join(lines[-30:]))
+        print(f"{', '.join(files)}: {lines[-1] if lines else ''}", flush=True)
+        found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        return {file: [line for line in found if line["test"].startswith(f"{_below(tests, file)}::")] for file in files}
 
 
 def tests_of(folder: Path) -> Path:
@@ -191,7 +203,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         "checkpoint weights, optimizer, schedulers, loops, learning rates, the user's metrics and the random state are "
         "those of the bare run. Refused: a callback says before training that it cannot work there. By design: listed "
         "below with the reason. Counts callbacks: the test fails with a callback that does nothing but has a state, "
-        f"too. {slow} tests that take more than {SLOW} s of CPU time bare ran with the control and all together only.",
+        f"too. {slow} tests that take more than {SLOW} s of CPU time bare, and all but the first {FIRST_CASES} parameter "
+        "sets of a test, ran with the control and all together only.",
         "",
         markdown_table(headings, body),
     ]
@@ -226,20 +239,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.tests is None:
             parser.error("give --tests, a checkout of Lightning's tests/, or --report")
         arms = [arm for arm in ARMS if arm not in (BARE, CONTROL)]
+        waiting: dict[tuple[str, ...], list[str]] = {}
         for file in options.files:
-            name = re.sub(r"\W+", "-", file.removesuffix(".py"))
-            record = store.load(name, {"file": file})
+            record = store.load(_name(file), {"file": file})
             known = set() if record is None or options.again else set(record["arms"])
-            asked = [arm for arm in arms if (not options.arms or arm in options.arms) and arm not in known]
-            if not asked or (record is not None and not record["tests"]):
-                continue
-            only = None if record is None else [f"{_below(options.tests, file)}::{t}" for t in record["tests"]]
-            store.save(name, record_of(file, record, run_file(options.tests, file, asked, only, options.select)))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(store.folder.glob("*.json"))]
-    text = table(records)
+            asked = tuple(arm for arm in arms if (not options.arms or arm in options.arms) and arm not in known)
+            if asked and (record is None or record["tests"]):
+                waiting.setdefault(asked, []).append(file)
+        for asked, files in waiting.items():
+            for first in range(0, len(files), AT_ONCE):
+                now = files[first : first + AT_ONCE]
+                records = {file: store.load(_name(file), {"file": file}) for file in now}
+                only = [
+                    f"{_below(options.tests, f)}::{t}"
+                    for f, record in records.items()
+                    if record
+                    for t in record["tests"]
+                ]
+                found = run_files(options.tests, now, asked, only if all(records.values()) else None, options.select)
+                for file, record in records.items():
+                    store.save(_name(file), record_of(file, record, found[file]))
+    written = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(store.folder.glob("*.json"))]
+    text = table(written)
     write_keeping_findings(options.results / "lightning_suite.md", text)
     print(text)
     return 1 if "\nDifferent:" in text else 0
+
+
+def _name(file: str) -> str:
+    return re.sub(r"\W+", "-", file.removesuffix(".py"))
 
 
 def _below(folder: Path, file: str) -> str:
