@@ -203,8 +203,8 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         "checkpoint weights, optimizer, schedulers, loops, learning rates, the user's metrics and the random state are "
         "those of the bare run. Refused: a callback says before training that it cannot work there. By design: listed "
         "below with the reason. Counts callbacks: the test fails with a callback that does nothing but has a state, "
-        f"too. {slow} tests that take more than {SLOW} s of CPU time bare, and all but the first {FIRST_CASES} parameter "
-        "sets of a test, ran with the control and all together only.",
+        f"too. {slow} tests that take more than {SLOW} s of CPU time bare, and all but the first {FIRST_CASES} "
+        "parameter sets of a test, ran with the control and all together only.",
         "",
         markdown_table(headings, body),
     ]
