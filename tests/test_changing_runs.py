@@ -564,7 +564,7 @@ def test_a_place_in_a_checkpoint_that_is_none_is_refused_by_name(harm: dict[str,
     state = checkpoint["callbacks"]["LearningRateSchedule"]
     state["clock"].update(harm) if harm is not None else state.pop("clock")
     torch.save(checkpoint, path)
-    name = "clock 'not given'" if harm is None else next(iter(harm))
+    name = "no clock" if harm is None else f"clock.{next(iter(harm))}"
     with pytest.raises(
         MisconfigurationException, match=f"LearningRateSchedule: its state in the checkpoint has {name}"
     ):

@@ -34,6 +34,7 @@ SHARED = (
     "shards",
     "journal",
     "checks",
+    "saved_state",
     "nested",
     "panels",
     "optimizer_copy",

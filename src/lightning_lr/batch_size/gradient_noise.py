@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_lr.checks import is_real, require
+from lightning_lr.saved_state import COUNT, NUMBER, keys
 
 
 @dataclass
@@ -173,6 +174,9 @@ class GradientNoiseEstimator:
         if squared is None or variance is None or (squared <= 0.0 and variance <= 0.0):
             return None
         return math.inf if squared <= 0.0 else max(0.0, variance) / squared
+
+    SAVED: ClassVar = keys({"updates": COUNT, "squared_gradient": NUMBER, "variance": NUMBER})
+    """The form of :meth:`state_dict`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers from which :meth:`load_state_dict` continues."""

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,6 +31,7 @@ from lightning_lr.checks import is_list
 from lightning_lr.nested import batch_tensors, first_samples
 from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import INDEX, WHOLE, by, keys, later, optional
 
 
 class ActivationCompression(MethodCallback):
@@ -64,6 +65,10 @@ class ActivationCompression(MethodCallback):
     """
 
     name = "compression"
+    saves: ClassVar = {
+        "compression": optional(keys({"forwards": INDEX, "allocation": by(str, INDEX), "seed": later(WHOLE)})),
+        "probed_at": WHOLE,
+    }
     panels = (
         MetricPanel(
             "compressed\nactivations",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +29,7 @@ from lightning_lr.callbacks.run import CountSamples, Run
 from lightning_lr.curves import Cosine, Curve, Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import ABOVE_0, keys, optional
 from lightning_lr.warmup import (
     Decision,
     OnDivergence,
@@ -100,6 +101,17 @@ class AdaptiveWarmup(MethodCallback):
     """
 
     name = "adaptive_warmup"
+    saves: ClassVar = {
+        "warmup": optional(
+            keys(
+                {
+                    "machine": WarmupMachine.SAVED,
+                    "reference_lr": optional(ABOVE_0),
+                    "snapshot": optional(Snapshot.SAVED),
+                }
+            )
+        )
+    }
     lr_role = "finder"
     refuses = (
         AVERAGING_SETS_THE_END,

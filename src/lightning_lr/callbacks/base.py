@@ -32,6 +32,7 @@ from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import Form, keys
 
 LRRole = Literal["schedule", "base", "finder"]
 
@@ -81,6 +82,8 @@ class MethodCallback(Callback):
     """What ``report`` draws of the method's :meth:`metrics`."""
     refines: ClassVar[bool] = False
     """Whether the multiplier depends on the gradients that the optimizer is about to apply, see :meth:`refine`."""
+    saves: ClassVar[Mapping[str, Form]] = {}
+    """What :meth:`state_dict` adds, by key: a checkpoint that holds something else is refused before it is read."""
     module_scheduler: ModuleScheduler = "multiply"
     """What becomes of the module's own LR scheduler; of methods that have the argument, what the user chose."""
 
@@ -392,7 +395,7 @@ class MethodCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        resume_checks.check_state(type(self).__name__, state_dict)
+        resume_checks.check_state(type(self).__name__, state_dict, self._form_of_state())
         self.clock_state = state_dict["clock"]
         self.loaded = state_dict
 
@@ -409,6 +412,13 @@ class MethodCallback(Callback):
         return internals.without_logging(state)
 
     # ------------------------------------------------------------------ inside
+    @classmethod
+    def _form_of_state(cls) -> Form:
+        kinds = [kind for kind in cls.__mro__ if issubclass(kind, MethodCallback) and kind is not MethodCallback]
+        own = {name: form for kind in kinds for name, form in kind.saves.items()}
+        more = any("state_dict" in vars(kind) and "saves" not in vars(kind) for kind in kinds)
+        return keys({**resume_checks.SAVED, **own}, more)
+
     def _keep_place(self) -> None:
         if self._run is not None:
             self.clock_state = self._run.clock.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -18,6 +18,7 @@ from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.panels import MetricPanel
 from lightning_lr.patching import override_on_instance
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import record_of, several
 
 
 class CriticalBatchSize(MethodCallback):
@@ -59,6 +60,7 @@ class CriticalBatchSize(MethodCallback):
     """
 
     name = "critical_batch_size"
+    saves: ClassVar = {"results": several(record_of(CriticalBatch))}
     panels = (MetricPanel("critical batch\n(samples)", ("batch/critical", "batch/size"), log_scale=True),)
 
     def __init__(

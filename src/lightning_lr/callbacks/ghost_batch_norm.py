@@ -11,6 +11,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import convert_ghost_batch_norm, restore_batch_norm
 from lightning_lr.callbacks import resume_checks
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
+from lightning_lr.saved_state import INDEX, keys
 
 
 class GhostBatchNorm(Callback):
@@ -73,4 +74,5 @@ class GhostBatchNorm(Callback):
         return internals.without_logging(self.__dict__)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        resume_checks.check_state(type(self).__name__, state_dict, keys({"ghost_batch_size": INDEX}))
         resume_checks.log_changed_settings(self, {name: str(value) for name, value in state_dict.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,6 +23,7 @@ from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import INDEX, later
 
 
 class GradientNoiseScale(MethodCallback):
@@ -66,6 +67,7 @@ class GradientNoiseScale(MethodCallback):
     """
 
     name = "gradient_noise_scale"
+    saves: ClassVar = {"estimator": GradientNoiseEstimator.SAVED, "steps_by_hand": later(INDEX)}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +14,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.adaptive_warmup import AdaptiveWarmup
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END
-from lightning_lr.callbacks.hypergradient_follower import Follower
+from lightning_lr.callbacks.hypergradient_follower import SAVED, Follower
 from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.hypergradient import HYPER_LR, FactorLearner, RuleName, Scope
@@ -22,6 +22,7 @@ from lightning_lr.hypergradient.directions import family
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.panels import MetricPanel
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import by, either, optional
 
 
 class HypergradientDescent(MethodCallback):
@@ -77,6 +78,7 @@ class HypergradientDescent(MethodCallback):
     """
 
     name = "hypergradient"
+    saves: ClassVar = {"hypergradient": optional(either("learner", SAVED, by(int, SAVED)))}  # of 0.1.0: one
     lr_role = "base"
     refuses = (AVERAGING_SETS_THE_END,)
     panels = (

@@ -15,11 +15,22 @@ from lightning_lr.hypergradient import AlignmentEstimator, FactorLearner, RuleNa
 from lightning_lr.journal import Journal
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import SampleClock
+from lightning_lr.saved_state import ANYTHING, keys, later
 
 NOT_FINITE_LIMIT = 10
 """Updates in a row without a finite gradient after which training is given up."""
 BOUND_LIMIT = 100
 """Updates in a row with a factor at the same bound after which there is a warning."""
+
+
+SAVED = keys(
+    {
+        "learner": FactorLearner.SAVED,
+        "estimator": AlignmentEstimator.SAVED,
+        "shards": later(ANYTHING),  # of this rank, by parameter
+    }
+)
+"""The form of :meth:`Follower.state_dict`."""
 
 
 class Follower:

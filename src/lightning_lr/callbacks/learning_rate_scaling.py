@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +21,7 @@ from lightning_lr.checks import is_count, is_real
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import INDEX, later, optional
 
 
 class LearningRateScaling(MethodCallback):
@@ -55,6 +56,7 @@ class LearningRateScaling(MethodCallback):
     """
 
     name = "linear_scaling"
+    saves: ClassVar = {"batch": later(optional(INDEX))}
     lr_role = "base"
     refuses = (
         Clash(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -29,6 +29,7 @@ from lightning_lr.curves import Cosine, Curve, Phase
 from lightning_lr.learning_rate import HyperparameterWriter, factor_to
 from lightning_lr.patching import override_on_instance
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import ABOVE_0, SHARE, keys, optional, record_of, several
 from lightning_lr.search import Budget, SearchResult, SearchSettings, plan_heats, start_of
 
 
@@ -81,6 +82,18 @@ class LearningRateSearch(MethodCallback):
     """
 
     name = "learning_rate_search"
+    saves: ClassVar = {
+        "search": optional(
+            keys(
+                {
+                    "rate": optional(ABOVE_0),
+                    "done": several(SHARE),
+                    "reference_lr": optional(ABOVE_0),
+                    "result": optional(record_of(SearchResult)),
+                }
+            )
+        )
+    }
     lr_role = "finder"
     refuses = (
         AVERAGING_SETS_THE_END,

@@ -9,7 +9,6 @@ checkpoint that has no such record (of 0.1.0) is not compared.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -20,6 +19,8 @@ from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_lr.progress import RunShape
+from lightning_lr.progress.clock import SAVED as CLOCK
+from lightning_lr.saved_state import ANYTHING, FROM_0, TEXT, Form, by, faults_in, later, optional, several
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import MethodCallback
@@ -73,24 +74,27 @@ def facts_of(shape: RunShape) -> dict[str, int | str | None]:
     }
 
 
-def check_state(caller: str, state: State) -> None:
-    """Refuse a state whose place in the run is no place: it was changed by hand, or saved by something else.
+SAVED = {
+    "clock": optional(CLOCK),
+    # not in checkpoints of 0.1.0
+    "settings": later(optional(by(str, TEXT))),
+    "run": later(optional(by(str, ANYTHING))),
+    "tuned_lr": later(optional(several(several(FROM_0)))),
+}
+"""The form of what every callback saves."""
+
+
+def check_state(caller: str, state: State, form: Form) -> None:
+    """Refuse a state that is not what the callback saves: cut, changed by hand, or of another version.
 
     Raises:
-        MisconfigurationException: with what is missing or no number from 0.
+        MisconfigurationException: with the keys that are wrong.
     """
-    clock = state.get("clock", ABSENT)
-    if clock is None:
-        return
-    if isinstance(clock, Mapping):
-        counts = {name: clock.get(name, ABSENT) for name in ("samples_seen", "batch_size", "window_samples")}
-    else:
-        counts = {"clock": clock}
-    found = ", ".join(f"{name} {value!r}" for name, value in counts.items() if not _is_count(value))
+    found = faults_in(state, form)
     if found:
         raise MisconfigurationException(
-            f"{caller}: its state in the checkpoint has {found}, where a number from 0 is expected; the checkpoint was "
-            "changed after it was saved: resume from another, or train from its weights alone"
+            f"{caller}: its state in the checkpoint {found}; the checkpoint was changed after it was saved, or saved "
+            "by a version that is newer: resume from another, or train from its weights alone"
         )
 
 
@@ -212,10 +216,6 @@ def log_changed_settings(callback: Any, saved: State) -> None:
 
 
 # ---------------------------------------------------------------------- inside
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
 def _differences(before: State | None, now: State) -> list[_Difference]:
     if before is None:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_lr.hypergradient import directions
+from lightning_lr.saved_state import ANYTHING, INDEX, NUMBER, TENSOR, by, keys, later, optional, several
 from lightning_lr.shards import flat_of, local
 
 _GRADIENT = attrgetter("grad")
@@ -140,6 +141,16 @@ class LastUpdate:
         return found
 
     # ------------------------------------------------------------------ resuming
+    SAVED: ClassVar = keys(
+        {
+            "lr": optional(several(NUMBER)),
+            "settings": later(several(by(str, ANYTHING))),
+            "idle": several(INDEX),
+            "copies": by(int, TENSOR),
+        }
+    )
+    """The form of :meth:`state_dict`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Numbers and, where copies are kept, tensors; of sharded parameters see :meth:`shards`."""
         whole = self._whole()

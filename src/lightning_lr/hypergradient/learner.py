@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from lightning_lr.checks import is_list, is_real
 from lightning_lr.hypergradient.alignment import Alignment, cosine
 from lightning_lr.hypergradient.directions import Family
 from lightning_lr.hypergradient.rules import Feedback, Rule, RuleName, make_rule
+from lightning_lr.saved_state import FROM_0, MEASURED, NOT_NAN, NUMBER, alike, keys, optional, several
 
 Scope = Literal["group", "global"]
 
@@ -124,6 +125,23 @@ class FactorLearner:
         self._gradients = [alignment.gradient for alignment in alignments]
 
     # ------------------------------------------------------------------ resuming
+    SAVED: ClassVar = alike(
+        alike(
+            keys(
+                {
+                    "factors": several(FROM_0),
+                    "memories": several(NOT_NAN),
+                    "base": optional(several(NUMBER)),
+                    "gradients": several(MEASURED),
+                    "reference": several(MEASURED),
+                }
+            ),
+            *("factors", "memories"),
+        ),
+        *("base", "gradients"),
+    )
+    """The form of :meth:`state_dict`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers from which :meth:`load_state_dict` continues."""
         return {

@@ -7,6 +7,24 @@ from typing import Any
 
 from lightning_lr.progress.budget import NoEndError, Place, Span
 from lightning_lr.progress.shape import RunShape
+from lightning_lr.saved_state import COUNT, FLAG, FROM_0, SHARE, keys, later, one_of, optional, row
+
+SAVED = keys(
+    {
+        "counts": later(one_of("samples", "micro-batches")),
+        "updates": COUNT,
+        "samples_seen": COUNT,
+        "samples_counted": later(FLAG),
+        "batch_size": COUNT,
+        "window_samples": COUNT,
+        "progress": later(optional(SHARE)),
+        "place": later(row(COUNT, COUNT, COUNT, FROM_0)),
+        "update_made": later(FLAG),
+        "update_seconds": later(FROM_0),
+        **{name: later(COUNT) for name in ("units", "window_start")},  # of 0.1.0
+    }
+)
+"""The form of :meth:`SampleClock.state_dict`."""
 
 
 class SampleClock:

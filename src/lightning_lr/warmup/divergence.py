@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_lr.saved_state import FLAG, MEASURED, NOT_NAN, keys, several
 from lightning_lr.warmup.history import LossBlock, noise_of
 
 RISE = 3.0
@@ -73,6 +74,15 @@ class DivergenceWatch:
         while self._under_way and (len(self._under_way) > 1 or _is_here(self._under_way[0])):
             self._judge(_value(self._under_way.pop(0)))
         return self.exploded or self.non_finite
+
+    SAVED: ClassVar = keys(
+        {
+            "limit": NOT_NAN,
+            **dict.fromkeys(("exploded", "non_finite", "out_of_bounds"), FLAG),
+            "under_way": several(MEASURED),
+        }
+    )
+    """The form of :meth:`state_dict`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values from which :meth:`load_state_dict` continues; waits for what is under way."""

@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from lightning_lr.saved_state import COUNT, NOT_NAN, NUMBER, keys, row, several
 
 CAPACITY = 64
 """Blocks kept at most: 32 to 64 for a long warm-up, each 1.5 to 3 % of what has passed of it."""
@@ -134,6 +136,17 @@ class LossHistory:
         return [*now._full[:-1], now._full[-1].merged(rest)]
 
     # ------------------------------------------------------------------ resuming
+    SAVED: ClassVar = keys(
+        {
+            **dict.fromkeys(("width", "observed", "non_finite", "spikes"), COUNT),
+            "blocks": several(row(COUNT, NUMBER, NUMBER, NOT_NAN)),
+            "open": row(COUNT, NUMBER, NUMBER, NOT_NAN),
+            "context": several(NUMBER),
+            "tail": several(row(NUMBER, NUMBER)),
+        }
+    )
+    """The form of :meth:`state_dict`."""
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers from which :meth:`load_state_dict` continues, bit for bit."""
         return {

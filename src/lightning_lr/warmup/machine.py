@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_lr.curves import SNAP
 from lightning_lr.gaussian_process.posterior import FEWEST_BLOCKS
+from lightning_lr.saved_state import ABOVE_0, COUNT, MEASURED, SHARE, TEXT, alike, keys, one_of, optional, row, several
 from lightning_lr.warmup.decision import Action, Decision, Reason
 from lightning_lr.warmup.divergence import DivergenceWatch, Maximum, limit_of
 from lightning_lr.warmup.history import LossHistory
@@ -169,6 +170,22 @@ class WarmupMachine:
             self.peak_lr, self.switched_at = decision.lr, decision.progress
 
     # ------------------------------------------------------------------ resuming
+    SAVED: ClassVar = keys(
+        {
+            "phase": one_of("warm-up", "decay"),
+            "reason": optional(TEXT),
+            "peak_lr": optional(ABOVE_0),
+            "switched_at": optional(SHARE),
+            "probability": SHARE,
+            "positive": COUNT,
+            "kept_lr": optional(ABOVE_0),
+            "history": LossHistory.SAVED,
+            "pending": alike(row(several(ABOVE_0), several(MEASURED)), 0, 1),
+            "watch": DivergenceWatch.SAVED,
+        }
+    )
+    """The form of :meth:`state_dict`."""
+
     def state_dict(self, reduce: Reduce | None = None) -> dict[str, Any]:
         """Plain values from which :meth:`load_state_dict` continues, bit for bit; waits for the device.
 

@@ -7,11 +7,13 @@ steps but is no result of training (learning rate, betas, weight decay) is left 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_lr.saved_state import ANYTHING, TENSOR, by, keys, later, several
 
 
 class Snapshot:
@@ -41,6 +43,15 @@ class Snapshot:
         for optimizer, state in zip(optimizers, self._optimizers, strict=True):
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": _copied(state), "param_groups": groups})
+
+    SAVED: ClassVar = keys(
+        {
+            "tensors": by(str, TENSOR),
+            "optimizers": later(several(by(object, ANYTHING))),
+            "optimizer": later(by(object, ANYTHING)),  # of 0.1.0
+        }
+    )
+    """The form of :meth:`state_dict`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for :meth:`from_state`."""

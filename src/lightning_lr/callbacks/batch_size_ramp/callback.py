@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import AdaptiveRamp, LRRule, RampPlan, RampSchedule, has_plain_batch_norm
+from lightning_lr.batch_size.critical import CriticalBatch
 from lightning_lr.batch_size.noise_scale import momentum_of, noise_scale
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import StreamedShape, is_streamed
@@ -34,6 +35,7 @@ from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_modul
 from lightning_lr.callbacks.run import CountSamples
 from lightning_lr.curves import Phase
 from lightning_lr.progress import RunShape, SampleClock
+from lightning_lr.saved_state import INDEX, later, optional, record_of, row, several
 
 
 class BatchSizeRamp(MethodCallback):
@@ -83,6 +85,13 @@ class BatchSizeRamp(MethodCallback):
     """
 
     name = "batch_size_ramp"
+    saves: ClassVar = {
+        "seed": optional(INDEX),
+        "growths": several(row(INDEX, INDEX, INDEX)),
+        "begin_samples": later(optional(INDEX)),
+        "measured": later(several(record_of(CriticalBatch))),
+        "micro_batch_size": later(optional(INDEX)),
+    }
     changes_batch = True
     refuses = (
         AVERAGING_SETS_THE_END,
