@@ -1,4 +1,4 @@
-"""What the state of a method must look like in a checkpoint: written down once, beside what saves it.
+"""What the state of a method must look like in a checkpoint: written down once, where it is saved.
 
 A :class:`Form` answers whether a value is what was saved there; forms nest as states do. :func:`read` holds a whole
 state against its form before anything is taken from it, so that a checkpoint that was cut, changed by hand or saved by
@@ -22,7 +22,7 @@ MOST = 3
 
 @dataclass(frozen=True)
 class Form:
-    """What may stand at a place in a state.
+    """What a place may hold in a state.
 
     Args:
         faults: of the place and its value, what is wrong, in words that follow "the state".
