@@ -13,8 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_lr.layers import roles
-from lightning_lr.layers.forward_pass import Passes, copied
-from lightning_lr.layers.names import all_parameters, children, joined, unwrapped
+from lightning_lr.layers.forward_pass import Passes
+from lightning_lr.layers.names import all_parameters, children, is_leaf, joined, unwrapped
+from lightning_lr.layers.stand_ins import copied
 
 COPY = re.compile(
     r"(.*_)?(ema|target|teacher|momentum|avg|average|averaged|swa|shadow|slow|key|k|ref|reference|frozen|copy|old|prev"
@@ -28,6 +29,8 @@ def copies(model: nn.Module, passes: Passes) -> dict[str, str]:
 
     A copy has the class and the parameters of the original by name and shape. It is called a copy, or it is frozen and
     a forward pass shows that neither feeds the other. Elements of lists and numbered siblings are blocks, not copies.
+    A part of a larger network is none, though it looks like a part of the other: of a module that is called a copy, all
+    parts are copies or none is.
     """
     alike: dict[object, list[tuple[str, nn.Module]]] = {}
     for path, module in _sub_models(model, ""):
@@ -38,14 +41,34 @@ def copies(model: nn.Module, passes: Passes) -> dict[str, str]:
     for same in alike.values():
         originals = [(path, m) for path, m in same if not _is_called_copy(path, model) and _trains(m)]
         for path, module in same if originals else ():
-            original = originals[0][0]
+            original, of_one_name = _counterpart(path, [other for other, _ in originals])
+            if is_leaf(module) and not of_one_name and not COPY.fullmatch(path.rpartition(".")[2]):
+                continue
             apart = not any(path.startswith(f"{done}.") for done in found) and path != original
             called = _is_called_copy(path, model)
             if apart and (called or not _trains(module)) and _shares_nothing(module, originals[0][1]):
                 linked = _linked(model, passes, path, original)
                 if linked is False or (linked is None and called):
                     found[path] = original
-    return found
+    return {path: original for path, original in found.items() if _of_whole_copies(path, found, model)}
+
+
+def _counterpart(path: str, originals: list[str]) -> tuple[str, bool]:
+    """The original that has the copy's own name, and whether there is one; else the first."""
+    own = path.rpartition(".")[2]
+    named = [other for other in originals if other.rpartition(".")[2] == own]
+    return (named or originals)[0], bool(named)
+
+
+def _of_whole_copies(path: str, found: Mapping[str, str], model: nn.Module) -> bool:
+    """Whether the module that holds a copy is no copy by its name, or has nothing but copies."""
+    parent = path.rpartition(".")[0]
+    if not parent or not _is_called_copy(parent, model):
+        return True
+    module = model
+    for part in parent.split("."):
+        module = unwrapped(module)._modules[part]  # type: ignore[assignment]
+    return all(joined(parent, name) in found for name, _ in children(module))
 
 
 def without(model: nn.Module, left_out: Mapping[str, str], passes: Passes, path: str = "") -> nn.Module:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from lightning_lr.layers.forward_pass import Visits, copied, undisturbed
 from lightning_lr.layers.names import joined, unwrapped
+from lightning_lr.layers.stand_ins import copied, undisturbed
+from lightning_lr.layers.visits import Visits
 
 
 def example_pass(model: nn.Module) -> dict[str, Visits]:
@@ -79,6 +80,8 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self._calls: dict[str, int] = {}
         """Path to what was in its first input."""
+        self._all_calls: dict[str, list[int]] = {}
+        self._first_argument: dict[str, int] = {}
         self._bits: dict[str, int] = {}
         self._sources: dict[int, int] = {}
         self._alive: list[Tensor] = []
@@ -94,7 +97,14 @@ class _Watch(TorchFunctionMode):
             module.register_forward_hook(partial(self._after, path), with_kwargs=True)
 
     def _before(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._calls.setdefault(path, self._of([args, kwargs]))
+        if not path:
+            for tensor in _tensors([args, kwargs]):
+                self._put(tensor, self._bits[""])
+        sources = self._of([args, kwargs])
+        if path not in self._first_argument:
+            self._first_argument[path] = self._of(next(iter([*args, *kwargs.values()]), None))
+        self._calls.setdefault(path, sources)
+        self._all_calls.setdefault(path, []).append(sources)
 
     def _after(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         sources = self._of([args, kwargs]) | self._bits[path]
@@ -125,17 +135,27 @@ class _Watch(TorchFunctionMode):
         found: dict[str, Visits] = {}
         for caller in self._calls:
             unit_of = {path: unit for path in self._calls if (unit := self._unit(path, caller))}
-            visits, called = Visits(), set[str]()
+            visits = Visits()
             for place, (path, unit) in enumerate(unit_of.items()):
                 itself = path == joined(caller, unit)
-                if unit not in visits.position or (itself and unit not in called):
-                    if itself:
-                        called.add(unit)
+                inputs = [
+                    {u for p, u in unit_of.items() if u != unit and sources & self._bits[p]}
+                    for sources in self._all_calls[path]
+                ]
+                visits.entered.setdefault(unit, set()).update(*inputs)
+                if itself and not all(inputs):
+                    visits.alone.add(unit)
+                if unit not in visits.position or (itself and unit not in visits.itself):
                     visits.position[unit] = place
-                    inside = self._calls[path]
-                    visits.before[unit] = {u for p, u in unit_of.items() if u != unit and inside & self._bits[p]}
+                    visits.before[unit] = inputs[0]
+                    first = self._first_argument[path]
+                    visits.read[unit] = {u for p, u in unit_of.items() if u != unit and first & self._bits[p]}
+                    if first & self._calls[caller]:
+                        visits.own_input.add(unit)
+                if itself:
+                    visits.itself.add(unit)
             if visits.position:
-                found[caller] = visits
+                found[caller] = visits.with_parts()
         return found
 
     def _unit(self, path: str, caller: str) -> str | None:

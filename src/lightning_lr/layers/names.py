@@ -58,6 +58,14 @@ def is_leaf(module: nn.Module) -> bool:
     return next(children(module), None) is None
 
 
+def leafs_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in ``module`` (or itself) that have parameters of their own only."""
+    if is_leaf(module):
+        yield module
+    for _, child in children(module):
+        yield from leafs_of(child)
+
+
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module is a layer like batch norm: no parameter has more than one dimension, or it is called so."""
     return is_leaf(module) and (

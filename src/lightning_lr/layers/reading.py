@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import nn
 
 from lightning_lr.layers import roles
-from lightning_lr.layers.forward_pass import Passes, Visits
+from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.matcher import group_matcher, matched_layers
-from lightning_lr.layers.names import all_parameters, children, is_leaf, is_normalization, joined, names_in
+from lightning_lr.layers.names import all_parameters, children, is_leaf, is_normalization, joined, leafs_of, names_in
 from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, leaves
+from lightning_lr.layers.visits import Visits
 
 Named = tuple[str, nn.Module]
 
@@ -130,7 +131,10 @@ class TreeReader:
         """The order of layers, or ``None`` where the tree shows no repeated structure."""
         if not self._bears("", self.model):
             return None
-        return self._read("", self.model, "").tree()
+        tree = self._read("", self.model, "").tree()
+        if sum(bool(leaf.parameters) for leaf in leaves(tree)) < 2 < len(list(children(self.model))):
+            return None  # all blocks are in outputs, so that everything was taken for the head
+        return tree
 
     # ------------------------------------------------------------------ what a module is
     def _bears(self, name: str, module: nn.Module) -> bool:
@@ -146,6 +150,8 @@ class TreeReader:
         """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""
         if not roles.SIDE_BY_SIDE.fullmatch(name):
             return False
+        if self._small and isinstance(parent._modules.get(name), nn.Sequential) and not roles.SMALL.fullmatch(name):
+            return False  # the elements of a Sequential follow one another, whatever it is called
         visits = self.passes.of(parent, path)
         return visits is None or not visits.feeds_itself(name)
 
@@ -193,6 +199,9 @@ class TreeReader:
         order = self.passes.order(module)
         places = self._places(items, groups, visits, is_head, order)
         owned = {name: self._place_of_own(name, groups, visits, is_head, order) for name in own}
+        stems = self._stems_of_towers([*own, *(item.name for item in items if not item.bears)], groups, visits)
+        for name in stems:
+            places[name] = owned[name] = "a tower"
         reading, head = Reading(), [joined(path, name) for name in own if owned[name] == "head"]
         reading.stem += [joined(path, name) for name in own if owned[name] == "stem"]
         for item in (item for item in items if places.get(item.name) == "stem"):
@@ -206,6 +215,9 @@ class TreeReader:
                 towers = []
                 for item in group:
                     tower = self._item(item, path, on_backbone, visits)
+                    for name in (name for name, members in stems.items() if members == _members(item)):
+                        child = module._modules.get(name)
+                        tower.stem += [joined(path, name)] if child is None else names_in(child, joined(path, name))
                     towers.append(tower.tree(joined(path, item.name), head=False))
                     read.after += tower.after
                     read.head += tower.head
@@ -227,6 +239,25 @@ class TreeReader:
             if name in woven:
                 self._weave(reading, name, child, path, visits)
         return reading
+
+    def _stems_of_towers(
+        self, names: Sequence[str], groups: Sequence[Sequence[Item]], visits: Visits | None
+    ) -> dict[str, list[str]]:
+        """Parts that lie open in a module and are the input of one of its towers alone: to the tower's members."""
+        members = [_members(item) for group in groups for item in group]
+        if visits is None or not all(visits.has(*m) for m in members):
+            return {}
+        found: dict[str, list[str]] = {}
+        for name in names:
+            if not visits.has(name) or any(visits.reaches(m, [name]) for m in members):
+                continue
+            reached = [
+                (i, m) for i, group in enumerate(groups)
+                if (m := [_members(b) for b in group if visits.enters(name, _members(b))])
+            ]  # fmt: skip
+            if reached and len(groups[reached[0][0]]) > 1 and len(reached[0][1]) == 1:
+                found[name] = reached[0][1][0]
+        return found
 
     def _heads(self, own: Sequence[str], inside: Sequence[Named], visits: Visits | None) -> roles.IsHead:
         """Heads by name; one with blocks whose output another part reads is none."""
@@ -335,7 +366,8 @@ class TreeReader:
         if visits is not None and self._small and all(visits.has(*_members(item)) for item in items):
             last = [i for i in items if not any(visits.reaches(_members(i), _members(o)) for o in items if o is not i)]
             for item in last if len(last) > 1 and len(last) < len(items) else ():
-                item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
+                if not visits.also_alone(_members(item)):
+                    item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
         for item in items if visits is not None else ():
             others = [n for other in items if other.bears and other is not item for n in _members(other)]
             output = item.is_list and isinstance(item.module, nn.ModuleList) and len(item.children) == 1
@@ -356,6 +388,8 @@ class TreeReader:
             visits = Visits(order, {name: set() for name in order})
         if visits is not None:
             items = _as_called(items, visits)
+        for item in _between_stages(items):
+            item.bears = item.is_block = False
         # the first of a kind that is not counted through is the stem (the `inc` of a U-Net)
         for index, item in enumerate(items):
             first = not any(other.bears for other in items[:index])
@@ -410,7 +444,8 @@ class TreeReader:
         for encoder in models:
             for decoder in models:
                 halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
-                if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves):
+                tokens = visits is not None and _reads_tokens_of_its_own(encoder, decoder, visits)
+                if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves, tokens):
                     continue
                 if visits is None or _reads_for_itself(encoder, decoder, visits):
                     twins[encoder.name] = twins[decoder.name] = encoder.name
@@ -425,6 +460,7 @@ class TreeReader:
                 apart = last and all(
                     twins.get(other.name, other.name) == twins.get(item.name)
                     or roles.are_opponents(other.name, item.name)
+                    or visits.also_alone(names)
                     or not visits.reaches([n for n, _ in other.children], names)
                     for other in last
                 )
@@ -526,8 +562,8 @@ class TreeReader:
                     to_blocks = [i for i, g in enumerate(groups) if any(visits.enters(name, _members(b)) for b in g)]
                 if not to_blocks:
                     places[name] = str(max(from_blocks)) if from_blocks and is_normalization(module) else "head"
-                elif not from_blocks:
-                    places[name] = "stem"
+                elif not from_blocks:  # the stem, or the input of later blocks alone
+                    places[name] = "stem" if min(to_blocks) == 0 else str(min(to_blocks) - 1)
                 else:
                     places[name] = str(min(max(from_blocks), max(min(to_blocks) - 1, 0)))
                 continue
@@ -709,6 +745,29 @@ def _as_called(items: Sequence[Item], visits: Visits) -> list[Item]:
     return [items[place] for _, place in sorted(keys)]
 
 
+def _between_stages(items: Sequence[Item]) -> list[Item]:
+    """Blocks that are a layer with its norm each, and come in turn with lists that bear their numbers: patch_embed1,
+    block1, patch_embed2, block2 (SegFormer, PVT). They lead to the list after them.
+    """
+    series: dict[str, list[Item]] = {}
+    for item in items:
+        if item.is_block and (found := roles.NUMBERED.fullmatch(item.name)) and len(list(leafs_of(item.module))) <= 2:
+            series.setdefault(found.group(1), []).append(item)
+    between: list[Item] = []
+    for parts in series.values():
+        numbers = {_number(part) for part in parts}
+        lists = [i for i in items if i.bears and not i.is_block and not i.is_aside and _number(i) in numbers]
+        turns = [item in lists for item in items if item in parts or item in lists]
+        if len(parts) > 1 and len(lists) == len(parts) and all(one != other for one, other in pairwise(turns)):
+            between += parts
+    return between
+
+
+def _number(item: Item) -> str:
+    found = roles.NUMBERED.fullmatch(item.name)
+    return found.group(2) if found else ""
+
+
 def _steps(item: Item, visits: Visits) -> list[list[str]]:
     """The elements of a list in the order of their calls, side by side where none feeds the other.
 
@@ -735,6 +794,15 @@ def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
         return False
     fed = encoder.name in visits.read.get(decoder.name, ())
     return not fed or roles.has_cross_attention(decoder.module)
+
+
+def _reads_tokens_of_its_own(encoder: Item, decoder: Item, visits: Visits) -> bool:
+    """Whether a decoder's first argument comes from the input, and what the encoder makes is in another one."""
+    return (
+        decoder.name in visits.own_input
+        and encoder.name not in visits.read[decoder.name]
+        and visits.reaches([encoder.name], [decoder.name])
+    )
 
 
 def _is_tuner(name: str, module: nn.Module) -> bool:
@@ -778,7 +846,14 @@ def _pairs(elements: Sequence[Sequence[Named]]) -> Sequence[Sequence[Named]]:
         return elements
     if any(not kind.isdisjoint(second) for kind in kinds[::2]):
         return elements
+    if not (_is_called(elements[0], kinds[0], roles.ATTENTION) and _is_called(elements[1], second, roles.FEED_FORWARD)):
+        return elements
     return [[*elements[i], *elements[i + 1]] for i in range(0, len(elements), 2)]
+
+
+def _is_called(parts: Sequence[Named], names: Iterable[str], kind: re.Pattern[str]) -> bool:
+    """Whether a block is of a kind by its class or by the names of its parameters."""
+    return any(kind.search(name) for name in (type(parts[0][1]).__name__, *names))
 
 
 def _alike(module: nn.Module) -> bool:

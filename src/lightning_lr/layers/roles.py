@@ -31,6 +31,8 @@ SIDE_BY_SIDE = re.compile(
     r"|class_embed|bbox_embed).*"
 )
 """Containers whose modules are used in parallel or as alternatives, so that their order is no depth."""
+SMALL = re.compile(r".*(head|adapter|lora|readout|merger).*")
+"""Of these, what is small, so that it has no depth even where its modules follow one another."""
 TUNER = re.compile(r"(\w+_)?(adapters?|prompts?|loras?|prefix(es)?)(_\w+)?")
 """Lists of what is trained next to the blocks of a pretrained model, one for each."""
 NUMBERED = re.compile(r"(.*?)_?(\d+)([a-z]?)")
@@ -85,6 +87,9 @@ PART_OF_A_LAYER = re.compile(
 CROSS_ATTENTION = re.compile(
     r".*(cross|encoder_?attn|encoder_?attention|enc_?dec_?att|encdecatt|multihead_attn).*", re.I
 )
+ATTENTION = re.compile(r"att|qkv|mix", re.I)
+FEED_FORWARD = re.compile(r"mlp|ffn?|feed|linear|fc|up|down|w[123]\b", re.I)
+"""Two blocks in a list that are one layer together, one of attention and one feed-forward."""
 
 IsHead = Callable[[str], bool]
 
@@ -117,10 +122,13 @@ def has_cross_attention(module: nn.Module) -> bool:
     return any(CROSS_ATTENTION.fullmatch(name.rpartition(".")[2]) for name, _ in module.named_modules())
 
 
-def is_encoder_decoder(encoder: tuple[str, nn.Module], decoder: tuple[str, nn.Module]) -> bool:
-    """Whether two siblings are the halves of a sequence-to-sequence model: each reads tokens of its own."""
+def is_encoder_decoder(encoder: tuple[str, nn.Module], decoder: tuple[str, nn.Module], tokens: bool = False) -> bool:
+    """Whether two siblings are the halves of a sequence-to-sequence model: each reads tokens of its own.
+
+    ``tokens``: a forward pass shows that the decoder does.
+    """
     return encoder[0].replace("encoder", "decoder") == decoder[0] != encoder[0] and (
-        type(encoder[1]) is type(decoder[1]) or has_cross_attention(decoder[1])
+        tokens or type(encoder[1]) is type(decoder[1]) or has_cross_attention(decoder[1])
     )
 
 

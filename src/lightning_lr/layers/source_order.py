@@ -18,13 +18,32 @@ NO_USE = ("len", "isinstance", "hasattr", "getattr", "print", "type", "id", "ran
 def source_order(module: nn.Module) -> dict[str, int]:
     """Names of attributes that ``forward`` calls, iterates over or passes on, to the place where it first does.
 
-    What it calls of the class's own methods is followed. A LightningModule without a forward has its ``training_step``.
+    What it calls of the class's own methods is followed (:func:`entries`).
     """
-    name = "forward"
-    if type(module).forward.__module__.startswith("lightning") and hasattr(type(module), "training_step"):
-        name = "training_step"
     kind: Any = type(module)
-    return {used: place for place, used in enumerate(dict.fromkeys(_uses_in(kind, name)))}
+    uses = (dict.fromkeys(_uses_in(kind, name)) for name in entries(module))
+    return {used: place for place, used in enumerate(next(filter(None, uses), ()))}
+
+
+def entries(module: nn.Module) -> list[str]:
+    """Methods through which a module is used: ``forward``; a LightningModule without one has its ``training_step``.
+
+    A module with neither is used through other methods (``act``, ``encode``, ``loss``): those that use some of its
+    children, the one that uses most of them first.
+    """
+    kind: Any = type(module)
+    first = [name for name in ("forward", "training_step") if is_defined(getattr(kind, name, None))][:1]
+    if kind.__module__.startswith("torch.") or (first and _uses_in(kind, first[0])):
+        return first
+    own = [name for name in dir(kind) if not name.startswith("_") and _is_own_method(kind, name)]
+    count = {name: len({*_uses_in(kind, name)} & {*module._modules}) for name in own}
+    return [*first, *sorted((name for name in own if count[name]), key=lambda name: -count[name])[:5]]
+
+
+def is_defined(method: Any) -> bool:
+    """Whether a class has a forward, or another method, of its own; nn.Module and LightningModule only name them."""
+    unimplemented = getattr(method, "__name__", "") == "_forward_unimplemented"
+    return method is not None and not unimplemented and not str(method.__module__).startswith("lightning")
 
 
 @functools.cache
@@ -48,21 +67,46 @@ def _is_own_method(kind: type[nn.Module], name: str) -> bool:
     return isinstance(found, types.FunctionType) and not found.__module__.startswith(("torch.nn", "lightning."))
 
 
-def value_of_a_check(code: types.CodeType, line: int) -> bool | None:
-    """The value with which an ``assert`` in that line passes, or an ``if`` that does nothing but raise."""
+@functools.cache
+def kind_of_check(code: types.CodeType, line: int) -> str:
+    """What is decided in a line of code.
+
+    ``"yes"`` or ``"no"``: a check, and with which value it passes; ``"while"``; ``"break"``: an ``if`` that only leaves
+    a loop; or ``""``: anything else.
+    """
+    for node, start, _ in _statements(code):
+        if not isinstance(node, ast.Assert | ast.If | ast.While):
+            continue
+        if not start <= line <= start + (node.test.end_lineno or node.lineno) - node.lineno:
+            continue
+        if isinstance(node, ast.While):
+            return "while"
+        body = {type(statement) for statement in node.body} if isinstance(node, ast.If) else set()
+        negated = isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not)
+        if isinstance(node, ast.Assert) or body == {ast.Raise}:
+            return "yes" if isinstance(node, ast.Assert) != negated else "no"
+        return "break" if body == {ast.Break} else ""
+    return ""
+
+
+def raises(code: types.CodeType, line: int) -> bool:
+    """Whether a line of somebody's own code raises an error or asserts something."""
+    if any(part in code.co_filename for part in ("/torch/", "/lightning/", "/lightning_lr/")):
+        return False
+    return any(
+        isinstance(node, ast.Raise | ast.Assert) and start <= line <= end for node, start, end in _statements(code)
+    )
+
+
+def _statements(code: types.CodeType) -> list[tuple[ast.stmt, int, int]]:
+    """Statements of a function with their first and last lines; none where there is no source."""
     try:
         lines, first = inspect.getsourcelines(code)
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, TypeError, SyntaxError, IndentationError):
-        return None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert | ast.If):
-            start, end = node.lineno + first - 1, (node.test.end_lineno or node.lineno) + first - 1
-            if start <= line <= end:
-                if isinstance(node, ast.Assert):
-                    return True
-                return False if all(isinstance(statement, ast.Raise) for statement in node.body) else None
-    return None
+        return []
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    return [(node, node.lineno + first - 1, (node.end_lineno or node.lineno) + first - 1) for node in found]
 
 
 class _Uses(ast.NodeVisitor):
@@ -78,6 +122,11 @@ class _Uses(ast.NodeVisitor):
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
             self._use(argument)
         name = self._attribute(node.func)
+        if isinstance(node.func, ast.Attribute) and _is_super(node.func.value):
+            above = next((kind for kind in self.kind.__mro__[1:] if node.func.attr in vars(kind)), None)
+            if above is not None and _is_own_method(above, node.func.attr):
+                self.found += _uses_in(above, node.func.attr)
+            return
         if name is not None and _is_own_method(self.kind, name):
             if name not in self.methods:
                 self.found += _uses_in(self.kind, name, self.methods)
@@ -95,6 +144,9 @@ class _Uses(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _use(self, node: ast.expr) -> None:
+        if isinstance(node, ast.Tuple | ast.List):
+            for one in node.elts:
+                self._use(one)
         if isinstance(node, ast.Starred):
             node = node.value
         while isinstance(node, ast.Subscript):  # self.layers[: n]
@@ -110,3 +162,7 @@ class _Uses(ast.NodeVisitor):
                 name = node.attr
             node = node.value
         return name if isinstance(node, ast.Name) and node.id == self.this else None
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
