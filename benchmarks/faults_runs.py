@@ -194,12 +194,12 @@ CONFIGURATIONS = {
     ),
     # LAMB has its decay inside the trust ratio, so the normalized decay (which refuses it) goes with AdamW below
     "LAMB, square-root scaling, schedule": Configuration(
-        lambda: [LearningRateScaling(4, rule="sqrt", warmup_epochs=1), LearningRateSchedule(Cosine())],
+        lambda: [LearningRateScaling(4, lr_rule="sqrt", warmup_epochs=1), LearningRateSchedule(Cosine())],
         optimizer=lamb,
     ),
     "AdamW, square-root scaling, normalized decay": Configuration(
         lambda: [
-            LearningRateScaling(4, rule="sqrt", warmup_epochs=1),
+            LearningRateScaling(4, lr_rule="sqrt", warmup_epochs=1),
             NormalizedWeightDecay(0.05),
             LearningRateSchedule(Cosine()),
         ],

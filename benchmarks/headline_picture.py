@@ -77,7 +77,7 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
     columns = min(2, len(panels))
     figure = Figure(figsize=(11, 1.6 + 3.5 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr]
-    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[3, 1.25] * columns)
+    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[3, 1.35] * columns)
     for index, panel in enumerate(panels):
         way, end = axes[index // 2][2 * (index % 2) :][:2]
         _draw_way(way, panel)
@@ -86,7 +86,7 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
         _limit(end, panel)
     for spare in axes.flat[2 * len(panels) :]:
         spare.set_axis_off()
-    figure.suptitle(title, fontsize=SIZE + 2, fontweight="bold")
+    figure.suptitle(title, fontsize=SIZE, fontweight="bold")
     _legend(figure)
     figure.savefig(path, dpi=130)
 
@@ -123,7 +123,7 @@ def _draw_end(end: Axes, panel: Panel) -> None:
     end.axhline(scale * panel.target, color="black", linewidth=1, linestyle=(0, (1, 2)))
     end.set_xlim(-0.8, len(order) - 0.2)
     end.set_xticks([])
-    end.set_xlabel("at the end ± 95 %", fontsize=SIZE)
+    end.set_xlabel("end, ± 95 %", fontsize=SIZE)
     end.tick_params(labelleft=False, length=0)
     end.grid(alpha=0.25, axis="y")
 
@@ -159,8 +159,9 @@ def _legend(figure: Figure) -> None:
         handles += [Line2D([], [], label=arm, **STYLES[arm]) for arm in styles]
         handles += [Line2D([], [], linestyle="none", label="")] * (height - 1 - len(styles))
     legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(GROUPS), frameon=False, fontsize=SIZE, handlelength=2.6
-    )
+        handles=handles, loc="outside lower center", ncols=len(GROUPS), frameon=False, fontsize=SIZE - 1,
+        handlelength=2.2, columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
     headings = {heading for heading, _ in GROUPS}
     for text in legend.get_texts():
         if text.get_text() in headings:

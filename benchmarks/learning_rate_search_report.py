@@ -265,17 +265,17 @@ def _long(store: ResultStore) -> str:
 
 # ---------------------------------------------------------------------- the picture
 SHORT_NAMES = {
-    "AdaptiveWarmup": "Adaptive\nWarmup",
-    "LearningRateFinder": "Lightning's\nfinder",
-    "LearningRateFinder, per step": "finder,\nper step",
-    "ScheduleFreeAdamW": "Schedule-\nFree",
+    "AdaptiveWarmup": "AdaptiveWarmup",
+    "LearningRateFinder": "Lightning's finder",
+    "LearningRateFinder, per step": "finder, per step",
+    "ScheduleFreeAdamW": "Schedule-Free",
     "DAdaptAdam": "D-Adapt",
-    HALVING: "successive\nhalving",
+    HALVING: "successive halving",
 }
 
 
 def _dots(tasks: Sequence[str], store: ResultStore) -> list[Dot]:
-    dots = [Dot("grid\nof five", 4.0, [0.0], False)]
+    dots = [Dot("grid of five", 4.0, [0.0], False)]
     for arm in OTHERS:
         away, prices = [], []
         for task in tasks:
@@ -291,7 +291,7 @@ def _dots(tasks: Sequence[str], store: ResultStore) -> list[Dot]:
         away = [in_points(task, value) for (task, optimizer), value in by_pair.items() if optimizer == "AdamW"]
         if away:
             share = 0.5 if budget == "auto" else float(budget)
-            dots.append(Dot(f"search\n{share:.0%}", share, away, True))
+            dots.append(Dot(f"search {share:.0%}", share, away, True))
     return dots
 
 

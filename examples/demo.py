@@ -45,6 +45,8 @@ class Trained:
     samples: int
     updates: int
     seconds: float
+    tested: int
+    """Images that the accuracy is of."""
 
 
 def train(root: Path, name: str, rate: float, callbacks: Sequence[Callback], epochs: int = EPOCHS) -> Trained:
@@ -61,7 +63,7 @@ def train(root: Path, name: str, rate: float, callbacks: Sequence[Callback], epo
     seconds = time.perf_counter() - begun
     (tested,) = trainer.test(module, data, verbose=False)
     samples = len(data.train_set) * epochs
-    return Trained(tested["test_acc"], tested["test_loss"], samples, trainer.global_step, seconds)
+    return Trained(tested["test_acc"], tested["test_loss"], samples, trainer.global_step, seconds, len(data.test_set))
 
 
 def demo(root: Path, epochs: int = EPOCHS, grid: Sequence[float] = GRID) -> list[str]:
@@ -77,9 +79,9 @@ def demo(root: Path, epochs: int = EPOCHS, grid: Sequence[float] = GRID) -> list
     print("rate found by LearningRateSearch, growing batch ...", flush=True)
     search = lr.LearningRateSearch(lr.Constant(warmup=0.05), budget=0.25)
     ramp = lr.BatchSizeRamp(lr.CurveRamp(lr.Cosine(floor=0.01)), max_batch_size=8 * BATCH, lr_rule="sqrt")
-    ours = train(root, "found_rate_growing_batch", DEFAULT, [search, ramp], epochs)
+    ours = train(root, "found_growing", DEFAULT, [search, ramp], epochs)
     best = min(tuned, key=lambda rate: tuned[rate].error)
-    runs = [root / "fixed_rate", root / f"cosine_{best:g}", root / "found_rate_growing_batch"]
+    runs = [root / "fixed_rate", root / f"cosine_{best:g}", root / "found_growing"]
     compared = lr.report(*runs)
     compared.save(root / "comparison.png")
     compared.save(root / "comparison.html")
@@ -103,8 +105,8 @@ def _came_to(run: Trained) -> str:
 
 
 def _against(run: Trained, fixed: Trained) -> str:
-    points = 100 * (run.accuracy - fixed.accuracy)
-    return f"{abs(points):.1f} points {'gained' if points > 0 else 'lost' if points < 0 else 'of difference'}"
+    images = round(run.tested * (run.accuracy - fixed.accuracy))
+    return f"{abs(images)} of {run.tested} images {'gained' if images > 0 else 'lost'}" if images else "no difference"
 
 
 def main() -> None:

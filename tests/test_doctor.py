@@ -21,8 +21,19 @@ def test_versions_and_missing_extras_are_shown(
     printed = capsys.readouterr().out
     assert "torch" in printed
     assert "2." in printed
-    line = next(line for line in printed.splitlines() if "extra deepspeed" in line)
-    assert "needed by ZeROStrategy: pip install 'deepspeed" in line
+    line = next(line for line in printed.splitlines() if line.startswith("deepspeed"))
+    assert "not installed; for ZeROStrategy: pip install 'deepspeed>=" in line
+
+
+def test_each_package_that_is_missing_is_named_with_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    asked = ["wandb>=0.19 ; extra == 'loggers'", "mlflow>=2.20 ; extra == 'loggers'", "deepspeed==1 ; extra == 'dev'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: [*asked, "scikit-learn>=1.5 ; extra == 'examples'"])
+    missing = doctor.missing_extras()
+    assert missing["wandb"] == "not installed; for WandbLogger: pip install 'wandb>=0.19'"
+    assert missing["mlflow"] == "not installed; for MLFlowLogger: pip install 'mlflow>=2.20'"
+    assert missing["scikit-learn"].endswith("pip install 'scikit-learn>=1.5'")
+    assert missing["deepspeed"].endswith("pip install 'deepspeed'")
 
 
 @pytest.mark.parametrize("curve", ["Cosine", "Cosin"])

@@ -103,7 +103,7 @@ def test_what_the_message_prints_is_taken_for_any_beta() -> None:
 def test_adam_at_the_limit_trains() -> None:
     probe = Probe("lr", "betas", "eps")
     module = Toy(lambda m: torch.optim.AdamW(m.parameters(), lr=LR, betas=(0.95, 0.999)))
-    scale = LearningRateScaling(2, rule="sqrt", warmup_epochs=0)
+    scale = LearningRateScaling(2, lr_rule="sqrt", warmup_epochs=0)
     fit([scale, probe], module=module, loader=DataLoader(data(80), batch_size=40), max_epochs=1)
     lr, betas, eps = probe.series[-1][0]
     assert lr == pytest.approx(LR * math.sqrt(20), rel=1e-12)

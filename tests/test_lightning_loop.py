@@ -444,7 +444,7 @@ def test_square_root_scaling_changes_adam_and_gives_it_back() -> None:
         return torch.optim.AdamW(module.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-8)
 
     probe = Probe("lr", "betas", "eps")
-    _, trainer = fit([LearningRateScaling(2, rule="sqrt", warmup_epochs=0), probe], module=Toy(adam))
+    _, trainer = fit([LearningRateScaling(2, lr_rule="sqrt", warmup_epochs=0), probe], module=Toy(adam))
     assert len({repr(row) for row in probe.series}) == 1
     [(lr, betas, eps)] = probe.series[0]
     # Malladi et al. 2022 with k = 4: lr x 2, 1 - 4 (1 - beta), eps / 2
@@ -493,7 +493,7 @@ REFUSED: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any], str]] = {
     "warm-up longer than the run": (
         lambda: [LearningRateScaling(4)], {}, "got warmup_epochs=5, but the run has only 3 epochs"),
     "square root out of a beta's range": (
-        lambda: [LearningRateScaling(1, rule="sqrt", warmup_epochs=0)],
+        lambda: [LearningRateScaling(1, lr_rule="sqrt", warmup_epochs=0)],
         {"module": lambda: Toy(_adam), "loader": lambda: DataLoader(data(), batch_size=16)},
         r"beta=0\.9 into -0\.6 at k=16.*k <= 10"),
     "different counters": (

@@ -183,9 +183,11 @@ def test_a_real_run_of_wandb_and_mlflow_is_read_back(
         client = module.MlflowClient("sqlite:///mlflow.db")
         named = {file.path for file in client.list_artifacts(logger.run_id, "lightning_lr")}
         assert named == {"lightning_lr/plan.png", "lightning_lr/report.png"}
-        files = tmp_path
+        files = tmp_path / "mlflow.db"
     for place in (files, tmp_path):
         record = lr.report(place).data
+        assert not [name for name in record.metrics if name.startswith(("plan/", "report/"))], "what a picture is"
+        assert record.hyperparameters["LearningRateSchedule/module_scheduler"] == "refuse"
         assert record.sources == (("WandbLogger",) if package == "wandb" else ("MLFlowLogger",))
         assert len(record.metrics["lr/group_0"].steps) == UPDATES
         assert record.starts["schedule"]["callback"] == "LearningRateSchedule"
@@ -233,7 +235,11 @@ def test_the_file_of_wandb_is_read_without_wandb(tmp_path: Path) -> None:
     config = field(5, field(1, item("lr", 0.5)) + field(1, item("_wandb", {})))
     number = field(1, b"acc") + varint(6 << 3 | 1) + struct.pack("<d", 0.25)  # in a field of its type
     typed = field(2, field(1, number) + field(1, item("trainer/global_step", 7)))
-    path = wandb_file(tmp_path / "run-x.wandb", config, *rows, typed, field(2, field(1, item("video", {"a": 1}))))
+    picture = {"trainer/global_step": 9, "lightning_lr/plan/_type": "images/separated", "lightning_lr/plan/width": 1200}
+    drawn = field(2, b"".join(field(1, item(name, value)) for name, value in picture.items()))
+    path = wandb_file(
+        tmp_path / "run-x.wandb", config, *rows, typed, drawn, field(2, field(1, item("video", {"a": 1})))
+    )
     assert path.stat().st_size > 3 * BLOCK
     metrics, settings = read_wandb(path)
     assert metrics == {"loss": {i: 1.0 / (i + 1) for i in range(3000)}, "acc": {7: 0.25}}
@@ -243,6 +249,37 @@ def test_the_file_of_wandb_is_read_without_wandb(tmp_path: Path) -> None:
     assert 0 < len(half["loss"]) < 3000
     path.write_bytes(b"\xff" * 100)
     assert read_wandb(path) == ({}, {})
+
+
+def test_a_report_begins_at_the_database_of_mlflow_whose_run_it_is(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "m.db") as database:
+        database.execute("CREATE TABLE metrics (key, value, timestamp, run_uuid, step, is_nan)")
+        database.execute("CREATE TABLE params (key, value, run_uuid)")
+        database.execute("INSERT INTO metrics VALUES ('loss', 2.0, 1, 'a', 0, 0)")
+    for name, place in (("a", "../../m.db"), ("b", "../../other.db")):
+        (tmp_path / name / "lightning_lr").mkdir(parents=True)
+        entry = {"logger": "MLFlowLogger", "path": place, "run": name}
+        line = json.dumps({"update": 0, "event": "loggers", "loggers": [entry]})
+        (tmp_path / name / "lightning_lr" / "loggers.jsonl").write_text(line + "\n")
+    record = lr.report(tmp_path / "m.db").data
+    assert (record.directory, record.metrics["loss"].values) == (tmp_path / "a", [2.0])
+
+
+def test_updates_after_the_last_logged_one_count(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(TensorBoardLogger(tmp_path), log_every_n_steps=7)
+    assert f"{UPDATES} of {UPDATES} updates" in lr.report(tmp_path).table
+    assert "finished" in lr.report(tmp_path).table
+
+
+def test_settings_reach_a_logger_as_plain_values() -> None:
+    from lightning_lr.callbacks.resume_checks import hyperparameters_of
+
+    sent = hyperparameters_of([lr.LearningRateScaling(8, warmup_epochs=0.5)])
+    assert sent["LearningRateScaling/reference_batch_size"] == 8
+    assert sent["LearningRateScaling/lr_rule"] == "linear"
+    assert sent["LearningRateScaling/warmup_epochs"] == 0.5
+    assert sent["LearningRateScaling/optimizers"] == "None"
 
 
 def test_the_stores_of_mlflow_are_read_without_mlflow(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ METHODS: dict[str, Make] = {
     "schedule": lambda: [LearningRateSchedule(Cosine(warmup=0.25, floor=0.1))],
     "scaling": lambda: [LearningRateScaling(16, warmup_epochs=0)],
     "climbing scaling": lambda: [LearningRateScaling(4, warmup_epochs=1)],
-    "square-root scaling": lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
+    "square-root scaling": lambda: [LearningRateScaling(2, lr_rule="sqrt", warmup_epochs=0)],
     "layer-wise": lambda: [LayerwiseLRDecay(0.5)],
     "ramp by the learning rate": lambda: [BatchSizeRamp(StepRamp([1, 2], factor=2, mode="decay"))],
     "warm-up": lambda: [AdaptiveWarmup(0.02, 0.08, confidence=1 - 1e-12, patience=1, lr_scale=1e-9)],

@@ -20,6 +20,7 @@ from lightning_lr.callbacks import (
     NormalizedWeightDecay,
     find_learning_rate,
 )
+from lightning_lr.checks import name_arguments
 from lightning_lr.cli.from_python import plan, report
 from lightning_lr.curves import (
     Constant,
@@ -74,3 +75,7 @@ __all__ = [
     "report",
     "scaled_batch_size",
 ]
+
+for _public in (*map(globals().get, __all__), *map(vars(optim).get, optim.__all__)):
+    if isinstance(_public, type):
+        name_arguments(_public)

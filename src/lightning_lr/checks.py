@@ -44,22 +44,29 @@ def name_arguments(kind: type) -> None:
     """Let the constructor of a class answer an argument that it does not have with the nearest that it has.
 
     Args:
-        kind: the class, changed in place; its signature stays. One with ``**kwargs`` takes anything and is left.
+        kind: the class, changed in place; its signature stays. One that hands ``**kwargs`` on refuses only what looks
+            like a misspelt argument of its own.
     """
-    init: Any = kind.__init__  # type: ignore[misc]
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
+    init: Any = vars(kind).get("__init__")
+    if init is None or hasattr(init, "names_arguments_of"):
         return
+    parameters = inspect.signature(init).parameters.values()
+    own = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = {*own, *(name for base in kind.__mro__[1:-1] for name in inspect.signature(base.__init__).parameters)}  # type: ignore[misc]
 
     @functools.wraps(init)
     def named(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs:
-            if name not in known:
-                near = get_close_matches(name, known, n=1) or [other for other in known if name.startswith(other)]
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"{kind.__name__} has no argument {name!r}{hint} It has {', '.join(known) or 'none'}")
+            if name in (known if takes_more else own):
+                continue
+            near = get_close_matches(name, own, n=1) or [other for other in own if name.startswith(other)]
+            if near or not takes_more:
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise TypeError(f"{kind.__name__} has no argument {name!r}{hint} It has {', '.join(own) or 'none'}")
         init(self, *args, **kwargs)
 
+    named.names_arguments_of = kind  # type: ignore[attr-defined]
     kind.__init__ = named  # type: ignore[misc]
 
 

@@ -257,10 +257,10 @@ ROWS = [
     ),
     Row(
         "scaling-sqrt-adam",
-        lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
-        lambda: [LearningRateScaling(BATCH, rule="sqrt")],
+        lambda: [LearningRateScaling(2, lr_rule="sqrt", warmup_epochs=0)],
+        lambda: [LearningRateScaling(BATCH, lr_rule="sqrt")],
         lambda at: math.sqrt(min(BATCH, at.epoch) / 2),
-        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
+        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "lr_rule": "sqrt", "warmup_epochs": 0}}],
         configure=_adam,
     ),
     Row(
@@ -403,10 +403,10 @@ ROWS = [
     ),
     Row(
         "lamb-sqrt",
-        lambda: [LearningRateScaling(2, rule="sqrt", warmup_epochs=0)],
-        lambda: [LearningRateScaling(BATCH, rule="sqrt")],
+        lambda: [LearningRateScaling(2, lr_rule="sqrt", warmup_epochs=0)],
+        lambda: [LearningRateScaling(BATCH, lr_rule="sqrt")],
         lambda at: math.sqrt(min(BATCH, at.epoch) / 2),
-        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "rule": "sqrt", "warmup_epochs": 0}}],
+        [{"class_path": "LearningRateScaling", "init_args": {"reference_batch_size": 2, "lr_rule": "sqrt", "warmup_epochs": 0}}],
         configure=_lamb,
     ),
     Row(

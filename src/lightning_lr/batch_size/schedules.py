@@ -79,6 +79,17 @@ class RampSchedule(ABC):
                 "epochs; give milestones below that, or train longer"
             )
 
+    def doubts(self, epochs: float | None) -> list[str]:
+        """What looks like a mistake in a run of so many epochs: milestones that were meant as shares of the run."""
+        changes = self.changes() or ()
+        if not epochs or epochs < 2 or not changes or changes[-1] >= 1:
+            return []
+        meant = ", ".join(f"{epochs * change:g}" for change in changes)
+        return [
+            f"milestones {list(changes)} are epochs, and all of them lie in the first of {epochs:g}; for shares of the "
+            f"run give [{meant}]"
+        ]
+
 
 @dataclass(frozen=True)
 class StepRamp(RampSchedule):

@@ -23,6 +23,7 @@ from lightning_lr.callbacks import pictures, resume_checks
 from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
+from lightning_lr.callbacks.given_as_class import HookOfObject
 from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_agreement, refuse_module_scheduler
 from lightning_lr.callbacks.optimizers import Indices, check_indices, chosen_indices
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
@@ -229,6 +230,7 @@ class MethodCallback(Callback):
         """An ``AdaptiveWarmup`` has switched to its decay, after the update that was just made."""
 
     # ------------------------------------------------------------------ hooks, in the Trainer's order
+    @HookOfObject
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_mirror(self, trainer)
         if stage != "fit":
@@ -353,6 +355,7 @@ class MethodCallback(Callback):
         if self._run is not None and self._run.is_last(self):
             pictures.send(trainer, pictures.AT_END)
 
+    @HookOfObject
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._run is not None and self._run.is_first(self):
             explain_failed_write(trainer, exception)

@@ -41,6 +41,7 @@ def find_learning_rate(
         The rate of the group with the largest base rate, its interval, all scores, and the picture.
 
     Raises:
+        TypeError: for something else where a Trainer or a module belongs.
         MisconfigurationException: where the run cannot be forked, see ``LearningRateSearch``.
 
     Example::
@@ -50,6 +51,7 @@ def find_learning_rate(
         module.lr = result.rate
         result.save("learning_rate.png")
     """
+    check_run("find_learning_rate", trainer, module, datamodule)
     search = _SearchAndStop(min_lr, max_lr, budget)
     others = tuple(clash.other for clash in LearningRateSearch.refuses)
     taking_part: list[Callback] = [
@@ -76,6 +78,24 @@ def find_learning_rate(
         random.restore()
     assert search.found is not None
     return search.found
+
+
+def check_run(caller: str, trainer: Any, module: Any, data: Any = None) -> None:
+    """Refuse what is no Trainer, or no module: swapped, a class, or of another package."""
+    for argument, value, kind in (("trainer", trainer, Trainer), ("module", module, LightningModule)):
+        if not isinstance(value, kind):
+            order = "; the order is (trainer, module, data)" if isinstance(value, Trainer | LightningModule) else ""
+            wanted = f"give a {kind.__name__} of lightning.pytorch{order}"
+            raise TypeError(f"{caller}: got {described_briefly(value)} as {argument}; {wanted}")
+    if isinstance(data, type):
+        raise TypeError(f"{caller}: got {described_briefly(data)} as data; give an object, {data.__name__}(...)")
+
+
+def described_briefly(value: Any) -> str:
+    """What somebody gave, in a few words: the class ``X``, an object of it, or a short value."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return repr(value) if len(repr(value)) < 60 else f"a {type(value).__name__}"
 
 
 class _FoundError(Exception):

@@ -21,6 +21,7 @@ from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.noise_by_hand import WindowByHand
 from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
+from lightning_lr.checks import is_real, require
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
 from lightning_lr.saved_state import INDEX, later
@@ -79,6 +80,13 @@ class GradientNoiseScale(MethodCallback):
         super().__init__(count_samples, optimizers)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"GradientNoiseScale: got every={every!r}; give a whole number of updates from 1")
+        require(
+            is_real(smoothing) and 0 <= smoothing < 1,
+            "GradientNoiseScale",
+            "smoothing",
+            smoothing,
+            "a number in [0, 1)",
+        )
         self.smoothing, self.every = smoothing, every
         self.estimator = GradientNoiseEstimator(smoothing)
         self._measured = False

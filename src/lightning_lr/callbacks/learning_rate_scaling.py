@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning_utilities.core.rank_zero import rank_zero_deprecation
 from torch.optim import Adam, NAdam, Optimizer, RAdam
 
 from lightning_lr import lightning_internals as internals
@@ -30,9 +31,9 @@ class LearningRateScaling(MethodCallback):
     With :math:`k = B / B_\text{ref}` (B: samples that the first update of the run really has over devices and
     accumulation, so at most an epoch's; an update that the end of an epoch cuts short keeps this k):
 
-    - ``rule="linear"``: lr times k, reached by a climb of equal steps per update over ``warmup_epochs``
+    - ``lr_rule="linear"``: lr times k, reached by a climb of equal steps per update over ``warmup_epochs``
       (Krizhevsky 2014; Goyal et al. 2017);
-    - ``rule="sqrt"``: lr times :math:`\sqrt k`, with the same climb; for Adam and its kin also
+    - ``lr_rule="sqrt"``: lr times :math:`\sqrt k`, with the same climb; for Adam and its kin also
       :math:`\beta' = 1 - k(1 - \beta)` and :math:`\epsilon' = \epsilon / \sqrt k` from the start (Malladi et al. 2022).
 
     For k below 1 the smaller learning rate applies at once. A batch that grows during the run (``BatchSizeRamp``) does
@@ -40,11 +41,12 @@ class LearningRateScaling(MethodCallback):
 
     Args:
         reference_batch_size: the global batch for which the learning rate was tuned, in samples.
-        rule: ``"linear"`` or ``"sqrt"``.
+        lr_rule: ``"linear"`` (SGD) or ``"sqrt"`` (Adam).
         warmup_epochs: length of the climb, in epochs; 0 for none.
         batch_size: the global batch, in samples, where the loader does not have it (a batch sampler of one's own).
         count_samples: samples in a batch, where neither the sampler nor the batch's first tensor shows it.
         optimizers: indices of the optimizers to act on, in the order of ``configure_optimizers``; ``None`` for all.
+        rule: what ``lr_rule`` was called until 0.2; with a deprecation warning, for one version.
 
     Raises:
         MisconfigurationException: at setup, where the batch size is not known, where ``warmup_epochs`` is longer than
@@ -68,22 +70,28 @@ class LearningRateScaling(MethodCallback):
     def __init__(
         self,
         reference_batch_size: int = 256,
-        rule: scaling.Rule = "linear",
+        lr_rule: scaling.Rule = "linear",
         warmup_epochs: float = 5.0,
         batch_size: int | None = None,
         count_samples: CountSamples | None = None,
         optimizers: Indices = None,
+        rule: scaling.Rule | None = None,
     ) -> None:
         super().__init__(count_samples, optimizers)
+        if rule is not None:
+            rank_zero_deprecation(
+                "LearningRateScaling: rule is called lr_rule, as elsewhere; rule goes in 0.3", stacklevel=7
+            )
+            lr_rule = rule
         for argument, value in (("reference_batch_size", reference_batch_size), ("batch_size", batch_size)):
             if not (is_count(value) or (value is None and argument == "batch_size")):
                 raise ValueError(f"LearningRateScaling: got {argument}={value!r}; a batch is a whole number from 1")
-        if rule not in get_args(scaling.Rule):
-            raise ValueError(f"LearningRateScaling: got rule={rule!r}; allowed are {get_args(scaling.Rule)}")
+        if lr_rule not in get_args(scaling.Rule):
+            raise ValueError(f"LearningRateScaling: got lr_rule={lr_rule!r}; allowed are {get_args(scaling.Rule)}")
         if not (is_real(warmup_epochs) and warmup_epochs >= 0):
             raise ValueError(f"LearningRateScaling: got warmup_epochs={warmup_epochs!r}; give 0 (none) or more epochs")
         self.reference_batch_size = reference_batch_size
-        self.rule = rule
+        self.lr_rule = lr_rule
         self.warmup_epochs = float(warmup_epochs)
         self.batch_size = batch_size
         self._batch: int | None = None
@@ -103,7 +111,7 @@ class LearningRateScaling(MethodCallback):
 
     def scale(self, shape: RunShape) -> float:
         """The full factor on the learning rate, after the climb."""
-        return scaling.learning_rate_scale(self.k(shape), self.rule)
+        return scaling.learning_rate_scale(self.k(shape), self.lr_rule)
 
     def climb(self, shape: RunShape) -> float:
         """The climb's length in epochs; 0 where there is nothing to climb."""
@@ -137,7 +145,7 @@ class LearningRateScaling(MethodCallback):
                 scaling.scaled_betas(group["betas"], self.k(shape))
             except ValueError as error:
                 raise MisconfigurationException(
-                    f"LearningRateScaling: {error}; use a smaller batch, a larger beta, or rule='linear'"
+                    f"LearningRateScaling: {error}; use a smaller batch, a larger beta, or lr_rule='linear'"
                 ) from error
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
@@ -170,7 +178,7 @@ class LearningRateScaling(MethodCallback):
         batch_size = self._batch_of(shape)
         climb = f" after {self.warmup_epochs:g} epochs of gradual warm-up" if self.climb(shape) else ""
         batch = f"batch {batch_size} = {k:.6g} x {self.reference_batch_size}"
-        return {"scaling": f"{self.rule}: lr x {scale:.6g} for {batch}{climb}"}
+        return {"scaling": f"{self.lr_rule}: lr x {scale:.6g} for {batch}{climb}"}
 
     # ------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -190,7 +198,7 @@ class LearningRateScaling(MethodCallback):
         return self.batch_size or began_with or shape.batch_size
 
     def _scales_adam(self, optimizer: Optimizer) -> bool:
-        return self.rule == "sqrt" and isinstance(optimizer, Adam | NAdam | RAdam)
+        return self.lr_rule == "sqrt" and isinstance(optimizer, Adam | NAdam | RAdam)
 
 
 def _same_batch(before: Mapping[str, Any] | None, now: Mapping[str, Any], reloads: bool) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_lr.callbacks.base import MethodCallback
@@ -103,6 +104,12 @@ class LearningRateSchedule(MethodCallback):
                 f"LearningRateSchedule: got {len(self.curves)} curves for {chosen} optimizers; give one curve for all, "
                 "or a list of one for each"
             )
+        for optimizer in self.chosen(optimizers):
+            if all(group.get("initial_lr", group.get("lr")) == 0 for group in optimizer.param_groups):
+                rank_zero_warn(
+                    f"LearningRateSchedule: {type(optimizer).__name__} has lr=0, which no factor changes, so that "
+                    "nothing is trained; give it the rate that the curve is to reach"
+                )
 
     def factor(self, clock: SampleClock) -> float:
         return _at(self.curves[0], clock)

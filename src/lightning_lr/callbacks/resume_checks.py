@@ -41,21 +41,26 @@ class _Difference:
 # ---------------------------------------------------------------------- what is saved
 def settings_of(callback: Any) -> dict[str, str]:
     """The arguments that a callback was made with, as text that is equal where they are the same."""
+    return {name: _text(value) for name, value in _arguments_of(callback).items()}
+
+
+def hyperparameters_of(callbacks: Sequence[Any]) -> dict[str, str | float]:
+    """The settings of callbacks as a logger's hyperparameters: ``LearningRateSchedule/curve``, for example."""
+    return {
+        f"{type(callback).__name__}/{argument}": value if isinstance(value, str | int | float) else _text(value)
+        for callback in callbacks
+        for argument, value in _arguments_of(callback).items()
+    }
+
+
+def _arguments_of(callback: Any) -> dict[str, Any]:
+    """The arguments that a callback keeps under their own names, its own or its settings' attributes."""
     found = {}
     for name in inspect.signature(type(callback).__init__).parameters:
         holder = callback if hasattr(callback, name) else getattr(callback, "settings", None)
         if name not in NOT_COMPARED and hasattr(holder, name):
-            found[name] = _text(getattr(holder, name))
+            found[name] = getattr(holder, name)
     return found
-
-
-def hyperparameters_of(callbacks: Sequence[Any]) -> dict[str, str]:
-    """The settings of callbacks as a logger's hyperparameters: ``LearningRateSchedule/curve``, for example."""
-    return {
-        f"{type(callback).__name__}/{argument}": text
-        for callback in callbacks
-        for argument, text in settings_of(callback).items()
-    }
 
 
 def facts_of(shape: RunShape) -> dict[str, int | str | None]:

@@ -329,6 +329,8 @@ class Run:
     def end(self, trainer: Trainer) -> None:
         """Training has ended: where it did so by itself, its curves should have come to their end."""
         self._bar.remove(trainer)
+        if self._stopwatch is not None:  # the last updates may not have been logged
+            self._stopwatch.note(self.clock.updates)
         stopped = self._warned_of_end or trainer.should_stop
         if not stopped and self._reached is not None and self._reached < ENDS_EARLY:
             self._warned_of_end = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -16,15 +17,17 @@ from lightning_lr_command import __version__
 PACKAGES = ("lightning-lr", "torch", "lightning", "torchmetrics", "gpytorch", "jsonargparse", "matplotlib", "rich")
 """What is always needed."""
 
-EXTRAS = {
-    "deepspeed": ("deepspeed", "ZeROStrategy"),
-    "optimizers": ("pytorch_optimizer", "AdamP and others"),
-    "finetune": ("transformers", "the fine-tuning examples"),
-    "examples": ("sklearn", "the examples on digits"),
-    "loggers": ("wandb", "WandbLogger; MLFlowLogger needs mlflow, TensorBoardLogger tensorboard"),
-    "triton": ("triton", "compression on a GPU"),
+OPTIONAL = {
+    "deepspeed": "ZeROStrategy",
+    "pytorch_optimizer": "AdamP",
+    "transformers": "the fine-tuning examples",
+    "sklearn": "the examples on digits",
+    "tensorboard": "TensorBoardLogger",
+    "wandb": "WandbLogger",
+    "mlflow": "MLFlowLogger",
+    "triton": "compression on a GPU",
 }
-"""By the extra: the module that it brings, and what needs it."""
+"""What needs each module that an extra brings."""
 
 
 def doctor(words: Sequence[str]) -> int:
@@ -74,25 +77,30 @@ def versions() -> dict[str, str]:
 
 
 def missing_extras() -> dict[str, str]:
-    """The extras that are not installed: what needs each, and what brings it."""
+    """The optional packages that are not installed: what needs each, and what brings it."""
     return {
-        f"extra {extra}": f"not installed; needed by {what}: pip install '{_requirement(extra)}'"
-        for extra, (module, what) in EXTRAS.items()
+        _package(module): f"not installed; for {what}: pip install '{_requirement(module)}'"
+        for module, what in OPTIONAL.items()
         if find_spec(module) is None
     }
 
 
-def _requirement(extra: str) -> str:
-    """The first requirement of an extra, as pip takes it."""
+def _requirement(module: str) -> str:
+    """What brings a module, as pip takes it, with the version that this package's metadata ask for."""
+    package = _package(module)
     try:
         listed = requires("lightning-lr") or []
     except PackageNotFoundError:
         listed = []
     for line in listed:
         requirement, _, marker = line.partition(";")
-        if f"extra == '{extra}'" in marker.replace('"', "'"):
+        if re.match(rf"{package}\b(?!-)", requirement.strip()) and "dev" not in marker:
             return requirement.strip()
-    return EXTRAS[extra][0].replace("sklearn", "scikit-learn").replace("_", "-")
+    return package
+
+
+def _package(module: str) -> str:
+    return module.replace("sklearn", "scikit-learn").replace("_", "-")
 
 
 def _version(name: str) -> str:

@@ -7,6 +7,7 @@ later is unexpected and keeps its traceback. With ``LIGHTNING_LR_DEBUG=1`` every
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,7 +41,11 @@ def refusing(prefix: str = "", kinds: tuple[type[Exception], ...] = EXPLAINED) -
 
 
 def described(error: BaseException) -> str:
-    """The message of the root cause; with its type where the message alone is too short."""
+    """The message of the root cause; with its type and place where the message alone is too short."""
     cause = root_cause(error)
     text = str(cause).strip()
-    return text if len(text.split()) > 3 else f"{type(cause).__name__}: {text}".rstrip(": ")
+    if len(text.split()) > 3:
+        return text
+    frames = traceback.extract_tb(cause.__traceback__)[-1:]
+    place = "".join(f" (in {frame.name}, {frame.filename}, line {frame.lineno})" for frame in frames)
+    return f"{type(cause).__name__}: {text}".rstrip(": ") + place

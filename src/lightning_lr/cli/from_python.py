@@ -43,6 +43,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
         the picture when this Trainer begins to train.
 
     Raises:
+        TypeError: for something else where a Trainer or a module belongs.
         MisconfigurationException: for what ``fit`` would refuse.
         ConfigurationError: where the data or the length of the run cannot be known.
 
@@ -57,6 +58,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     """
     import torch
 
+    from lightning_lr.callbacks.find_learning_rate import check_run
     from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
     from lightning_lr.cli.plan.options import PlanOptions
     from lightning_lr.cli.plan.state_memory import configured_sharding
@@ -64,6 +66,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     from lightning_lr.cli.shown import ShownPlan
     from lightning_lr.strategies import ZeROStrategy
 
+    check_run("plan", trainer, module, datamodule)
     arguments = {name: getattr(trainer, name, None) for name in SETTINGS}
     timer = getattr(trainer, "_max_time", None)
     arguments |= {
@@ -106,6 +109,7 @@ def report(run: str | Path | Trainer, *more: str | Path | Trainer) -> Report:
         The report: ``print`` it, let a notebook show it, take its ``figure`` or ``save`` it.
 
     Raises:
+        TypeError: for what is neither a path nor a Trainer.
         ConfigurationError: where there is no run.
     """
     from lightning_lr.cli.report.comparison import compare
@@ -156,9 +160,16 @@ def _directory(run: Any) -> Path:
     """A run's directory: the given one, or where the loggers of a Trainer (or our journals) wrote."""
     if isinstance(run, str | Path):
         return Path(run)
+    from lightning.pytorch import Trainer
+
     from lightning_lr import lightning_internals as internals
+    from lightning_lr.callbacks.find_learning_rate import described_briefly
     from lightning_lr.cli.errors import ConfigurationError
 
+    if not isinstance(run, Trainer):
+        raise TypeError(
+            f"report: got {described_briefly(run)}; give a run's directory or a Trainer, several as report(one, other)"
+        )
     if not run.loggers or internals.is_fast_dev_run(run):  # whatever lies in its directory is of other runs
         raise ConfigurationError(
             "report: this Trainer has no logger (logger=False, barebones or fast_dev_run), so nothing of its run was "

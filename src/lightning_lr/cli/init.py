@@ -30,20 +30,19 @@ CHOICES: dict[str, tuple[str, str]] = {
     curve: {class_path: Cosine, init_args: {warmup: 0.05}}""",
     ),
     "unknown-rate": (
-        "The learning rate is unknown: a race of short runs finds it before the first update, for a tenth of the run. "
-        "It needs a few hundred updates, and takes the place of LearningRateSchedule.",
+        "The learning rate is unknown: a race of short runs finds it before the first update. It costs "
+        "half of a run of 256 updates and a smaller share of longer ones, and takes the place of LearningRateSchedule.",
         """\
 - class_path: LearningRateSearch
   init_args:
-    curve: {class_path: Cosine, init_args: {warmup: 0.05}}
-    budget: 0.1""",
+    curve: {class_path: Cosine, init_args: {warmup: 0.05}}""",
     ),
     "larger-batch": (
         "The batch is larger than the one for which the rate was tuned (give that, in samples per update): linear for "
         "SGD, sqrt for Adam and its kin.",
         """\
 - class_path: LearningRateScaling
-  init_args: {reference_batch_size: 32, rule: linear, warmup_epochs: 1}""",
+  init_args: {reference_batch_size: 32, lr_rule: linear, warmup_epochs: 1}""",
     ),
     "fine-tuning": (
         "Fine-tuning a pretrained model: each layer's rate is 0.8 times that of the one above.",

@@ -1,4 +1,4 @@
-"""Which name in a configuration is unknown, where it stands, and which known one is nearest.
+"""Which name or value in a configuration is wrong, where it stands, and what is nearest to it.
 
 Runs only after jsonargparse has refused a configuration. The file is walked along the signatures of the classes that
 it names, so the answer does not depend on the wording of anybody's error message.
@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from lightning_lr.batch_size.schedules import RampSchedule
+from lightning_lr.cli.values import in_words, is_accepted, written
+from lightning_lr.curves import Curve
+
+KINDS = (Callback, Curve, Strategy, Optimizer, LightningModule, LightningDataModule, RampSchedule)
 SECTIONS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -60,10 +68,10 @@ class Known:
         return {option.split(".")[0] for option in self.options if "." in option}
 
 
-def unknown_names(words: Sequence[str], known: Known) -> list[str]:
-    """A sentence for every unknown name in the options and in the files that ``--config`` names."""
-    walk = _Walk(known)
+def complaints_of(words: Sequence[str], known: Known) -> list[str]:
+    """A sentence for every wrong name or value in the options and in the files that ``--config`` names."""
     options = list(_options(words))
+    walk = _Walk(known, [option.lstrip("-") for option, _ in options])
     complaints = [
         complaint
         for option, value in options
@@ -72,7 +80,7 @@ def unknown_names(words: Sequence[str], known: Known) -> list[str]:
     ]
     for option, value in options:
         if option.startswith("--"):
-            complaints += [*walk.option(option), *walk.given_class(option.lstrip("-"), value)]
+            complaints += [*walk.given_class(option.lstrip("-"), value), *walk.option(option, value)]
     return list(dict.fromkeys(complaints))
 
 
@@ -86,8 +94,8 @@ def _options(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 class _Walk:
     """Walks configuration files and options along what is known."""
 
-    def __init__(self, known: Known) -> None:
-        self.known = known
+    def __init__(self, known: Known, options: Sequence[str] = ()) -> None:
+        self.known, self.given = known, options
         self.path = ""
         self.objects: dict[str, type] = {}
         """The class that the files give to an option."""
@@ -97,13 +105,16 @@ class _Walk:
         try:
             root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            yield f"{path} is not valid YAML: {' '.join(str(error).split())}"
+            yield f"{path} is not valid YAML: {error}"
         else:
             if isinstance(root, MappingNode):
                 yield from self._options(root)
 
-    def option(self, option: str) -> Iterator[str]:
+    def option(self, option: str, value: str | None) -> Iterator[str]:
         name = option.lstrip("-").rstrip("+")
+        node = None if value is None else ScalarNode("tag:yaml.org,2002:str", value)
+        if name in self.known.options and node is not None:
+            yield from self._type(node, self.known.types.get(name), option)
         if name in self.known.options or name in self.known.groups or name in ("help", "print_config"):
             return
         leaf, _, rest = name.partition(".")
@@ -115,6 +126,8 @@ class _Walk:
             if argument not in arguments:
                 owner, hint = self.objects[leaf].__name__, did_you_mean(argument, arguments, f"--{leaf}.")
                 yield f"{owner} has no argument {argument!r} ({option}){hint}"
+            elif node is not None:
+                yield from self._type(node, arguments[argument], option)
 
     def given_class(self, option: str, value: str | None) -> Iterator[str]:
         """Of an option such as ``--model PATH``: whether there is such a class, and of the right kind."""
@@ -126,6 +139,24 @@ class _Walk:
             yield f"there is no class {value!r} at {option}{nearest_class(value, classes)}"
         elif not issubclass(found, tuple(classes)):
             yield self._wrong_kind(found, option, classes)
+        else:
+            self.objects[option] = found
+            missing = self._missing(found, [], option)
+            if missing:
+                options = ", ".join(f"--{option}.{name}" for name in missing)
+                yield f"{found.__name__} needs {', '.join(missing)}; give {options}, or init_args in a file"
+
+    def _missing(self, found: type, given: Sequence[str], where: str) -> list[str]:
+        """The arguments without a default that neither a file nor an option gives."""
+        options = [option.removeprefix(f"{where}.").removeprefix("init_args.") for option in self.given]
+        parameters = list(inspect.signature(found).parameters.values())
+        return [
+            p.name
+            for p in parameters
+            if p.default is p.empty
+            and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            and not {p.name, f"{p.name}.class_path"} & {*given, *options}
+        ]
 
     def _wrong_kind(self, found: type, where: str, classes: Sequence[type]) -> str:
         others = (
@@ -171,15 +202,37 @@ class _Walk:
             classes, plain = _classes_in(annotation)
             if classes and not plain and node.tag.endswith(":str"):
                 yield from self._class(node, classes, where)
+                found = find_class(node.value, classes)
+                missing = [] if found is None else self._missing(found, [], where)
+                if missing:
+                    hint = f"; write class_path: {node.value}, and {', '.join(missing)} below init_args"
+                    yield self._at(node, f"{node.value} at {where} needs {', '.join(missing)}", hint)
+            elif where in self.known.types:
+                yield from self._type(node, annotation, where)
+
+    def _type(self, node: Node, annotation: Any, where: str) -> Iterator[str]:
+        """Of a value for a plain argument: whether it is of the right type."""
+        takes = in_words(annotation)
+        if takes and not is_accepted(node, annotation):
+            place = f" ({self.path}, line {node.start_mark.line + 1})" if node.start_mark is not None else ""
+            yield f"{where} is {written(node)!r}{place}; give {takes}"
 
     def _object(self, node: MappingNode, class_path: Node, annotation: Any, where: str) -> Iterator[str]:
         classes = _classes_in(annotation)[0] or list(self.known.bases)
         yield from self._class(class_path, classes, where)
         found = find_class(str(class_path.value), classes)
-        if found is None:
+        if found is None or not issubclass(found, tuple(classes)):
             return
         self.objects[where] = found
         arguments = _arguments(found)
+        entries = {key.value: value for key, value in node.value}
+        inside = entries.get("init_args")
+        given = [key.value for key, _ in inside.value] if isinstance(inside, MappingNode) else []
+        are_known = {*entries} <= {*SECTIONS} and {*given} <= {*arguments}
+        missing = self._missing(found, given, where) if are_known else []
+        if missing:
+            hint = f"; write {' and '.join(missing)} below init_args"
+            yield self._at(node, f"{found.__name__} at {where} needs {', '.join(missing)}", hint)
         for key, value in node.value:
             if key.value not in SECTIONS:
                 hint = "; it belongs under init_args" if key.value in arguments else did_you_mean(key.value, SECTIONS)
@@ -187,6 +240,7 @@ class _Walk:
             elif key.value == "init_args" and isinstance(value, MappingNode):
                 for name, content in value.value:
                     if name.value in arguments:
+                        yield from self._type(content, arguments[name.value], f"{found.__name__}: {name.value}")
                         yield from self._value(content, arguments[name.value], f"{where}.{name.value}")
                     else:
                         hint = did_you_mean(name.value, arguments)
@@ -198,16 +252,37 @@ class _Walk:
         if len(keys) == 1 and find_class(keys[0], classes) is not None:
             hint = f"; write class_path: {keys[0]}, and its arguments below init_args"
             return self._at(node, f"{where} is an object, and {keys[0]!r} is no key of one", hint)
+        near = get_close_matches("class_path", keys, n=1, cutoff=0.7)
+        if near:
+            return self._at(node, f"there is no key {near[0]!r} at {where}", "; did you mean 'class_path'?")
         hint = f"; write class_path: a {classes[0].__name__}, and {', '.join(keys)} below init_args"
         return self._at(node, f"{where} is an object, which needs class_path", hint)
 
     def _class(self, node: Node, classes: Sequence[type], where: str) -> Iterator[str]:
         name = str(node.value)
-        if find_class(name, classes) is None:
+        found = find_class(name, classes)
+        other = _subclasses(KINDS).get(name) if found is None else found
+        if isinstance(other, type) and not issubclass(other, tuple(classes)):
+            subclasses = [
+                n
+                for n, kind in _subclasses(classes).items()
+                if kind.__module__.startswith("lightning_lr.") and not inspect.isabstract(kind)
+            ]
+            hint = f"; known are {', '.join(sorted(subclasses))}" if 0 < len(subclasses) <= 12 else ""
+            kinds = " or ".join(dict.fromkeys(kind.__name__ for kind in classes[:2]))
+            yield self._at(node, f"{name} at {where} is no {kinds}, but {_kind_of(other)}", hint)
+        elif found is None:
             yield self._at(node, f"there is no class {name!r} at {where}", nearest_class(name, classes))
 
     def _at(self, node: Node, sentence: str, hint: str) -> str:
         return f"{sentence} ({self.path}, line {node.start_mark.line + 1}){hint}"
+
+
+def _kind_of(found: type) -> str:
+    """What a class is, by the nearest of its bases that has a name for users."""
+    kinds = (*KINDS, *(base for base in found.__mro__[1:-1] if not base.__name__.startswith("_")))
+    kind = next((kind for kind in kinds if issubclass(found, kind)), found)
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
 
 
 def nearest_class(name: str, classes: Sequence[type]) -> str:

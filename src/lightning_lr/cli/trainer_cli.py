@@ -24,8 +24,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.pytorch_lightning_check import hint_of_mirror
+from lightning_lr.cli.config_files import check_files
 from lightning_lr.cli.errors import EXPLAINED, ConfigurationError, described, refusing
-from lightning_lr.cli.suggestions import Known, unknown_names
+from lightning_lr.cli.suggestions import Known, complaints_of
 from lightning_lr.curves import Curve
 from lightning_lr.journal import JournalFolder
 from lightning_lr.patching import override_on_instance
@@ -175,10 +176,11 @@ class LearningRateCLI(LightningCLI):
         self.parsers.append(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        check_files(self.words)
         try:
             self.config = parser.parse_args(self.words)
         except argparse.ArgumentError as error:
-            complaints = unknown_names(self.words, self.known())
+            complaints = complaints_of(self.words, self.known())
             refusal = "\n".join(complaints) or _nothing_given(self.words, str(error.message))
             refusal = refusal or _shortened(str(error.message))
             raise ConfigurationError(refusal + hint_of_mirror(refusal)) from error

@@ -7,7 +7,6 @@ arXiv:1608.03983), ULMFiT (Howard & Ruder 2018, arXiv:1801.06146), gradual warm-
 arXiv:1706.02677), LARS (You et al. 2017, arXiv:1708.03888).
 """
 
-from lightning_lr.checks import name_arguments
 from lightning_lr.curves.curve import SNAP, Curve, Phase
 from lightning_lr.curves.piecewise import Constant, SlantedTriangle, Step, WarmupStableDecay
 from lightning_lr.curves.smooth import Cosine, CosineRestarts, Polynomial
@@ -24,6 +23,3 @@ __all__ = [
     "Step",
     "WarmupStableDecay",
 ]
-
-for _curve in (Constant, Cosine, CosineRestarts, Polynomial, SlantedTriangle, Step, WarmupStableDecay):
-    name_arguments(_curve)

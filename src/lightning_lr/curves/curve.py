@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -63,6 +63,12 @@ class Curve(ABC):
     def phases(self) -> tuple[Phase, ...]:
         """Return the named parts of the run, in order, covering [0, 1] without gaps."""
         return (Phase(type(self).__name__, 0.0, 1.0),)
+
+    def __getattr__(self, name: str) -> Any:
+        hint = ""
+        if name == "setup" or name.startswith("on_"):  # asked for by a Trainer
+            hint = f"; a curve is no callback: give callbacks=[LearningRateSchedule({type(self).__name__}(...))]"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def scheduler(self, optimizer: Optimizer, total_updates: int) -> LRScheduler:
         """Return a torch scheduler that follows this curve, for use without the callback.

@@ -41,12 +41,12 @@ class FactorLearner:
         bounds: tuple[float, float] = (1e-3, 1e3),
     ) -> None:
         if scope not in get_args(Scope):
-            raise ValueError(f"hypergradient: got scope={scope!r}; allowed are {get_args(Scope)}")
+            raise ValueError(f"HypergradientDescent: got scope={scope!r}; allowed are {get_args(Scope)}")
         two = is_list(bounds) and len(bounds) == 2 and all(map(is_real, bounds))
         low, high = map(float, bounds) if two else (math.nan, math.nan)
         if not (0 <= low <= 1 <= high) or (low == 0 and rule != "additive"):
             raise ValueError(
-                f"hypergradient: got bounds={bounds!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 "
+                f"HypergradientDescent: got bounds={bounds!r} with rule={rule!r}; give (low, high) with 0 < low <= 1 "
                 "<= high (low may be 0 for the additive rule only, which can grow from 0)"
             )
         make_rule(rule, hyper_lr, family)  # complains now, not at the first update

@@ -127,10 +127,12 @@ def make_rule(name: RuleName, hyper_lr: float | None, family: Family) -> Rule:
         ValueError: for an unknown rule or a ``hyper_lr`` that is negative or not finite.
     """
     if name not in get_args(RuleName):
-        raise ValueError(f"hypergradient: got rule={name!r}; allowed are {get_args(RuleName)}")
+        raise ValueError(f"HypergradientDescent: got rule={name!r}; allowed are {get_args(RuleName)}")
     value = HYPER_LR[name][family] if hyper_lr is None else hyper_lr
     if not (is_real(value) and value >= 0):
-        raise ValueError(f"hypergradient: got hyper_lr={hyper_lr!r}; give 0 (off) or more, or None for the default")
+        raise ValueError(
+            f"HypergradientDescent: got hyper_lr={hyper_lr!r}; give 0 (off) or more, or None for the default"
+        )
     rules: dict[RuleName, type[Additive] | type[Multiplicative] | type[Normalized]] = {
         "additive": Additive,
         "multiplicative": Multiplicative,

@@ -82,7 +82,7 @@ def note_loggers(trainer: Trainer) -> None:
             Journal(pointer).append(0, ELSEWHERE, journals=os.path.relpath(folder, pointer.parent))
 
 
-def log_settings(trainer: Trainer, settings: Mapping[str, str]) -> None:
+def log_settings(trainer: Trainer, settings: Mapping[str, str | float]) -> None:
     """Send the settings of callbacks to every logger's hyperparameters; a logger that refuses them is a warning."""
     if is_fast_dev_run(trainer):
         return

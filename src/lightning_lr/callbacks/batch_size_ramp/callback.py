@@ -219,7 +219,10 @@ class BatchSizeRamp(MethodCallback):
         assert isinstance(shape, RampedShape)
         if isinstance(shape, StreamedShape) and shape.endless:
             return []  # its notes are in epochs
-        return replace(shape.plan, momentum=momentum_of(optimizer)).warnings
+        return [
+            *self.settings.schedule.doubts(shape.max_epochs),
+            *replace(shape.plan, momentum=momentum_of(optimizer)).warnings,
+        ]
 
     def loss_weight(self, epoch: int, micro_batch: int) -> float:
         if self._ramped.stream is not None or self.count_samples is not None:
@@ -269,6 +272,8 @@ class BatchSizeRamp(MethodCallback):
                     f"BatchSizeRamp: the loader's batch_size of {given} is more than the {held} samples of an epoch, "
                     "so an epoch is one update, whatever the ramp does; lower the loader's batch_size"
                 )
+            for doubt in self.settings.schedule.doubts(self._run.clock.shape.max_epochs):
+                rank_zero_warn(f"BatchSizeRamp: {doubt}")
         self._ramped.start(trainer)
         if has_plain_batch_norm(pl_module) and self._ramped.plan.micro_batch_grows:
             rank_zero_warn(

@@ -112,7 +112,10 @@ def make_plan(
         groups=tuple(name for writer in walker.writers for name in writer.group_names()),
         rows=tuple(walker.rows),
         method_phases={m.name: m.phases(shape) for m in methods if m.phases(shape)},
-        summary={heading: fact for method in methods for heading, fact in method.summary(shape).items()},
+        summary={
+            **{heading: fact for method in methods for heading, fact in method.summary(shape).items()},
+            **_own_schedulers(methods, schedulers),
+        },
         notes=tuple(notes),
         updates=walker.updates,
         units=walker.units,
@@ -120,6 +123,17 @@ def make_plan(
         relative=relative,
         batch_sizes=tuple(walker.batch_sizes),
     )
+
+
+def _own_schedulers(methods: Sequence[MethodCallback], schedulers: Schedulers) -> dict[str, str]:
+    """Which LR schedulers the module has, and whether they have a say."""
+    followed = [scheduler for scheduler, _ in (*schedulers.after_update, *schedulers.after_epoch)]
+    names = ", ".join(dict.fromkeys(type(s).__name__ for s in (*followed, *schedulers.not_followed)))
+    if not names:
+        return {}
+    if any(method.module_scheduler == "replace" for method in methods):
+        return {"your scheduler": f"{names}, without effect (module_scheduler='replace')"}
+    return {"your scheduler": f"{names}, multiplied with the above" if methods else names}
 
 
 def _writers(

@@ -185,7 +185,8 @@ class RunRecord:
         steps = [series.steps[-1] + 1 for name, series in self.metrics.items() if not name.startswith("test")]
         logged = [value for _, value in self.metrics[UPDATES].finite[-1:]] if UPDATES in self.metrics else []
         noted = [record["update"] for records in self.journals.values() for record in records]
-        return int(max([0, *steps, *logged, *noted]))
+        timed = [self.timing.known[-1][0]] if self.timing is not None else []
+        return int(max([0, *steps, *logged, *noted, *timed]))
 
     @property
     def now(self) -> float:
@@ -215,20 +216,34 @@ def find_run(directory: Path) -> Path:
     Raises:
         ConfigurationError: where there is no run.
     """
+    if directory.is_file():
+        logged_there = [run for run in _runs_below(directory.parent) if _is_of_database(run, directory)]
+        if logged_there:
+            return max(logged_there, key=_modified)
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise ConfigurationError(f"report: {directory} {what}; give the directory of a run (a logger's version_N)")
     if _is_run(directory):
         return directory
-    below = {_run_of(file) for mark in MARKS for file in directory.rglob(mark)}
+    below = _runs_below(directory)
     if not below:
         content = "is empty" if not any(directory.iterdir()) else "holds no run"
         raise ConfigurationError(
             f"report: {directory} {content}: neither {METRICS_FILE} (CSVLogger), nor {EVENT_FILES} "
-            f"(TensorBoardLogger), nor {WANDB_FILE} (WandbLogger), nor {JOURNALS}, here or below; a run appears with "
-            "its first logged metric (see trainer.log_every_n_steps)"
+            f"(TensorBoardLogger), nor {WANDB_FILE} (WandbLogger), nor {JOURNALS} (every run with our callbacks; of "
+            "MLFlowLogger give its mlflow.db, too), here or below; a run appears with its first logged metric (see "
+            "trainer.log_every_n_steps)"
         )
     return max(below, key=_modified)
+
+
+def _runs_below(directory: Path) -> set[Path]:
+    return {_run_of(file) for mark in MARKS for file in directory.rglob(mark)}
+
+
+def _is_of_database(run: Path, database: Path) -> bool:
+    """Whether a run's journals name a database of MLflow as the place of its metrics."""
+    return any(p.run and p.path.resolve() == database.resolve() for p in places_of(journal_folder_of(run)))
 
 
 def read_run(directory: Path) -> RunRecord:

@@ -36,8 +36,11 @@ def read_wandb(path: Path) -> tuple[dict[str, dict[int, float]], dict[str, Any]]
                     step = row.pop(STEP, None)
                     if not isinstance(step, int | float) or not math.isfinite(step):
                         continue
+                    media = {name.rpartition("/")[0] for name in row if name.endswith("/_type")}  # pictures, tables
                     for name, value in row.items():
-                        if isinstance(value, int | float) and not name.startswith("_"):
+                        if name.startswith("_") or name.rpartition("/")[0] in media:
+                            continue
+                        if isinstance(value, int | float):
                             metrics.setdefault(name, {})[int(step)] = float(value)
                 elif number == CONFIG and isinstance(content, bytes):
                     config |= dict(_item(item) for n, item in _fields(content) if n == 1 and isinstance(item, bytes))
