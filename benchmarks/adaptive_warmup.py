@@ -22,11 +22,9 @@ Kim et al. 2021, arXiv:2107.05855.
 from __future__ import annotations
 
 import functools
-import math
-import operator
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks import adaptive_warmup_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from benchmarks._training import quiet_trainer
 from benchmarks.linear_scaling import CHANCE, WatchLoss, accuracies
 from examples.classifier import Classifier
@@ -192,17 +191,6 @@ def best_learning_rates(records: Sequence[dict[str, Any]]) -> dict[Cell, float]:
     return {cell: max(by_lr, key=by_lr.__getitem__) for cell, by_lr in complete.items()}
 
 
-def missing(configs: Iterable[Config], store: ResultStore) -> list[Config]:
-    """Those that have no result yet."""
-    return [config for config in configs if store.load(config.name, asdict(config)) is None]
-
-
-def records_of(configs: Iterable[Config], store: ResultStore) -> list[dict[str, Any]]:
-    """The results that exist."""
-    loaded = (store.load(config.name, asdict(config)) for config in configs)
-    return [record for record in loaded if record is not None]
-
-
 def _config(protocol: Protocol, cell: Cell, lr: float, seed: int, restore: bool = False) -> Config:
     return Config(
         **asdict(cell),
@@ -260,7 +248,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     machine = warmup.machine
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "val_accuracy": reached[0],
         "test_accuracy": reached[1],
         "diverged": watch.diverged,
@@ -274,51 +262,36 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the command
+def seconds(config: Config) -> float:
+    """CPU time of a run."""
+    return CPU_SECONDS_PER_IMAGE[config.model] * config.epochs * config.train_size + CPU_SECONDS_AROUND
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     options = command_line(__doc__, "every size, model and optimizer, 30 epochs, 5 seeds: 7 hours", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
+    experiment = Experiment[Config].from_options(options, train, seconds)
     if options.dry_run:
-        _show_plan(protocol, store)
+        middle = {cell: LEARNING_RATES[cell.optimizer][2] for cell in protocol.cells}
+        best_lr = middle | best_learning_rates(experiment.records(tuning(protocol)))
+        experiment.show([*ours(protocol), *tuning(protocol), *plain(protocol), *tuned(protocol, best_lr)])
         return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    label = operator.attrgetter("label")
     for cell in protocol.cells:  # cell by cell, so that stopping early loses cells and not seeds
         part = replace(protocol, cells=(cell,), plain=tuple(c for c in protocol.plain if c == cell))
-        run_all(
-            do, missing([*ours(part), *tuning(part), *plain(part)], store), options.jobs, label, "adaptive, and tuning"
-        )
-        best_lr = best_learning_rates(records_of(tuning(part), store))
-        run_all(do, missing(tuned(part, best_lr), store), options.jobs, label, "the tuned baseline")
-    write(protocol, store, options.results.parent / protocol.name)
+        experiment.make([*ours(part), *tuning(part), *plain(part)], "adaptive, and tuning")
+        best_lr = best_learning_rates(experiment.records(tuning(part)))
+        experiment.make(tuned(part, best_lr), "the tuned baseline")
+    write(protocol, experiment, options.results.parent / protocol.name)
 
 
-def write(protocol: Protocol, store: ResultStore, out: Path) -> None:
+def write(protocol: Protocol, experiment: Experiment[Config], out: Path) -> None:
     """Write and print the table and the picture of the runs that exist."""
-    tried = records_of(tuning(protocol), store)
-    best_lr = best_learning_rates(tried)
-    adaptive = records_of([*ours(protocol), *plain(protocol)], store)
-    report.write(out, tried, records_of(tuned(protocol, best_lr), store), adaptive, list(map(astuple, protocol.cells)))
-
-
-def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    every = [*ours(protocol), *tuning(protocol), *plain(protocol)]
-    again = len(protocol.cells) * len(protocol.seeds)
-    todo = missing(every, store)
-    for config in every:
-        print(config.label + ("" if config in todo else "  (done)"))
-    share = 1 + again / len(every)
-    images = protocol.epochs * protocol.train_size
-    seconds = share * sum(CPU_SECONDS_PER_IMAGE[c.model] * images + CPU_SECONDS_AROUND for c in todo)
-    print(f"{len(todo)} + {again} (best baselines) runs to make: about {clock(math.ceil(seconds))} on one idle core")
+    tried = experiment.records(tuning(protocol))
+    compared = experiment.records(tuned(protocol, best_learning_rates(tried)))
+    adaptive = experiment.records([*ours(protocol), *plain(protocol)])
+    report.write(out, tried, compared, adaptive, list(map(astuple, protocol.cells)))
 
 
 if __name__ == "__main__":

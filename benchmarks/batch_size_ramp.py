@@ -24,14 +24,11 @@ Smith, Kindermans, Ying & Le 2018, arXiv 1711.00489.
 from __future__ import annotations
 
 import functools
-import json
 import math
-import operator
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
@@ -39,7 +36,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks import batch_size_ramp_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
 from examples.models import ResNet
@@ -178,12 +176,6 @@ class Config:
         """What keeps the path where the batch grows: lr / batch, for Adam lr / sqrt(batch)."""
         return "sqrt" if self.optimizer == "adam" else "linear"
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All fields as a JSON file has them."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return facts
-
 
 # ---------------------------------------------------------------------- the grid
 def tuning_configs(protocol: Protocol) -> list[Config]:
@@ -217,11 +209,6 @@ def sweep_configs(protocol: Protocol) -> list[Config]:
             in_proportion = scaled_batch_size(BATCH_SIZE, protocol.sweep[0], momentum, lr, momentum)
             every += [_config(protocol, optimizer, "increase", lr, seed, size) for size in (in_proportion, BATCH_SIZE)]
     return list(dict.fromkeys(every))
-
-
-def missing(configs: Sequence[Config], store: ResultStore) -> list[Config]:
-    """Those that have no result yet."""
-    return [config for config in configs if store.load(config.name, config.facts) is None]
 
 
 def best_learning_rates(records: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -383,7 +370,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         evaluator = Trainer(accelerator="cpu", deterministic=True, **quiet)
         accuracy = evaluator.test(module, data, verbose=False)[0]["test_acc"]
     return {
-        "config": config.facts,
+        "config": facts(config),
         "test_accuracy": accuracy,
         "updates": trainer.global_step,
         "diverged": watch.diverged,
@@ -395,57 +382,31 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the command
+def seconds(config: Config) -> float:
+    """CPU time of a run."""
+    return CPU_SECONDS_PER_IMAGE * config.epochs * config.train_size + CPU_SECONDS_AROUND
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     options = command_line(__doc__, "all images, and more seeds: a night", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
-    tuning = tuning_configs(protocol)
+    experiment = Experiment[Config].from_options(options, train, seconds)
+    tuning, swept = tuning_configs(protocol), sweep_configs(protocol)
     if options.dry_run:
-        _show_plan(protocol, store)
+        second = {optimizer: trials.learning_rates[1] for optimizer, trials in protocol.optimizers.items()}
+        best_lr = second if experiment.missing(tuning) else best_learning_rates(experiment.records(tuning))
+        experiment.show([*tuning, *configs(protocol, best_lr), *swept])
         return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    label = operator.attrgetter("label")
-    if not options.report:
-        run_all(do, missing(tuning, store), options.jobs, label, 'tuning of "decay"')
-    tuned = _records(tuning, store)
+    tuned = experiment.make(tuning, 'tuning of "decay"')
     best_lr = best_learning_rates(tuned)
     print("\n".join(f"{optimizer}: best lr is {lr:g}" for optimizer, lr in best_lr.items()), flush=True)
-    every, swept = configs(protocol, best_lr), sweep_configs(protocol)
-    if not options.report:
-        run_all(do, missing(every, store), options.jobs, label, "schedules")
-        run_all(do, missing(swept, store), options.jobs, label, "sweep of the learning rate")
-    left_out = [config.facts for config in missing([*every, *swept], store)]
-    target = options.results.parent / protocol.name
-    report.write(target, tuned, _records(every, store), _records(swept, store), left_out)
-
-
-def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
-    loaded = (store.load(config.name, config.facts) for config in configs)
-    return [record for record in loaded if record is not None]
-
-
-def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    """Print the grid; before the tuning is done, the schedules are shown at the second rate of each grid."""
-    tuning = tuning_configs(protocol)
-    best_lr = (
-        {optimizer: trials.learning_rates[1] for optimizer, trials in protocol.optimizers.items()}
-        if missing(tuning, store)
-        else best_learning_rates(_records(tuning, store))
-    )
-    every = list(dict.fromkeys([*tuning, *configs(protocol, best_lr), *sweep_configs(protocol)]))
-    to_make = missing(every, store)
-    for config in every:
-        print(config.label + ("" if config in to_make else "  (done)"))
-    seconds = sum(CPU_SECONDS_PER_IMAGE * c.epochs * c.train_size + CPU_SECONDS_AROUND for c in to_make)
-    print(f"{len(every)} runs, {len(to_make)} to make: about {clock(seconds)} on one idle core, half with --jobs 2")
+    every = configs(protocol, best_lr)
+    compared = experiment.make(every, "schedules")
+    sweep = experiment.make(swept, "sweep of the learning rate")
+    left_out = [facts(config) for config in experiment.missing([*every, *swept])]
+    report.write(options.results.parent / protocol.name, tuned, compared, sweep, left_out)
 
 
 if __name__ == "__main__":

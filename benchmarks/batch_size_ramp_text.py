@@ -21,14 +21,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
-import operator
 import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,7 +37,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import batch_size_ramp_text_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from benchmarks._training import quiet_trainer
 from benchmarks.batch_size_ramp import Watch
 from lightning_lr import BatchSizeRamp, StepRamp
@@ -81,12 +80,6 @@ class Config:
     def label(self) -> str:
         """The run in words."""
         return f"{self.schedule}, lr {self.lr:g}, seed {self.seed}"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """All fields as a JSON file has them."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return facts
 
 
 # ---------------------------------------------------------------------- the grid
@@ -185,8 +178,8 @@ class WatchBits(Watch):
         self.epochs.append({"samples": self.samples_seen, "updates": trainer.global_step, "val_bits": bits})
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Make one run."""
+def train(config: Config, data_dir: str | None = None) -> dict[str, Any]:
+    """Make one run; ``data_dir`` is not needed."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     seed_everything(config.seed, verbose=False)
     module = ByteModel(config.lr, config.hidden)
@@ -205,7 +198,7 @@ def train(config: Config) -> dict[str, Any]:
         trainer = quiet_trainer(folder, [ramp, watch], max_epochs=config.epochs, num_sanity_val_steps=0)
         trainer.fit(module, train_loader, val_loader)
     return {
-        "config": config.facts,
+        "config": facts(config),
         "updates": trainer.global_step,
         "diverged": watch.diverged,
         "seconds": round(time.perf_counter() - begin, 2),
@@ -216,44 +209,29 @@ def train(config: Config) -> dict[str, Any]:
     }
 
 
-def work(config: Config, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config))
-
-
 # ---------------------------------------------------------------------- the command
+def seconds(config: Config) -> float:
+    """CPU time of a run."""
+    return CPU_SECONDS_PER_BYTE * config.bytes * config.epochs * config.train_size
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     options = command_line(__doc__, "eight times the text", FOLDER, arguments)
     train_size = 40_000 if options.full else 5_000
-    store = ResultStore(options.results)
-
-    def load(configs: Sequence[Config]) -> list[dict[str, Any]]:
-        return [record for c in configs if (record := store.load(c.name, c.facts)) is not None]
-
-    def missing(configs: Sequence[Config]) -> list[Config]:
-        return [c for c in configs if store.load(c.name, c.facts) is None]
-
+    experiment = Experiment[Config].from_options(options, train, seconds)
     tuning = tuning_configs(train_size)
     if options.dry_run:
-        lr = LEARNING_RATES[1] if missing(tuning) else best_learning_rate(load(tuning))
-        every = list(dict.fromkeys([*tuning, *configs(lr, train_size)]))
-        seconds = CPU_SECONDS_PER_BYTE * BYTES * EPOCHS * train_size * len(missing(every))
-        print("\n".join(c.label for c in every))
-        print(f"{len(every)} runs, {len(missing(every))} to make: about {clock(seconds)} on one idle core")
+        tuned = experiment.records(tuning)
+        lr = best_learning_rate(tuned) if len(tuned) == len(tuning) else LEARNING_RATES[1]
+        experiment.show([*tuning, *configs(lr, train_size)])
         return
-    do = functools.partial(work, folder=options.results)
-    label = operator.attrgetter("label")
-    if not options.report:
-        run_all(do, missing(tuning), options.jobs, label, 'tuning of "decay"')
-    lr = best_learning_rate(load(tuning))
+    tuned = experiment.make(tuning, 'tuning of "decay"')
+    lr = best_learning_rate(tuned)
     print(f"best lr is {lr:g}", flush=True)
-    every = configs(lr, train_size)
-    if not options.report:
-        run_all(do, missing(every), options.jobs, label, "schedules")
+    compared = experiment.make(configs(lr, train_size), "schedules")
     name = "batch_size_ramp_text_full" if options.full else "batch_size_ramp_text"
-    report.write(options.results.parent / name, load(tuning), load(every), options.full)
+    report.write(options.results.parent / name, tuned, compared, options.full)
 
 
 if __name__ == "__main__":

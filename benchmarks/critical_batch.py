@@ -21,13 +21,10 @@ Merrill et al. 2025, arXiv:2505.23971.
 
 from __future__ import annotations
 
-import functools
-import operator
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -35,7 +32,8 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 
 from benchmarks import critical_batch_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from benchmarks.headline_arms import WEIGHT_DECAY
 from benchmarks.headline_run import evaluated
 from benchmarks.headline_tasks import TASKS
@@ -178,7 +176,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     state = {} if ramp is None else ramp.state_dict()
     measured = state.get("measured", [])
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "value": value,
         "train_loss": None if losses.diverged else fmean(losses.last_epoch),
         "diverged": losses.diverged,
@@ -198,41 +196,21 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write the table and the picture."""
     options = command_line(__doc__, "5 seeds in the place of 3", FOLDER, arguments)
-    store, seeds = ResultStore(options.results), FULL_SEEDS if options.full else SEEDS
-
-    def load(some: Sequence[Config]) -> list[dict[str, Any]]:
-        return [record for c in some if (record := store.load(c.name, asdict(c))) is not None]
-
-    def missing(some: Sequence[Config]) -> list[Config]:
-        return [c for c in some if store.load(c.name, asdict(c)) is None]
-
+    seeds = FULL_SEEDS if options.full else SEEDS
+    experiment = Experiment[Config].from_options(options, train, lambda config: PROTOCOLS[config.task].cpu_seconds)
     tuning = tuning_configs()
     if options.dry_run:
-        best = dict.fromkeys(PROTOCOLS, LEARNING_RATES[1]) if missing(tuning) else best_learning_rates(load(tuning))
-        every = [*tuning, *configs(best, seeds)]
-        seconds = sum(PROTOCOLS[c.task].cpu_seconds for c in missing(every))
-        print("\n".join(c.label for c in every))
-        print(f"{len(every)} runs, {len(missing(every))} to make: about {clock(seconds)} on one idle core")
+        tuned = experiment.records(tuning)
+        middle = dict.fromkeys(PROTOCOLS, LEARNING_RATES[1])
+        experiment.show([*tuning, *configs(best_learning_rates(tuned) if len(tuned) == len(tuning) else middle, seeds)])
         return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    label = operator.attrgetter("label")
-    if not options.report:
-        run_all(do, missing(tuning), options.jobs, label, 'tuning of "fixed"')
-    best = best_learning_rates(load(tuning))
-    every = configs(best, seeds)
-    if not options.report:
-        run_all(do, missing(every), options.jobs, label, "arms")
-    report.write(options.results.parent / "critical_batch", load(tuning), load(every))
+    tuned = experiment.make(tuning, 'tuning of "fixed"')
+    compared = experiment.make(configs(best_learning_rates(tuned), seeds), "arms")
+    report.write(options.results.parent / "critical_batch", tuned, compared)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import operator
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks import hypergradient_cost, hypergradient_report
-from benchmarks._common import RESULTS, ResultStore, clock, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, environment
+from benchmarks._experiment import Experiment, facts
 from examples.data import FashionMNISTDataModule
 from examples.models import SmallCNN
 from lightning_lr.hypergradient import HYPER_LR, AlignmentEstimator, FactorLearner, RuleName
@@ -159,11 +159,6 @@ def _config(protocol: Protocol, model: str, optimizer: str, lr: float, arm: str,
     )  # fmt: skip
 
 
-def missing(wanted: Sequence[Config], store: ResultStore) -> list[Config]:
-    """Those that have no result yet."""
-    return [config for config in wanted if store.load(config.name, asdict(config)) is None]
-
-
 # ---------------------------------------------------------------------- one run
 def optimizer_of(module: nn.Module, name: str, lr: float) -> torch.optim.Optimizer:
     """One of three optimizers, at a constant learning rate."""
@@ -267,7 +262,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
             if math.isfinite(evaluated):
                 curve.append((update, evaluated))
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "curve": curve,
         "diverged": diverged,
         "test_accuracy": 0.1 if diverged else _accuracy(module, data.test),
@@ -284,13 +279,12 @@ def _accuracy(module: nn.Module, test: tuple[Tensor, Tensor]) -> float:
     return sum(int((module(images).argmax(1) == labels).sum()) for images, labels in parts) / len(test[1])
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the command
+def seconds(config: Config) -> float:
+    """CPU time of a run."""
+    return CPU_SECONDS_PER_UPDATE[config.model] * config.updates
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -306,17 +300,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hypergradient_cost.main(options.results.parent / "hypergradient_cost")
         return
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
-    to_make = missing(configs(protocol, options.models), store)
-    seconds = sum(CPU_SECONDS_PER_UPDATE[config.model] * config.updates for config in to_make)
-    print(f"{len(to_make)} runs to make: about {clock(seconds)} of one idle core", flush=True)
+    made = functools.partial(train, data_dir=options.data_dir)
+    experiment = Experiment[Config](options.results, made, seconds, options.jobs)
     if options.dry_run:
-        print("\n".join(config.label for config in to_make))
+        experiment.show(configs(protocol, options.models))
         return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    run_all(do, to_make, options.jobs, operator.attrgetter("label"), "hypergradient")
-    found = (store.load(config.name, asdict(config)) for config in configs(protocol))
-    records = [record for record in found if record is not None]
+    experiment.make(configs(protocol, options.models), "hypergradient")
+    records = experiment.records(configs(protocol))
     hypergradient_report.write(options.results.parent / protocol.name, records, TARGET_UPDATE, LEARNING_RATES)
 
 

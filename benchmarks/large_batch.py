@@ -19,14 +19,10 @@ from the runs that exist. The default (about 160 runs) takes about 10 minutes of
 
 from __future__ import annotations
 
-import functools
-import operator
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -35,7 +31,8 @@ from lightning import Callback, seed_everything
 from torch import nn
 
 from benchmarks import large_batch_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, clock, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from benchmarks._training import quiet_trainer
 from benchmarks.linear_scaling import CHANCE, WatchLoss, accuracies
 from examples.classifier import Classifier
@@ -183,7 +180,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         trainer.fit(module, data)
         val_accuracy, test_accuracy = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "val_accuracy": val_accuracy,
         "test_accuracy": test_accuracy,
         "final_train_loss": None if watch.diverged else fmean(watch.last_epoch),
@@ -195,24 +192,17 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
     }
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the grid
 class Bench:
     """The runs of a protocol, those that exist and those that are to be made.
 
     Args:
         protocol: what is compared.
-        store: where results are.
-        make: makes runs and stores them.
+        experiment: makes and loads them.
     """
 
-    def __init__(self, protocol: Protocol, store: ResultStore, make: Callable[[list[Config]], None]) -> None:
-        self.protocol, self.store, self.make = protocol, store, make
+    def __init__(self, protocol: Protocol, experiment: Experiment[Config]) -> None:
+        self.protocol, self.experiment = protocol, experiment
         self.tuning: list[dict[str, Any]] = []
         """Every run that the search for a learning rate has looked at."""
 
@@ -224,11 +214,7 @@ class Bench:
 
     def results(self, configs: Sequence[Config]) -> list[dict[str, Any]]:
         """Records of these runs, made now where they are missing."""
-        missing = [config for config in configs if self.store.load(config.name, asdict(config)) is None]
-        if missing:
-            self.make(missing)
-        records = [self.store.load(config.name, asdict(config)) for config in configs]
-        return [record for record in records if record is not None]
+        return self.experiment.make(configs, "runs")
 
     def best_lr(self, optimizer: str, batch_size: int, start: float) -> float:
         """The rate of the grid with the best validation accuracy."""
@@ -305,24 +291,14 @@ def walk(score: Callable[[int], float], start: int, length: int) -> int:
 # ---------------------------------------------------------------------- the command
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    as_it_is = "--report" in words  # the runs that exist, none made
-    words = [word for word in words if word != "--report"]
-    options = command_line(__doc__, "the whole grid with 5 seeds, 30 epochs, 49152 images: days", FOLDER, words)
+    options = command_line(__doc__, "the whole grid with 5 seeds, 30 epochs, 49152 images: days", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
     if options.dry_run:
         _show_plan(protocol)
         return
-    if as_it_is:
-        records, tuning, open_cells = Bench(protocol, store, lambda configs: None).existing()
-        report.write(options.results.parent / protocol.name, records, tuning, open_cells)
-        return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    label = operator.attrgetter("label")
-    bench = Bench(protocol, store, lambda configs: run_all(do, configs, options.jobs, label, "runs"))
-    records = bench.all()
-    report.write(options.results.parent / protocol.name, records, bench.tuning, [])
+    bench = Bench(protocol, Experiment.from_options(options, train, lambda config: CPU_SECONDS_PER_RUN))
+    found = bench.existing() if options.report else (bench.all(), bench.tuning, [])
+    report.write(options.results.parent / protocol.name, *found)
 
 
 def _show_plan(protocol: Protocol) -> None:

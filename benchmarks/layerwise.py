@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import operator
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-from benchmarks._common import RESULTS, ResultStore, clock, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, environment, quiet_process
+from benchmarks._experiment import Experiment, Record, facts
 from benchmarks._training import quiet_trainer
 from examples.classifier import Classifier
 from examples.data import RottenTomatoesDataModule
@@ -179,7 +179,7 @@ def trainer_of(config: Config, folder: str, callbacks: Sequence[Callback], **arg
     return quiet_trainer(folder, callbacks, precision=config.precision, **arguments)
 
 
-def train(config: Config, test: bool = True) -> dict[str, Any]:
+def train(config: Config) -> Record:
     """Make one run, and evaluate it on the test sentences or, to tune, on the validation sentences."""
     begin, cpu_begin = time.perf_counter(), time.process_time()
     data = sentences(replace(config, decay=1.0, schedule="", unfreezing=False, lr=0.0))
@@ -190,10 +190,10 @@ def train(config: Config, test: bool = True) -> dict[str, Any]:
         trainer = trainer_of(config, folder, [*methods(config), watch], max_epochs=config.epochs, limit_val_batches=0)
         trainer.fit(module, data)
         evaluator = trainer_of(config, folder, [])
-        evaluate = evaluator.test if test else evaluator.validate
+        evaluate = evaluator.validate if config.seed == Protocol().tuning_seed else evaluator.test
         found = evaluate(module, data, verbose=False)[0]
     return {
-        "config": asdict(config),
+        "config": facts(config),
         **{name: found[name] for name in sorted(found)},
         "train_losses": watch.losses,
         "epoch_seconds": watch.seconds,
@@ -204,16 +204,7 @@ def train(config: Config, test: bool = True) -> dict[str, Any]:
     }
 
 
-def work(config: Config, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, test=config.seed != Protocol().tuning_seed))
-
-
 # ---------------------------------------------------------------------- the grid
-Record = dict[str, Any]
-
-
 def first_rates(setting: Setting, protocol: Protocol) -> list[float]:
     """The grid before it is extended."""
     rates = list(protocol.learning_rates)
@@ -238,20 +229,13 @@ def further_rate(records: Sequence[Record]) -> float | None:
     return rates[0] / 2 if best == rates[0] else rates[-1] * 2 if best == rates[-1] else None
 
 
-def load(configs: Sequence[Config], store: ResultStore) -> list[Record]:
-    """The results that are there."""
-    loaded = (store.load(config.name, asdict(config)) for config in configs)
-    return [record for record in loaded if record is not None]
-
-
-def tuning(setting: Setting, protocol: Protocol, store: ResultStore) -> tuple[list[Record], list[Config]]:
+def tuning(setting: Setting, protocol: Protocol, experiment: Experiment[Config]) -> tuple[list[Record], list[Config]]:
     """What is there of the tuning of a setting's decay, and what is to be made next (nothing: it is finished)."""
     setting = (setting[0], "constant", False)
     rates = first_rates(setting, protocol)
     for extension in range(protocol.extensions + 1):
         configs = [Config(*setting, rate, protocol.tuning_seed) for rate in rates]
-        records = load(configs, store)
-        missing = [config for config in configs if not load([config], store)]
+        records, missing = experiment.records(configs), experiment.missing(configs)
         rate = further_rate(records) if not missing else None
         if missing or rate is None or extension == protocol.extensions:
             break
@@ -259,19 +243,18 @@ def tuning(setting: Setting, protocol: Protocol, store: ResultStore) -> tuple[li
     return records, missing
 
 
-def next_runs(protocol: Protocol, store: ResultStore) -> list[Config]:
+def next_runs(protocol: Protocol, experiment: Experiment[Config]) -> list[Config]:
     """What can be made now, in the order in which it matters: tuning, then seed by seed, so that stopping early loses
     seeds and not settings."""
-    tuned = {setting: tuning(setting, protocol, store) for setting in protocol.settings}
+    tuned = {setting: tuning(setting, protocol, experiment) for setting in protocol.settings}
     waiting = dict.fromkeys(config for _, missing in tuned.values() for config in missing)
     if waiting:
         return list(waiting)
-    return [
-        config
+    return experiment.missing(
+        Config(*setting, rate_of(setting, records), seed)
         for seed in protocol.seeds
         for setting, (records, _) in tuned.items()
-        if not load([config := Config(*setting, rate_of(setting, records), seed)], store)
-    ]
+    )
 
 
 # ---------------------------------------------------------------------- the command
@@ -283,38 +266,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timing", action="store_true", help="measure a training step in each phase of unfreezing")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of the runs' files")
     options = parser.parse_args(arguments)
-    protocol, store = Protocol(), ResultStore(options.results)
+    protocol = Protocol()
+    experiment = Experiment[Config](options.results, train, lambda config: SECONDS_PER_RUN)
     if options.timing:
         print_timing()
     elif options.dry_run:
-        runs = next_runs(protocol, store)
-        print("\n".join(config.label for config in runs))
-        print(f"{len(runs)} runs to make next, about {clock(len(runs) * SECONDS_PER_RUN)} on one thread")
+        experiment.show(next_runs(protocol, experiment))
     else:
-        compare(protocol, store, options.runs)
+        compare(protocol, experiment, options.runs)
 
 
-def compare(protocol: Protocol, store: ResultStore, limit: int | None = None) -> None:
+def compare(protocol: Protocol, experiment: Experiment[Config], limit: int | None = None) -> None:
     """Make what is missing, at most ``limit`` runs, and write the report once every setting is tuned."""
     from benchmarks import layerwise_report as report
 
     left = limit
-    while runs := next_runs(protocol, store)[:left]:
-        run_all(functools.partial(work, folder=store.folder), runs, 1, operator.attrgetter("label"), "fine-tuning")
+    while runs := next_runs(protocol, experiment)[:left]:
+        experiment.make(runs, "fine-tuning")
         left = None if left is None else left - len(runs)
-    tuned = {setting: tuning(setting, protocol, store) for setting in protocol.settings}
+    tuned = {setting: tuning(setting, protocol, experiment) for setting in protocol.settings}
     if any(missing for _, missing in tuned.values()):
         print("the learning rates are not tuned yet; run it again")
         return
     final = {
-        setting: load([Config(*setting, rate_of(setting, of), seed) for seed in protocol.seeds], store)
+        setting: experiment.records(Config(*setting, rate_of(setting, of), seed) for seed in protocol.seeds)
         for setting, (of, _) in tuned.items()
     }
     if not all(final.values()):
         print("there is no table before every setting has a run; run it again")
         return
     constant = {setting: of for setting, (of, _) in tuned.items() if setting[1:] == ("constant", False)}
-    report.write(store.folder.parent / "layerwise", constant, final)
+    report.write(experiment.store.folder.parent / "layerwise", constant, final)
 
 
 # ---------------------------------------------------------------------- the time of a step

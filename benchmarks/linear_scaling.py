@@ -21,19 +21,18 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from benchmarks import linear_scaling_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, environment, quiet_process, run_all
+from benchmarks._common import RESULTS, command_line, environment
+from benchmarks._experiment import Experiment, facts
 from benchmarks._training import quiet_trainer
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
@@ -158,11 +157,6 @@ def scaled_configs(protocol: Protocol, best_lr: dict[str, float]) -> list[Config
     return list(dict.fromkeys(every))
 
 
-def missing(configs: Sequence[Config], store: ResultStore) -> list[Config]:
-    """Those that have no result yet."""
-    return [config for config in configs if store.load(config.name, asdict(config)) is None]
-
-
 def best_learning_rates(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """For each model the rate with the best mean validation accuracy at the reference batch."""
     means: dict[str, dict[float, float]] = {}
@@ -236,7 +230,7 @@ def train(config: Config, data_dir: str | None) -> dict[str, Any]:
         trainer.fit(module, data)
         reached = [CHANCE, CHANCE] if watch.diverged else accuracies(module, data)
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "val_accuracy": reached[0],
         "test_accuracy": reached[1],
         "final_train_loss": None if watch.diverged else fmean(watch.last_epoch),
@@ -257,53 +251,29 @@ def accuracies(module: Classifier, data: FashionMNISTDataModule) -> list[float]:
     return [validated, evaluator.test(module, data, verbose=False)[0]["test_acc"]]
 
 
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
-
-
 # ---------------------------------------------------------------------- the command
+def seconds(config: Config) -> float:
+    """CPU time of a run."""
+    return CPU_SECONDS_PER_IMAGE * config.epochs * config.train_size + CPU_SECONDS_AROUND
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     options = command_line(__doc__, "all sizes, all images, 10 epochs, 5 seeds: hours", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
+    experiment = Experiment[Config].from_options(options, train, seconds)
     reference = reference_configs(protocol)
     if options.dry_run:
-        _show_plan(protocol, store)
+        tuned = experiment.records(reference)
+        middle = dict.fromkeys(MODELS, protocol.learning_rates[len(protocol.learning_rates) // 2])
+        best_lr = best_learning_rates(tuned) if len(tuned) == len(reference) else middle
+        experiment.show([*reference, *scaled_configs(protocol, best_lr)])
         return
-    do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-    label = operator.attrgetter("label")
-    run_all(do, missing(reference, store), options.jobs, label, "tuning at the reference batch")
-    tuned = _records(reference, store)
+    tuned = experiment.make(reference, "tuning at the reference batch")
     best_lr = best_learning_rates(tuned)
     print("\n".join(f"{model}: best lr at batch {REFERENCE_BATCH} is {lr:g}" for model, lr in best_lr.items()))
-    scaled = scaled_configs(protocol, best_lr)
-    run_all(do, missing(scaled, store), options.jobs, label, "larger batches")
-    report.write(options.results.parent / protocol.name, tuned, _records(scaled, store))
-
-
-def _records(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
-    loaded = (store.load(config.name, asdict(config)) for config in configs)
-    return [record for record in loaded if record is not None]
-
-
-def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    """Print the grid; before the tuning is done, the larger batches are shown at the middle rate of the grid."""
-    reference = reference_configs(protocol)
-    to_tune = missing(reference, store)
-    middle = protocol.learning_rates[len(protocol.learning_rates) // 2]
-    best_lr = dict.fromkeys(MODELS, middle) if to_tune else best_learning_rates(_records(reference, store))
-    larger = [c for c in scaled_configs(protocol, best_lr) if c.batch_size != REFERENCE_BATCH]
-    to_scale = larger if to_tune else missing(larger, store)
-    for config in [*reference, *larger]:
-        print(config.label + ("" if config in to_tune or config in to_scale else "  (done)"))
-    seconds = sum(CPU_SECONDS_PER_IMAGE * c.epochs * c.train_size + CPU_SECONDS_AROUND for c in [*to_tune, *to_scale])
-    print(
-        f"{len(reference)} + {len(larger)} runs, {len(to_tune)} + {len(to_scale)} to make: about {clock(seconds)} on "
-        "one idle core, half of it with --jobs 2 on two"
-    )
+    scaled = experiment.make(scaled_configs(protocol, best_lr), "larger batches")
+    report.write(options.results.parent / protocol.name, tuned, scaled)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import (
     _common,
+    _experiment,
     batch_size_ramp,
     batch_size_ramp_report,
     hypergradient,
@@ -24,6 +25,7 @@ from benchmarks import (
     linear_scaling_report,
 )
 from benchmarks._common import ResultStore, paired_interval, t_interval
+from benchmarks._experiment import Experiment, facts
 from benchmarks.linear_scaling import DEFAULT, FULL, MODELS, Config, Protocol, reference_configs, scaled_configs
 
 BEST_LR = dict.fromkeys(MODELS, 0.05)
@@ -31,7 +33,7 @@ BEST_LR = dict.fromkeys(MODELS, 0.05)
 
 def record_of(config: Config, accuracy: float) -> dict[str, Any]:
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "val_accuracy": accuracy,
         "test_accuracy": accuracy,
         "final_train_loss": 0.5,
@@ -95,25 +97,27 @@ def test_run_with_a_result_is_skipped_and_one_of_another_network_is_not(tmp_path
     store = ResultStore(tmp_path)
     first, second, *_ = configs = reference_configs(DEFAULT)
     store.save(first.name, record_of(first, 0.9))
-    store.save(second.name, {"config": asdict(second) | {"parameters": 1}})
-    assert linear_scaling.missing(configs, store) == configs[1:]
+    store.save(second.name, {"config": facts(second) | {"parameters": 1}})
+    assert Experiment(tmp_path, linear_scaling.train, linear_scaling.seconds).missing(configs) == configs[1:]
 
 
 def test_benchmark_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Config] = []
 
-    def work(config: Config, data_dir: str | None, folder: Path) -> None:
-        if len(made) == 40:
+    def train(config: Config, data_dir: str | None) -> dict[str, Any]:
+        if len(made) == stop:
             raise KeyboardInterrupt
         made.append(config)
         loss = config.batch_size / 1e5 + (0.1 if config.lr != 0.1 else 0.0)
-        ResultStore(folder).save(config.name, record_of(config, 0.9 - loss + config.seed / 1000))
+        return record_of(config, 0.9 - loss + config.seed / 1000)
 
-    monkeypatch.setattr(linear_scaling, "work", work)
+    stop = 40
+    monkeypatch.setattr(linear_scaling, "train", train)
+    monkeypatch.setattr(_experiment, "quiet_process", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         linear_scaling.main(["--results", str(tmp_path / "runs")])
     assert not list(tmp_path.glob("*.md"))
-    monkeypatch.setattr(linear_scaling, "work", lambda *args, **kwargs: work_on(made, work, *args, **kwargs))
+    stop = -1
     linear_scaling.main(["--results", str(tmp_path / "runs")])
     assert len(made) == len(set(made)) == 30 + 90
     assert {config.lr for config in made if config.batch_size > 128} == {0.1}  # the best of the grid
@@ -125,16 +129,9 @@ def test_benchmark_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     assert "| no norm | 4096 | linear | 1 | 3.2 | 86.00 ± 0.25 | -3.97 ± 0.00 | 0.500 | 0 of 3 |" in text
 
 
-def work_on(made: list[Config], work: Any, *args: Any, **kwargs: Any) -> None:
-    """`work` after the interruption."""
-    stop, made[:] = made[:], []
-    work(*args, **kwargs)
-    made[:0] = stop
-
-
 def test_dry_run_trains_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     linear_scaling.main(["--dry-run", "--full", "--results", str(tmp_path / "runs")])
-    assert "50 + 250 runs, 50 + 250 to make" in capsys.readouterr().out
+    assert "300 runs, 300 to make" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +196,7 @@ def ramp_record(config: batch_size_ramp.Config, accuracy: float) -> dict[str, An
     share = config.batch_size / config.train_size
     ends = range(config.train_size, (config.epochs + 1) * config.train_size, config.train_size)
     return {
-        "config": config.facts,
+        "config": facts(config),
         "test_accuracy": accuracy,
         "updates": round(config.epochs / share),
         "diverged": False,
@@ -255,8 +252,8 @@ def test_ramp_run_with_a_result_is_skipped_and_one_of_another_ramp_is_not(tmp_pa
     store = ResultStore(tmp_path)
     first, second, *_ = configs = ramp_configs(batch_size_ramp.DEFAULT)
     store.save(first.name, ramp_record(first, 0.9))
-    store.save(second.name, {"config": {**second.facts, "milestones": [3, 7, 9]}})
-    assert batch_size_ramp.missing(configs, store) == configs[1:]
+    store.save(second.name, {"config": {**facts(second), "milestones": [3, 7, 9]}})
+    assert Experiment(tmp_path, batch_size_ramp.train, batch_size_ramp.seconds).missing(configs) == configs[1:]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +285,7 @@ def test_one_seed_shows_nothing_and_what_was_not_run_is_named(tmp_path: Path) ->
     swept = batch_size_ramp.sweep_configs(batch_size_ramp.DEFAULT)
     tuned = [ramp_record(c, 0.9) for c in batch_size_ramp.tuning_configs(batch_size_ramp.DEFAULT)]
     batch_size_ramp_report.write(
-        tmp_path / "ramp", tuned, records, [ramp_record(c, 0.9) for c in swept[:3]], [c.facts for c in swept[3:]]
+        tmp_path / "ramp", tuned, records, [ramp_record(c, 0.9) for c in swept[:3]], [facts(c) for c in swept[3:]]
     )
     text = (tmp_path / "ramp.md").read_text()
     assert "- sgd, hybrid (lr 1, momentum 0, batch 128) minus decay, 1 seed: +0.00 points; without an interval" in text

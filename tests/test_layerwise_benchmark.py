@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import layerwise, layerwise_report
-from benchmarks._common import ResultStore
+from benchmarks import _experiment, layerwise, layerwise_report
+from benchmarks._experiment import Experiment, facts
 from benchmarks.layerwise import Config, Protocol, Setting, best_learning_rate, next_runs, tuning
 
 PROTOCOL = Protocol()
@@ -20,7 +19,7 @@ UNIFORM, *OTHERS = PROTOCOL.settings
 def record_of(config: Config, accuracy: float) -> dict[str, Any]:
     tunes = config.seed == PROTOCOL.tuning_seed
     return {
-        "config": asdict(config),
+        "config": facts(config),
         "val_acc" if tunes else "test_acc": accuracy,
         "train_losses": [0.7, 0.6, 0.5],
         "epoch_seconds": [1.0, 2.0, 3.0],
@@ -31,9 +30,14 @@ def record_of(config: Config, accuracy: float) -> dict[str, Any]:
     }
 
 
-def make(configs: list[Config], store: ResultStore, accuracy: Any) -> None:
+def untrained(folder: Path) -> Experiment[Config]:
+    """Runs that are written by hand."""
+    return Experiment(folder, layerwise.train, lambda config: 0.0)
+
+
+def make(configs: list[Config], experiment: Experiment[Config], accuracy: Any) -> None:
     for config in configs:
-        store.save(config.name, record_of(config, accuracy(config)))
+        experiment.store.save(config.name, record_of(config, accuracy(config)))
 
 
 def optimum(best: dict[Setting, float]) -> Any:
@@ -51,19 +55,19 @@ def test_settings_are_those_of_the_issue_and_names_are_unique() -> None:
 
 
 def test_tuning_comes_first_then_seed_by_seed(tmp_path: Path) -> None:
-    store = ResultStore(tmp_path)
-    runs = next_runs(PROTOCOL, store)
+    experiment = untrained(tmp_path)
+    runs = next_runs(PROTOCOL, experiment)
     assert {config.seed for config in runs} == {PROTOCOL.tuning_seed}
     assert [config.lr for config in runs if config.setting == UNIFORM] == [2.5e-5, 5e-5, 1e-4, 2e-4]
     assert [config.lr for config in runs if config.setting == OTHERS[0]] == [5e-5, 1e-4, 2e-4]
     assert {config.schedule for config in runs} == {"constant"}, "the triangle's peak follows from the constant rate"
     assert len(runs) == len(set(runs)) == 4 + 3 * 3
-    make(runs, store, optimum({}))
-    runs = next_runs(PROTOCOL, store)
+    make(runs, experiment, optimum({}))
+    runs = next_runs(PROTOCOL, experiment)
     assert [config.seed for config in runs] == [seed for seed in PROTOCOL.seeds for _ in PROTOCOL.settings]
     assert {(config.schedule, config.lr) for config in runs} == {("constant", 1e-4), ("triangle", 2e-4)}
-    make(runs[:10], store, optimum({}))
-    assert next_runs(PROTOCOL, store) == runs[10:]
+    make(runs[:10], experiment, optimum({}))
+    assert next_runs(PROTOCOL, experiment) == runs[10:]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +80,10 @@ def test_tuning_comes_first_then_seed_by_seed(tmp_path: Path) -> None:
     ],
 )
 def test_grid_is_extended_beyond_an_end_that_is_best(best: float, tried: list[float], tmp_path: Path) -> None:
-    store, setting = ResultStore(tmp_path), OTHERS[1]
+    experiment, setting = untrained(tmp_path), OTHERS[1]
     for _ in range(4):
-        records, missing = tuning(setting, PROTOCOL, store)
-        make(missing, store, optimum({setting: best}))
+        records, missing = tuning(setting, PROTOCOL, experiment)
+        make(missing, experiment, optimum({setting: best}))
     assert not missing
     assert sorted(record["config"]["lr"] for record in records) == tried
     assert best_learning_rate(records) == min(tried, key=lambda rate: abs(math.log2(rate / best)))
@@ -88,13 +92,14 @@ def test_grid_is_extended_beyond_an_end_that_is_best(best: float, tried: list[fl
 def test_report_pairs_by_seed_and_states_the_noise_of_the_test_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work(config: Config, folder: Path) -> None:
+    def train(config: Config) -> dict[str, Any]:
         accuracy = optimum({})(config)
         if config.seed != PROTOCOL.tuning_seed:
             accuracy = 0.75 + 0.01 * config.seed + (0.02 if config.setting == OTHERS[0] else 0.0)
-        ResultStore(folder).save(config.name, record_of(config, accuracy))
+        return record_of(config, accuracy)
 
-    monkeypatch.setattr(layerwise, "work", work)
+    monkeypatch.setattr(layerwise, "train", train)
+    monkeypatch.setattr(_experiment, "quiet_process", lambda: None)
     layerwise.main(["--results", str(tmp_path / "runs"), "--runs", "10"])
     assert "not tuned yet" in capsys.readouterr().out
     assert not (tmp_path / "layerwise.md").exists()
