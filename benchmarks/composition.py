@@ -53,7 +53,8 @@ def _outcome_of(ran: Sequence[dict[str, Any]], pair: tuple[c.Part, c.Part]) -> t
     if isinstance(found, tuple):
         return (WRONG if found[1] else REFUSED), found[0]
     try:
-        c.like_ddp(pair, ran)
+        under_ddp = c.key(c.beside_ddp(pair))
+        c.like_ddp(pair, [rank[c.key(pair)] for rank in ran], [rank[under_ddp] for rank in ran])
     except AssertionError as error:
         return WRONG, str(error)
     return RIGHT, ""

@@ -6,7 +6,6 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_lr import BatchSizeRamp, StepRamp
 from tests.support import composition
+from tests.support.batches import Batches
 from tests.support.composition import (
     OTHERS,
     OTHERWISE,
@@ -25,6 +25,7 @@ from tests.support.composition import (
     Part,
     Recorder,
     WeightAveraging,
+    beside_ddp,
     check,
     like_ddp,
     pairs,
@@ -32,7 +33,6 @@ from tests.support.composition import (
     spread,
     train,
 )
-from tests.support.processes import run_in_processes
 from tests.support.toy import data, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -56,9 +56,23 @@ SPREAD = [pair for pair in pairs() if spread(pair) and _runs(pair)]
 """Pairs with a strategy over several devices."""
 
 
+NAMES = [p.name for p in PARTS]
+OPTIMIZERS = [p.name for p in PARTS if p.kind == "optimizer"]
+
+
 def _soon(parts: Sequence[Part]) -> bool:
-    """Of the strategies over several devices, the two that take the least time; the others are slow."""
-    return any(p.name in (STAGES[1], "CheckpointedDDPStrategy") for p in parts)
+    """Whether it is run every time; the rest is slow.
+
+    Over several devices the two strategies that take the least time, in turn over what they are paired with. On one
+    device every pair, but with one optimizer of the five in turn.
+    """
+    quick = [name for name in (STAGES[1], "CheckpointedDDPStrategy") if name in [p.name for p in parts]]
+    others = [NAMES.index(p.name) for p in parts if p.name not in (*quick, *OPTIMIZERS)]
+    if spread(parts):
+        turn = (STAGES[1], "CheckpointedDDPStrategy")[sum(others) % 2]
+        return bool(quick) and (len(parts) == 1 or quick[0] == turn)
+    used = [p.name for p in parts if p.name in OPTIMIZERS]
+    return not used or len(parts) == 1 or used[0] == OPTIMIZERS[sum(others) % len(OPTIMIZERS)]
 
 
 def over(several: Sequence[Sequence[Part]]) -> pytest.MarkDecorator:
@@ -81,7 +95,9 @@ def test_alone_it_does_what_its_closed_form_says(alone: Part, tmp_path: Path) ->
     check(train([alone], tmp_path))
 
 
-@pytest.mark.parametrize("pair", [*RIGHT, *OTHERWISE], ids=named)
+@pytest.mark.parametrize(
+    "pair", [pytest.param(p, id=named(p), marks=() if _soon(p) else pytest.mark.slow) for p in [*RIGHT, *OTHERWISE]]
+)
 def test_a_pair_is_the_product_of_the_two(pair: Pair, tmp_path: Path) -> None:
     check(train(pair, tmp_path))
 
@@ -92,7 +108,9 @@ def test_the_order_in_the_trainer_does_not_matter(pair: Pair, tmp_path: Path) ->
     check(train(pair[::-1], tmp_path))
 
 
-@pytest.mark.parametrize("turned", [False, True], ids=["as listed", "turned round"])
+@pytest.mark.parametrize(
+    "turned", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as listed", "turned round"]
+)
 @pytest.mark.parametrize("names", [n for n in REFUSED if not spread([part(name) for name in n])], ids="-".join)
 def test_a_pair_is_refused_before_training_with_both_names(
     names: tuple[str, str], turned: bool, tmp_path: Path
@@ -128,38 +146,27 @@ def test_beside_the_modules_own_scheduler_it_is_what_module_scheduler_says(
     assert not recorder.path, "nothing was trained"
 
 
-class Ran:
-    """What two processes did, those that are slow once they are asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._ranks: dict[bool, list[dict[str, Any]]] = {}
-
-    def __call__(self, parts: Sequence[Part]) -> list[dict[str, Any]]:
-        soon = _soon(parts)
-        if soon not in self._ranks:
-            wanted = [p for p in [*ALONE, *SPREAD] if _soon(p) == soon]
-            folder = self.folder / str(soon)
-            self._ranks[soon] = run_in_processes(composition.cases(wanted, folder), folder)
-        return self._ranks[soon]
-
-
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return Ran(tmp_path_factory.mktemp("several"))
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Batches:
+    """What two processes did."""
+    folder = tmp_path_factory.mktemp("several")
+    soon, slow = (
+        composition.cases([p for p in [*ALONE, *SPREAD] if _soon(p) == wanted], folder / str(wanted))
+        for wanted in (True, False)
+    )
+    return Batches(folder, soon, slow)
 
 
 @over([*ALONE, *(pair for pair in SPREAD if not _refused(pair))])
 def test_over_several_devices_a_pair_is_the_product_of_the_two_and_trains_what_ddp_trains(
-    parts: Sequence[Part], ran: Ran
+    parts: Sequence[Part], ran: Batches
 ) -> None:
-    like_ddp(parts, ran(parts))
+    like_ddp(parts, ran[named(parts)], ran[named(beside_ddp(parts))])
 
 
 @over([pair for pair in SPREAD if _refused(pair)])
-def test_over_several_devices_a_pair_is_refused_before_training_with_both_names(parts: Pair, ran: Ran) -> None:
-    for rank in ran(parts):
-        said, late = rank[named(parts)]
+def test_over_several_devices_a_pair_is_refused_before_training_with_both_names(parts: Pair, ran: Batches) -> None:
+    for said, late in ran[named(parts)]:
         assert re.search(REFUSED[parts[0].name, parts[1].name], said)
         assert all(p.name.partition("(")[0] in said for p in parts)
         assert not late, "nothing was trained"

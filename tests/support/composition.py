@@ -916,10 +916,9 @@ OF_TWO_SAMPLES = 0.01 / (1 - 0.9) / math.sqrt(1e-5)
 times as large, whose roundings go into the weights with the learning rate over 1 - momentum."""
 
 
-def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
+def like_ddp(parts: Sequence[Part], ranks: Sequence[Facts], under_ddp: Sequence[Facts]) -> None:
     """Whether both ranks have trained what DDP trains, up to the order in which sums are made."""
-    for rank in ran:
-        got, wanted = rank[key(parts)], rank[key(beside_ddp(parts))]
+    for got, wanted in zip(ranks, under_ddp, strict=True):
         assert isinstance(got, dict), got
         assert isinstance(wanted, dict), wanted
         assert got["path"] == wanted["path"]
@@ -935,5 +934,5 @@ def like_ddp(parts: Sequence[Part], ran: Sequence[Facts]) -> None:
                 assert torch.allclose(mine[name], theirs[name], rtol=0, atol=within), name
         assert all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(got["noise"], wanted["noise"], strict=True))
         assert math.isclose(got["module lr"], wanted["module lr"], rel_tol=1e-3)
-        first = ran[0][key(parts)]["weights"][-1]
+        first = ranks[0]["weights"][-1]
         assert all(torch.equal(weights, first[name]) for name, weights in got["weights"][-1].items()), "ranks agree"
