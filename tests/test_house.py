@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import logging
 import re
 import subprocess
@@ -172,14 +173,35 @@ def test_what_tests_share_is_imported_from_the_support_package() -> None:
 
 
 # ---------------------------------------------------------------------- public names
-def test_importing_the_package_loads_nothing_heavy_that_lightning_does_not() -> None:
-    heavy = ("gpytorch", "linear_operator", "matplotlib", "deepspeed", "triton", "transformers", "pytorch_optimizer")
-    code = (
-        "import sys, lightning.pytorch; before = set(sys.modules); import lightning_lr; "
-        f"print([name for name in {heavy} if name in sys.modules and name not in before])"
-    )
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[]"
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, list[str]]:
+    """What a fresh interpreter has imported with Lightning and with the package, and what it was told: imported once
+    for all questions, since that takes seconds."""
+    code = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import lightning.pytorch
+before = set(sys.modules)
+import lightning_lr
+after = set(sys.modules)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always", UserWarning)
+    lightning_lr.GhostBatchNorm(), lightning_lr.GradientNoiseScale()
+print(json.dumps({"new": sorted(after - before), "all": sorted(sys.modules), "told": [str(w.message) for w in told]}))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    facts: dict[str, list[str]] = json.loads(ran.stdout.splitlines()[-1])
+    return facts
+
+
+def test_importing_the_package_loads_nothing_heavy_that_lightning_does_not(fresh: dict[str, list[str]]) -> None:
+    heavy = {"gpytorch", "linear_operator", "matplotlib", "deepspeed", "triton", "transformers", "pytorch_optimizer"}
+    assert not heavy & set(fresh["new"])
+
+
+def test_where_only_lightning_is_imported_nothing_is_said_of_pytorch_lightning(fresh: dict[str, list[str]]) -> None:
+    assert "pytorch_lightning" not in fresh["all"]
+    assert not fresh["told"]
 
 
 @pytest.mark.parametrize(("words", "begins"), [(["--help"], "usage: lightning-lr"), (["--version"], "lightning-lr ")])

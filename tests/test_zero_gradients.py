@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import grad_norm
 from torch import nn
 
-from tests.support.processes import run_in_processes
+from tests.support.batches import Batches
 from tests.support.toy import Toy, fit, two_groups
 from tests.support.two_processes import ddp
 from tests.support.zero_runs import needs_deepspeed, whole_weights, zero
@@ -210,11 +210,9 @@ MODULES: dict[str, tuple[type[Noted], dict[str, Any]]] = {
     "noise": (AddsNoise, {}),
     "zeroed by a callback": (Noted, {}),
     "zeroed by the optimizer": (ZeroesAll, {}),
-    "nothing": (TouchesNothing, {}),
-}
-SLOW: dict[str, tuple[type[Noted], dict[str, Any]]] = {
     "zeroed by a layer": (ZeroesTheModule, {}),
     "zeroed beforehand": (ZeroesBeforehand, {}),
+    "nothing": (TouchesNothing, {}),
 }
 REFUSED: dict[str, tuple[type[Noted], dict[str, Any], str]] = {
     "late": (ReadsLate, {}, "reads the gradient of head.weight, which the engine drops with the update"),
@@ -247,7 +245,7 @@ REFUSED: dict[str, tuple[type[Noted], dict[str, Any], str]] = {
 
 
 def _run(name: str, stage: int | None, **engine: Any) -> dict[str, Any]:
-    made, arguments = (MODULES | SLOW)[name]
+    made, arguments = MODULES[name]
     callbacks: list[Callback] = [Zeroes()] if name.startswith("zeroed") else []
     module = made()
     strategy = ddp() if stage is None else zero(stage, **engine)
@@ -273,24 +271,24 @@ def _refusal(name: str, **engine: Any) -> str:
     )
 
 
+def _soon(name: str, stage: int) -> bool:
+    """Every module under one stage in turn; under the others it is slow."""
+    return stage == STAGES[list(MODULES).index(name) % len(STAGES)]
+
+
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: Any) -> Any:
-    cases: list[tuple[str, Any]] = []
-    for name in MODULES:
-        cases += [(f"{name}-{stage}", partial(_run, name, stage)) for stage in (None, *STAGES)]
+def ran(tmp_path_factory: Any) -> Batches:
+    cases = [(f"{name}-None", partial(_run, name, None)) for name in MODULES]
+    runs = {(name, stage): (f"{name}-{stage}", partial(_run, name, stage)) for name in MODULES for stage in STAGES}
+    cases += [run for of, run in runs.items() if _soon(*of)]
     logged, own = "logged norms", "clip_gradients of its own"
     cases += [(f"offloaded-{stage}", partial(_run, own, stage, offload_optimizer=True)) for stage in (2, 3)]
     cases += [("engine clips", partial(_run, own, 2, gradients_in_hooks=False))]
     cases += [("engine clips values", partial(_run, "clip_gradients by value", 3, gradients_in_hooks=False))]
     cases += [("not gathered", partial(_error, partial(_run, logged, 2, gradients_in_hooks=False)))]
     cases += [(f"refused-{name}", partial(_refusal, name)) for name in REFUSED]
-    return run_in_processes(cases, tmp_path_factory.mktemp("gradients"))
-
-
-@pytest.fixture(scope="module")
-def ran_slow(tmp_path_factory: Any) -> Any:
-    cases = [(f"{name}-{stage}", partial(_run, name, stage)) for name in SLOW for stage in (None, *STAGES)]
-    return run_in_processes(cases, tmp_path_factory.mktemp("gradients"))
+    slow = [run for of, run in runs.items() if not _soon(*of)]
+    return Batches(tmp_path_factory.mktemp("gradients"), cases, slow)
 
 
 def _same(got: Any, want: Any) -> None:
@@ -300,43 +298,41 @@ def _same(got: Any, want: Any) -> None:
     assert got["read"] == pytest.approx(want["read"], rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", MODULES)
-def test_what_hooks_do_to_gradients_is_done_as_under_ddp(ran: Any, name: str, stage: int) -> None:
-    for rank in ran:
-        _same(rank[f"{name}-{stage}"], ran[0][f"{name}-None"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        pytest.param(name, stage, marks=() if _soon(name, stage) else pytest.mark.slow)
+        for name in MODULES
+        for stage in STAGES
+    ],
+)
+def test_what_hooks_do_to_gradients_is_done_as_under_ddp(ran: Batches, name: str, stage: int) -> None:
+    for got in ran[f"{name}-{stage}"]:
+        _same(got, ran[f"{name}-None"][0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", SLOW)
-def test_more_of_what_hooks_do_to_gradients_is_done_as_under_ddp(ran_slow: Any, name: str, stage: int) -> None:
-    for rank in ran_slow:
-        _same(rank[f"{name}-{stage}"], ran_slow[0][f"{name}-None"])
-
-
-def test_clipping_changes_the_weights(ran: Any) -> None:
+def test_clipping_changes_the_weights(ran: Batches) -> None:
     """Else the comparisons above would show nothing."""
-    free = ran[0]["nothing-None"]["weights"]
+    free = ran["nothing-None"][0]["weights"]
     for name in MODULES:
         if name not in ("nothing", "logged norms"):
-            assert float((ran[0][f"{name}-None"]["weights"] - free).abs().max()) > 1e-3, name
+            assert float((ran[f"{name}-None"][0]["weights"] - free).abs().max()) > 1e-3, name
 
 
-def test_an_offloaded_optimizer_and_the_engines_own_clipping(ran: Any) -> None:
-    want = ran[0]["clip_gradients of its own-None"]
+def test_an_offloaded_optimizer_and_the_engines_own_clipping(ran: Batches) -> None:
+    want = ran["clip_gradients of its own-None"][0]
     for name in ("offloaded-2", "offloaded-3", "engine clips"):
-        _same(ran[0][name], want)
-    _same(ran[0]["engine clips values"], ran[0]["clip_gradients by value-None"])
+        _same(ran[name][0], want)
+    _same(ran["engine clips values"][0], ran["clip_gradients by value-None"][0])
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_gradient_that_is_not_there_is_an_error(ran: Any, name: str) -> None:
-    for rank in ran:
-        assert REFUSED[name][2] in rank[f"refused-{name}"]
+def test_a_gradient_that_is_not_there_is_an_error(ran: Batches, name: str) -> None:
+    for said in ran[f"refused-{name}"]:
+        assert REFUSED[name][2] in said
 
 
-def test_without_gathering_reading_is_an_error_that_names_the_hook_and_the_setting(ran: Any) -> None:
-    told = ran[0]["not gathered"]
+def test_without_gathering_reading_is_an_error_that_names_the_hook_and_the_setting(ran: Batches) -> None:
+    told = ran["not gathered"][0]
     assert "on_before_optimizer_step (" in told
     assert "gradients_in_hooks=True" in told

@@ -26,10 +26,8 @@ from tests.support.zero_runs import needs_deepspeed
 NAMES = {"zero_1", "zero_2", "zero_3", "zero_2_offload", "zero_3_offload"}
 
 
-def test_names_are_registered_without_importing_deepspeed() -> None:
+def test_names_are_registered() -> None:
     assert set(StrategyRegistry.available_strategies()) >= NAMES
-    code = "import sys, lightning_lr; sys.exit('deepspeed' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
