@@ -203,7 +203,10 @@ def test_checkpoint_resumes_to_the_scheduled_values_without_us(configure: Any, a
 
 
 @schedulers
-def test_resumed_at_any_update_it_is_bare_lightning_with_twice_the_lr(configure: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["around the epochs", pytest.param("the others", marks=pytest.mark.slow)])
+def test_resumed_at_any_update_it_is_bare_lightning_with_twice_the_lr(
+    configure: Any, part: str, tmp_path: Path
+) -> None:
     """The factor is exactly 2, so a bare run at lr 0.1 is the oracle, bit for bit.
 
     Also for plateau schedulers, whose step Lightning itself loses in a resume: it comes after the checkpoint.
@@ -235,7 +238,8 @@ def test_resumed_at_any_update_it_is_bare_lightning_with_twice_the_lr(configure:
     bare = run([save("bare")], doubled)
     assert ours[0] == bare[0]
     assert torch.equal(ours[1], bare[1])
-    for at in range(1, 18):
+    around = {1, 6, 7, 11, 17}  # six updates an epoch
+    for at in around if part == "around the epochs" else set(range(1, 18)) - around:
         resumed = run([LearningRateScaling(4, warmup_epochs=0)], configure, str(tmp_path / "ours" / f"step={at}.ckpt"))
         oracle = run([], doubled, str(tmp_path / "bare" / f"step={at}.ckpt"))
         assert resumed[0] == oracle[0], at

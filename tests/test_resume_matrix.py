@@ -215,8 +215,14 @@ def _verdict(method: str, kind: str, change: Change, path: Path, by_steps: bool)
     return "right"
 
 
-@pytest.mark.parametrize("by_steps", [False, True], ids=["max_epochs", "max_steps"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "by_steps"),
+    [
+        *(pytest.param(method, False, id=f"{method}-max_epochs") for method in METHODS),
+        pytest.param("schedule", True, id="schedule-max_steps"),
+        *(pytest.param(m, True, id=f"{m}-max_steps", marks=pytest.mark.slow) for m in METHODS if m != "schedule"),
+    ],
+)
 def test_exactly_what_is_left_is_trained_on_or_the_resume_is_refused(
     method: str, by_steps: bool, checkpoints: Callable[[str, str, bool], Path]
 ) -> None:

@@ -163,7 +163,7 @@ def factors() -> dict[str, list[list[float]]]:
     return {name: [[lr / 0.05 for lr in lrs] for lrs in rates(make())] for name, make in METHODS.items()}
 
 
-QUICK = ("schedule", "warm-up", "three of them")
+QUICK = ("three of them",)
 
 
 @pytest.mark.parametrize(
