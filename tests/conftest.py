@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _starts_no_processes(item: pytest.Item) -> bool:
     module = getattr(item, "module", None)
-    return not any(hasattr(module, name) for name in ("run_in_processes", "run_in_two_processes"))
+    return not any(hasattr(module, name) for name in ("run_in_processes", "run_in_two_processes", "Batches", "Child"))
 
 
 def pytest_collection_finish() -> None:

@@ -156,7 +156,9 @@ def assert_went_on_as(folder: Path, whole: tuple[Any, Any, Any], began: int) -> 
 
 
 # ---------------------------------------------------------------------- killed, stopped
-@pytest.mark.parametrize("name", ["ramp and ghost batch norm", "hypergradient and schedule"])
+@pytest.mark.parametrize(
+    "name", ["ramp and ghost batch norm", pytest.param("hypergradient and schedule", marks=pytest.mark.slow)]
+)
 def test_killed_at_random_places_goes_on_to_the_last_bit(name: str, uninterrupted: Any, tmp_path: Path) -> None:
     whole, chance, newest = uninterrupted(name), random.Random(name), 0
     for attempt in range(3):
@@ -174,6 +176,7 @@ def test_killed_at_random_places_goes_on_to_the_last_bit(name: str, uninterrupte
     assert_went_on_as(tmp_path, whole, began=newest)
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_what_a_resume_restores_before_it_logs_anything(tmp_path: Path) -> None:
     """Killed again at once, it has no metric to compare: then the state that it began with is what is compared."""
     name, whole, killed = "hypergradient and schedule", tmp_path / "whole", tmp_path / "killed"

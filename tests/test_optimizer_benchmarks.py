@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import large_batch, large_batch_report, optimizers
-from benchmarks._common import ResultStore
+from benchmarks import _experiment, large_batch, large_batch_report, optimizers
+from benchmarks._experiment import Experiment
 from benchmarks.large_batch import DEFAULT, FULL, GRID, OPTIMIZERS, SCALED, START, Bench, Config
 
 
@@ -60,15 +60,20 @@ def record_of(config: Config) -> dict[str, Any]:
     }
 
 
-def test_every_cell_is_tuned_and_then_run_with_every_seed(tmp_path: Path) -> None:
-    store, made = ResultStore(tmp_path / "large_batch"), []
+def untrained(folder: Path, made: list[Config], frozen: bool = False) -> Bench:
+    """Runs whose records are written down without training."""
 
-    def make(configs: list[Config]) -> None:
-        made.extend(configs)
-        for config in configs:
-            store.save(config.name, record_of(config))
+    def train(config: Config) -> dict[str, Any]:
+        made.append(config)
+        return record_of(config)
 
-    bench = Bench(DEFAULT, store, make)
+    return Bench(DEFAULT, Experiment(folder / "large_batch", train, lambda config: 0.0, frozen=frozen))
+
+
+def test_every_cell_is_tuned_and_then_run_with_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_experiment, "quiet_process", lambda: None)
+    made: list[Config] = []
+    bench = untrained(tmp_path, made)
     records = bench.all()
     assert len({config.name for config in made}) == len(made), "nothing is made twice"
     cells = large_batch_report.by_cell(records)
@@ -77,10 +82,10 @@ def test_every_cell_is_tuned_and_then_run_with_every_seed(tmp_path: Path) -> Non
     assert all(sorted(runs) == [0, 1, 2] for runs in cells.values())
     assert {run["config"]["lr"] for cell, runs in tuned.items() for run in runs.values() if cell[0] == "LARS"} == {30.0}
     before = len(made)
-    assert Bench(DEFAULT, store, make).all() == records
+    assert untrained(tmp_path, made).all() == records
     assert len(made) == before, "what exists is not made again"
 
-    found, tuning, open_cells = Bench(DEFAULT, store, lambda configs: None).existing()
+    found, tuning, open_cells = untrained(tmp_path, made, frozen=True).existing()
     assert sorted(str(run) for run in found) == sorted(map(str, records))
     assert {str(run) for run in tuning} >= {str(run) for run in bench.tuning}
     assert open_cells == []
@@ -93,10 +98,9 @@ def test_every_cell_is_tuned_and_then_run_with_every_seed(tmp_path: Path) -> Non
 
 
 def test_a_report_of_what_exists_says_which_cells_are_not_tuned(tmp_path: Path) -> None:
-    store = ResultStore(tmp_path / "large_batch")
-    bench = Bench(DEFAULT, store, lambda configs: None)
+    bench = untrained(tmp_path, [], frozen=True)
     for lr in (0.1, 0.3):
-        store.save(bench.config("SGD", 256, lr, 0).name, record_of(bench.config("SGD", 256, lr, 0)))
+        bench.experiment.store.save(bench.config("SGD", 256, lr, 0).name, record_of(bench.config("SGD", 256, lr, 0)))
     records, tuning, open_cells = bench.existing()
     assert [run["config"]["lr"] for run in records] == [0.3]
     assert len(tuning) == 2
