@@ -140,7 +140,7 @@ def test_what_is_written_already_is_not_written_again() -> None:
 def test_a_transform_is_asked_at_every_write() -> None:
     writer = counted_writer(2)
     decay = 0.1
-    writer.set_group_transform("weight_decay", "test", lambda group, scheduled: decay * group)
+    writer.set_groups_transform("weight_decay", "test", lambda scheduled: [decay * i for i in range(len(scheduled))])
     writer.write()
     decay = 0.2
     writer.write()

@@ -18,27 +18,28 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from operator import is_, mul
+from operator import is_, itemgetter, mul
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_lr.multiplied import Multiplied
+from lightning_lr.multiplied import Multiplied, plain
 
 Transform = Callable[[Any], Any]
 """Maps a scheduled hyperparameter (for example ``betas``) to the one in effect."""
 
-GroupTransform = Callable[[int, Any], Any]
-"""The same, with the index of the parameter group before the value."""
+GroupsTransform = Callable[[list[Any]], list[Any]]
+"""The same for the values of all parameter groups, ``None`` where a group does not have it."""
 
 
 _NUMBERS = frozenset((float, Multiplied))
 _new = float.__new__
+_LR = itemgetter("lr")
 
 
 class HyperparameterWriter:
@@ -68,12 +69,14 @@ class HyperparameterWriter:
         self.optimizer, self.index, self.prefix = optimizer, index, prefix
         self._base_lr = [_copied(lr) for lr in base_lr] if base_lr is not None else None
         self._multipliers: dict[str, float | tuple[float, ...]] = {}
-        self._transforms: dict[str, dict[str, GroupTransform]] = {}
+        self._transforms: dict[str, dict[str, GroupsTransform]] = {}
         self._scheduled: list[dict[str, Any]] = []
         self._written: list[dict[str, Any]] = []
         self._replaced: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._inside = False
+        self._marks: list[tuple[Callable[[Any], Any], list[Any]]] | None = None
+        """What was written into the groups, by hyperparameter, where all have them as objects of their own."""
         self._stale = True  # whether what is in the groups is not what the multipliers and scheduled values make
         self._separate_shared_tensors()
         self._capture()
@@ -124,15 +127,15 @@ class HyperparameterWriter:
         Raises:
             ValueError: for ``key="lr"``, which has multipliers.
         """
-        self.set_group_transform(key, name, lambda group, value: transform(value))
+        self.set_groups_transform(key, name, lambda values: [v if v is None else transform(v) for v in values])
 
-    def set_group_transform(self, key: str, name: str, transform: GroupTransform) -> None:
+    def set_groups_transform(self, key: str, name: str, transform: GroupsTransform) -> None:
         """Set a transform that differs between groups; else as :meth:`set_transform`.
 
         Args:
             key: as there.
             name: as there.
-            transform: index of the group, scheduled value -> effective value. Called at every :meth:`write`.
+            transform: scheduled values of all groups -> effective ones. Called at every :meth:`write`.
 
         Raises:
             ValueError: for ``key="lr"``.
@@ -140,6 +143,7 @@ class HyperparameterWriter:
         if key == "lr":
             raise ValueError("set_transform: got key='lr'; the learning rate has named multipliers (set_multiplier)")
         self.settle()
+        self._marks, self._stale = None, True
         self._transforms.setdefault(key, {})[name] = transform
         for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
             if key in group and key not in scheduled:
@@ -168,13 +172,9 @@ class HyperparameterWriter:
         """The named multipliers of one group, by its index."""
         return {name: self._factor(name, group) for name in self._multipliers}
 
-    def product(self, names: Sequence[str], group: int) -> float:
-        """The product of some of the named multipliers of one group, by its index; one that is not set is 1."""
-        product = 1.0
-        for name in names:
-            if name in self._multipliers:
-                product *= self._factor(name, group)
-        return product
+    def products(self, names: Sequence[str]) -> list[float]:
+        """The product of some of the named multipliers of each group; one that is not set is 1."""
+        return self._products(name for name in names if name in self._multipliers)
 
     def base(self, key: str = "lr") -> list[Any]:
         """What the multipliers apply to: the scheduled value of each group, or the one in its place."""
@@ -188,7 +188,7 @@ class HyperparameterWriter:
 
     def without(self, name: str) -> list[Any]:
         """The learning rate that each group would have without one of the multipliers."""
-        products = self._products(name)
+        products = self._products(other for other in self._multipliers if other != name)
         return [
             value if product == 1.0 else value * product for value, product in zip(self.base(), products, strict=True)
         ]
@@ -196,9 +196,10 @@ class HyperparameterWriter:
     # ------------------------------------------------------------------ writing
     def write(self) -> None:
         """Write the effective values into the groups, unless they are there."""
-        # a transform may look at anything
-        if self._adopt_foreign_values() or self._stale or self._transforms:
+        if self._adopt_foreign_values() or self._stale:
             self._write_effective()
+        elif self._transforms:  # may look at anything
+            self._write_transformed()
 
     def settle(self) -> None:
         """Write again where somebody wrote into a group since the last :meth:`write`; cheap where nobody did."""
@@ -213,7 +214,7 @@ class HyperparameterWriter:
                 that the user writes by hand afterwards takes the place of the base.
         """
         self._adopt_foreign_values()
-        self._stale = True
+        self._marks, self._stale = None, True
         self._replaced = [
             {key: _copied(value) for key, value in base.items() if key in group}
             for base, group in zip(bases, self.optimizer.param_groups, strict=True)
@@ -228,17 +229,25 @@ class HyperparameterWriter:
 
     def begin_step(self) -> None:
         """The optimizer is about to step: give its kernels plain numbers, whose arithmetic costs nothing."""
-        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
-            mark = written["lr"]
-            if type(mark) is Multiplied and group["lr"] is mark:
-                group["lr"] = mark.plain
+        groups = self.optimizer.param_groups
+        for group, lr, mark in zip(groups, map(_LR, groups), map(_LR, self._written), strict=False):
+            if type(lr) is Multiplied and lr is mark:
+                group["lr"] = lr.plain
 
-    def end_step(self) -> None:
-        """The optimizer has stepped: a learning rate that is read from now on remembers the scheduled one."""
-        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
-            mark = written["lr"]
-            if type(mark) is Multiplied and group["lr"] is mark.plain:
+    def end_step(self) -> list[Any]:
+        """The optimizer has stepped: a learning rate that is read from now on remembers the scheduled one.
+
+        Returns:
+            the rate of each group in that step.
+        """
+        groups, written = self.optimizer.param_groups, self._written
+        rates = list(map(_LR, groups))
+        for group, lr, mark in zip(groups, rates, map(_LR, written), strict=False):
+            if type(mark) is Multiplied and lr is mark.plain:
                 group["lr"] = mark
+        if set(map(type, rates)) == {float}:
+            return rates
+        return [plain(_copied(lr)) for lr in rates]
 
     @contextmanager
     def scheduled_values(self) -> Iterator[None]:
@@ -262,6 +271,7 @@ class HyperparameterWriter:
 
     def values_were_put_back(self) -> None:
         """The groups were restored, from outside, to what was last written: they are not foreign values."""
+        self._marks = None
         for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
             written.update({key: _mark(group[key]) for key in written if key in group})
 
@@ -307,17 +317,12 @@ class HyperparameterWriter:
         replaced = self._replaced[index] if index < len(self._replaced) else {}
         return replaced[key] if key in replaced else self._scheduled[index].get(key)
 
-    @property
-    def _keys(self) -> list[str]:
-        """Every hyperparameter that is written."""
-        keys = ["lr", *self._transforms]
-        return keys if not self._replaced else list(dict.fromkeys(chain(keys, *self._replaced)))
-
     def _managed(self, index: int, group: dict[str, Any]) -> list[str]:
         replaced = self._replaced[index] if index < len(self._replaced) else {}
         return [key for key in dict.fromkeys(("lr", *self._transforms, *replaced)) if key in group]
 
     def _capture(self) -> None:
+        self._marks = None
         groups = self.optimizer.param_groups
         self._scheduled = [{key: _copied(g[key]) for key in self._managed(i, g)} for i, g in enumerate(groups)]
         self._written = [
@@ -329,8 +334,14 @@ class HyperparameterWriter:
         if self._inside:  # a scheduler is at work, and what it writes is captured afterwards
             return False
         groups, found = self.optimizer.param_groups, False
-        if len(groups) == len(self._written) and all(map(self._untouched, self._keys)):
-            return False
+        marks = self._marks
+        if marks is not None and len(groups) == len(self._written):
+            for key, of_groups in marks:
+                if not all(map(is_, map(key, groups), of_groups)):
+                    break
+            else:
+                return False
+        self._marks = None
         for index, group in enumerate(groups[len(self._scheduled) :], len(self._scheduled)):
             found = True
             self._scheduled.append({key: _copied(group[key]) for key in self._managed(index, group)})
@@ -349,12 +360,15 @@ class HyperparameterWriter:
                 written[key] = _mark(value)
                 if isinstance(before, Tensor) or before != value:
                     self._warn_of_foreign_value(index, key, value)
+        if not found:
+            self._marks = self._marks_now()
         return found
 
-    def _untouched(self, key: str) -> bool:
-        """Whether all groups hold the very objects that were written; never so for tensors, whose marks are others."""
-        held = [group.get(key) for group in self.optimizer.param_groups]
-        return all(map(is_, held, [written.get(key) for written in self._written]))
+    def _marks_now(self) -> list[tuple[Callable[[Any], Any], list[Any]]] | None:
+        keys = self._written[0].keys() if self._written else ()
+        if any(written.keys() != keys for written in self._written):
+            return None
+        return [(get, list(map(get, self._written))) for get in map(itemgetter, keys)]
 
     def _warn_of_foreign_value(self, index: int, key: str, value: Any) -> None:
         if key in self._warned:
@@ -375,11 +389,12 @@ class HyperparameterWriter:
             stacklevel=4,
         )
 
-    def _products(self, left_out: str | None = None) -> list[float]:
-        """The product of each group's multipliers, but one if so named."""
+    def _products(self, names: Iterable[str] | None = None) -> list[float]:
+        """The product of each group's multipliers, or of those of some names."""
         products = [1.0] * len(self._scheduled)
-        for name, factor in self._multipliers.items():
-            if name == left_out or factor == 1.0:
+        for name in self._multipliers if names is None else names:
+            factor = self._multipliers[name]
+            if factor == 1.0:
                 continue
             if isinstance(factor, float):
                 products = [product * factor for product in products]
@@ -388,29 +403,49 @@ class HyperparameterWriter:
         return products
 
     def _write_effective(self) -> None:
-        self._stale = False
-        for index, (group, scheduled, written, product) in enumerate(
-            zip(self.optimizer.param_groups, self._scheduled, self._written, self._products(), strict=True)
+        self._marks, self._stale = None, False
+        scheduled = self.base() if self._replaced else map(_LR, self._scheduled)
+        for group, value, written, product in zip(
+            self.optimizer.param_groups, scheduled, self._written, self._products(), strict=True
         ):
-            for key in scheduled:
-                effective = self._base(index, key) if self._replaced else scheduled[key]
-                if key == "lr":
-                    # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
-                    value, effective = effective, effective if product == 1.0 else effective * product
-                    if effective is not value and type(effective) is float:
-                        rate = _new(Multiplied, effective)  # without the calls of a constructor, at every update
-                        rate.plain, rate.scheduled = effective, value
-                        effective = rate
+            # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
+            effective = value if product == 1.0 else value * product
+            if effective is not value and type(effective) is float:
+                rate = _new(Multiplied, effective)  # without the calls of a constructor, at every update
+                rate.plain, rate.scheduled = effective, value
+                effective = rate
+            if type(effective) in _NUMBERS and type(group["lr"]) in _NUMBERS:
+                group["lr"] = written["lr"] = effective
+            else:
+                written["lr"] = _put(group, "lr", effective)
+        if self._transforms or self._replaced:
+            self._write_transformed()
+        else:
+            self._marks = [(_LR, list(map(_LR, self._written)))]
+
+    def _write_transformed(self) -> None:
+        """Write the effective values of what is not the learning rate, where they are others than those written."""
+        for key in dict.fromkeys((*self._transforms, *chain.from_iterable(self._replaced))):
+            if key == "lr":
+                continue
+            values = self.base(key) if self._replaced else [values.get(key) for values in self._scheduled]
+            for transform in self._transforms.get(key, {}).values():
+                values = transform(values)
+            for group, value, written in zip(self.optimizer.param_groups, values, self._written, strict=True):
+                if key not in written:
+                    continue
+                if type(value) is float and type(group[key]) is float:
+                    if value != written[key]:
+                        self._marks = None
+                        group[key] = written[key] = value
                 else:
-                    for transform in self._transforms.get(key, {}).values():
-                        effective = transform(index, effective)
-                if type(effective) in _NUMBERS and type(group[key]) in _NUMBERS:
-                    group[key] = written[key] = effective
-                else:
-                    written[key] = _put(group, key, effective)
+                    self._marks = None
+                    written[key] = _put(group, key, value)
+        if self._marks is None:
+            self._marks = self._marks_now()
 
     def _write_scheduled(self) -> None:
-        self._stale = True
+        self._marks, self._stale = None, True
         for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
             for key, value in scheduled.items():
                 written[key] = _put(group, key, value)

@@ -319,25 +319,25 @@ class MethodCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is not None and run.is_last(self):  # accumulation and loader may be others in this epoch
+        if run is not None and run.last is self:  # accumulation and loader may be others in this epoch
             run.begin_epoch(trainer)
             run.write_next_update()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is not None and run.is_first(self):
+        if run is not None and run.first is self:
             run.begin_micro_batch(trainer, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         run = self._run
-        if run is not None and run.is_first(self):
+        if run is not None and run.first is self:
             run.close_window(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not run.is_last(self):
+        if run is None or run.last is not self:
             return
         run.end_micro_batch()
         if internals.update_ends(trainer):
@@ -348,16 +348,16 @@ class MethodCallback(Callback):
             run.show_in_bar(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None and self._run.is_last(self):
+        if self._run is not None and self._run.last is self:
             self._run.end(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None and self._run.is_last(self):
+        if self._run is not None and self._run.last is self:
             pictures.send(trainer, pictures.AT_END)
 
     @HookOfObject
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._run is not None and self._run.is_first(self):
+        if self._run is not None and self._run.first is self:
             explain_failed_write(trainer, exception)
         absent, self._absent = self._absent, []
         self._leave(trainer)
@@ -371,13 +371,13 @@ class MethodCallback(Callback):
     def state_key(self) -> str:
         """Where the state is in a checkpoint. Two of a kind pass the Trainer's check; :meth:`setup` refuses them."""
         if self._run is not None:  # Lightning asks at every hook
-            return super().state_key
+            return type(self).__qualname__
         return f"{super().state_key} {id(self)}" if internals.validates_callbacks() else super().state_key
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Lightning has dumped the optimizer before it asks the callbacks: put the scheduled values there
         states = checkpoint.get("optimizer_states")
-        if self._run is not None and self._run.is_first(self):
+        if self._run is not None and self._run.first is self:
             for writer, state in zip(self._run.writers, states or [], strict=False):
                 if state:  # FSDP2: only rank 0 has one
                     writer.rewrite_state(state)

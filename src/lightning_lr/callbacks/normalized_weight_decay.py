@@ -112,7 +112,7 @@ class NormalizedWeightDecay(MethodCallback):
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         self._base_lr[writer.index] = [float(lr) for lr in writer.tuned()]
-        writer.set_group_transform("weight_decay", self.name, partial(self._weight_decay, writer))
+        writer.set_groups_transform("weight_decay", self.name, partial(self._weight_decays, writer))
 
     def factor(self, clock: SampleClock) -> float:
         self._decay = {0: self.decay(clock)}
@@ -167,9 +167,11 @@ class NormalizedWeightDecay(MethodCallback):
     def _curve_of(self, index: int) -> Curve | None:
         return None if self._schedule is None or not self._schedule.acts_on(index) else self._schedule.curve_of(index)
 
-    def _weight_decay(self, writer: HyperparameterWriter, group: int, scheduled: float) -> float:
-        known = self._base_lr[writer.index]
-        if scheduled == 0 or group >= len(known):  # a group that was added during the run keeps its own
-            return scheduled
-        base_lr = known[group] * writer.product(self._base_names, group)
-        return torch_weight_decay(self._decay[writer.index], base_lr)
+    def _weight_decays(self, writer: HyperparameterWriter, scheduled: list[Any]) -> list[Any]:
+        known, decay = self._base_lr[writer.index], self._decay[writer.index]
+        factors = writer.products(self._base_names)
+        decays = [
+            torch_weight_decay(decay, lr * factor) if own else own
+            for own, lr, factor in zip(scheduled, known, factors, strict=False)
+        ]
+        return [*decays, *scheduled[len(known) :]]  # a group that was added during the run keeps its own

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
@@ -72,7 +71,7 @@ class ManagedOptimizer:
         prefix = f"optimizer_{index}/" if len(trainer.optimizers) > 1 else ""
         self.writer = HyperparameterWriter(self.optimizer, [value["lr"] for value in self._base], index, prefix)
         self.effective_lr: list[Any] = []
-        """The lr of each group in the update of this micro-batch; empty if it made none, or a scaler skipped it."""
+        """The lr of each group in the update of this micro-batch; empty if it made none yet, or a scaler skipped it."""
         self._unrefined = self._manual
 
     def replace_schedule(self) -> None:
@@ -101,10 +100,6 @@ class ManagedOptimizer:
         """Lightning is about to make an update; a step that is tried out (a branch of a search) is none."""
         self._unrefined = True
 
-    def forget_update(self) -> None:
-        """Another micro-batch begins."""
-        self.effective_lr = []
-
     # ------------------------------------------------------------------ inside
     def _before_step(self, refine: Callable[[ManagedOptimizer], None] | None) -> None:
         self.writer.settle()  # what the user has written since, in any hook
@@ -116,12 +111,8 @@ class ManagedOptimizer:
 
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step
-        self.writer.end_step()
+        self.effective_lr = self.writer.end_step()
         self._unrefined = self._manual  # where each step is the user's
-        lrs = self.writer.effective()
-        if set(map(type, lrs)) != {float}:
-            lrs = [lr.clone() if isinstance(lr, torch.Tensor) else lr for lr in lrs]
-        self.effective_lr = lrs
 
 
 def optimizers_of(trainer: Trainer, steps: int | None, base_lrs: Any) -> list[ManagedOptimizer]:

@@ -52,8 +52,11 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, members: Sequence[MethodCallback]) -> None:
         self.members = members
+        self.first, self.last = members[0], members[-1]
+        """Whom Lightning calls first and last among our callbacks."""
         self._loaders = Loaders.of(trainer)
         self._plain: tuple[Any, ...] | None = None  # what the shape was made from
+        self._seen: tuple[Any, ...] | None = None  # what that was read from, where all of it can be compared
         self._shape: RunShape
         self._limits: tuple[Any, ...] = ()
         self._reached: float | None = None  # share of the budget after the last update
@@ -131,14 +134,6 @@ class Run:
         """Of one of the run's optimizers."""
         return next(managed.writer for managed in self.optimizers if managed.optimizer is optimizer)
 
-    def is_first(self, member: MethodCallback) -> bool:
-        """Whether Lightning calls ``member`` first among our callbacks."""
-        return self.members[0] is member
-
-    def is_last(self, member: MethodCallback) -> bool:
-        """Whether Lightning calls ``member`` last among our callbacks."""
-        return self.members[-1] is member
-
     def journal(self, name: str) -> Journal | None:
         """The journal of a callback, on rank 0."""
         return self._journals.journal(name)
@@ -163,14 +158,15 @@ class Run:
 
         They are counted when it has been trained on; the module may still skip it.
         """
-        self._settle(trained=False)
+        if not self._counted:
+            self._settle(trained=False)
         self._window_open, self._counted = True, False
         if batch_idx == self.clock.micro_batch and internals.limits(trainer) != self._limits:
             # somebody has changed them since the place was noted: in a hook of the module, or a callback after ours
             self.stand(trainer, (trainer.current_epoch, batch_idx))
             self.write_next_update()
         for managed, optimizer in zip(self.optimizers, trainer.optimizers, strict=False):
-            managed.forget_update()
+            managed.effective_lr = []
             if managed.optimizer is not optimizer:
                 self._refuse_replaced(managed)
         self._pending = self._samples_over_devices(trainer, batch, batch_idx)
@@ -218,16 +214,19 @@ class Run:
                 self.write_next_update()
             self._settle(trained=True)
             self._window_open = False
-            self._warn_of_updates_after_the_end()
+            ends = self.clock.shape.ends
+            if ends and not self._warned_of_end:
+                self._warn_of_updates_after_the_end()
             self.clock.close_window()
-            self._reached = self.clock.progress if self.clock.shape.ends else None
+            self._reached = self.clock.progress if ends else None
             for managed in self.optimizers:
                 managed.update_begins()
                 managed.writer.settle()  # an engine that steps the optimizer in parts calls at no later moment
 
     def write_next_update(self) -> None:
         """Write the product of every method's multiplier for the next update."""
-        for writer in self.writers:
+        for managed in self.optimizers:
+            writer = managed.writer
             for member in self.members:
                 if member.acts_on(writer.index):
                     try:  # once an update: without the context manager
@@ -323,7 +322,7 @@ class Run:
 
     def plan_again(self, trainer: Trainer) -> None:
         """A method has decided about the batches to come: the run has another shape from here on."""
-        self._plain = None
+        self._plain = self._seen = None
         self.clock.shape = self._shape_now(trainer)
 
     def end(self, trainer: Trainer) -> None:
@@ -344,6 +343,11 @@ class Run:
     def _shape_now(self, trainer: Trainer) -> RunShape:
         """The run by what Lightning goes by now; the same object until something has changed."""
         self._limits = internals.limits(trainer)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if self._seen == (self._limits, callbacks, self._loaders):
+            return self._shape
+        changing = any(map(internals.limits_the_run, callbacks))
+        self._seen = None if changing else (self._limits, list(callbacks), self._loaders)
         epoch = self._loaders.epoch_now(trainer)
         if epoch.micro_batches == 0 and self._plain is not None:
             return self._shape  # a reloaded loader that is empty: nothing of this epoch is trained on
@@ -392,7 +396,7 @@ class Run:
 
     def _warn_of_updates_after_the_end(self) -> None:
         clock = self.clock
-        if not self._warned_of_end and clock.shape.ends and clock.progress >= 1.0:
+        if clock.progress >= 1.0:
             self._warned_of_end = True
             rank_zero_warn(
                 f"lightning_lr: the budget of the run is spent ({_in_words(clock.shape)}) before update "

@@ -58,23 +58,27 @@ def place(trainer: Trainer, position: tuple[int, int]) -> Place:
 
 def limits(trainer: Trainer) -> tuple[Any, ...]:
     """What the shape of the run is read from, besides loaders and time; cheap to compare with what it was."""
-    accumulation = trainer.accumulate_grad_batches
+    accumulation, loop = trainer.accumulate_grad_batches, trainer.fit_loop
     return (
-        trainer.max_epochs,
-        trainer.max_steps,
-        trainer.num_training_batches,
+        loop.max_epochs,
+        loop.epoch_loop.max_steps,
+        loop.max_batches,
         1 if isinstance(accumulation, WindowAccumulation) else accumulation,  # a ramp's: its plan has the windows
     )
 
 
 def time_limit(trainer: Trainer) -> tuple[float, float] | None:
     """Seconds of training spent and allowed, of the ``Timer`` (``max_time`` makes one) that is the first to end."""
-    limits = [
-        (max(0.0, timer.time_elapsed()), timer._duration)
-        for timer in trainer.callbacks  # type: ignore[attr-defined]
-        if isinstance(timer, Timer) and timer._duration
-    ]
-    return max(limits, key=lambda limit: limit[0] / limit[1], default=None)
+    timers = [timer for timer in trainer.callbacks if isinstance(timer, Timer) and timer._duration]  # type: ignore[attr-defined]
+    if not timers:
+        return None
+    limits = [(max(0.0, timer.time_elapsed()), timer._duration) for timer in timers]
+    return max(limits, key=lambda limit: limit[0] / limit[1])
+
+
+def limits_the_run(callback: Any) -> bool:
+    """Whether what a callback of Lightning's makes of epochs, accumulation or time may change while it is attached."""
+    return isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging | Timer)
 
 
 def why_no_end(trainer: Trainer) -> str | None:
