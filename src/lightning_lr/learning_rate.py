@@ -336,8 +336,8 @@ class HyperparameterWriter:
         groups, found = self.optimizer.param_groups, False
         marks = self._marks
         if marks is not None and len(groups) == len(self._written):
-            for key, of_groups in marks:
-                if not all(map(is_, map(key, groups), of_groups)):
+            for get, of_groups in marks:
+                if not all(map(is_, map(get, groups), of_groups)):
                     break
             else:
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +18,7 @@ from lightning_lr.callbacks.compatibility import AVERAGING_SETS_THE_END
 from lightning_lr.callbacks.hypergradient_follower import SAVED, Follower
 from lightning_lr.callbacks.optimizers import Indices
 from lightning_lr.callbacks.run import CountSamples
-from lightning_lr.hypergradient import HYPER_LR, FactorLearner, RuleName, Scope
+from lightning_lr.hypergradient import HYPER_LR, AlignmentEstimator, FactorLearner, RuleName, Scope
 from lightning_lr.hypergradient.directions import family
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.panels import MetricPanel
@@ -138,7 +139,7 @@ class HypergradientDescent(MethodCallback):
         if state is not None and self._run is not None and self._run.clock.updates > 0:
             follower.load_state_dict(state)
         self._followers[writer.index] = follower
-        self._hooks.append(writer.optimizer.register_step_post_hook(self._after_step))
+        self._hooks.append(writer.optimizer.register_step_post_hook(partial(self._after_step, follower.estimator)))
 
     def factor(self, clock: SampleClock) -> float | list[float]:
         first = next(iter(self._followers.values()), None)
@@ -150,7 +151,7 @@ class HypergradientDescent(MethodCallback):
     def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> list[float]:
         assert self._run is not None
         follower = self._followers[writer.index]
-        if self._waits:
+        if self._warmup is not None and self._waits:
             return follower.factors()
         return follower.refine(trainer, clock, self._warmup is not None, self._run.journal(self.name))
 
@@ -207,9 +208,9 @@ class HypergradientDescent(MethodCallback):
     def _follower(self, optimizer: Optimizer) -> Follower:
         return next(follower for follower in self._followers.values() if follower.optimizer is optimizer)
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._waits:
-            self._follower(optimizer).estimator.after_step()
+    def _after_step(self, estimator: AlignmentEstimator, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._warmup is None or not self._waits:
+            estimator.after_step()
 
     @property
     def _waits(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -21,6 +22,7 @@ NOT_FINITE_LIMIT = 10
 """Updates in a row without a finite gradient after which training is given up."""
 BOUND_LIMIT = 100
 """Updates in a row with a factor at the same bound after which there is a warning."""
+_GRADIENT = attrgetter("gradient")
 
 
 SAVED = keys(
@@ -90,7 +92,7 @@ class Follower:
         base, initial = values[: len(groups)], values[len(groups) :]
         if warmed_up:  # the rate that it found is the one to compare with
             initial = base
-        if not all(math.isfinite(alignment.gradient) for alignment in alignments):
+        if not all(map(math.isfinite, map(_GRADIENT, alignments))):
             self._skip(trainer, clock, journal)
             return self.factors()
         self._not_finite = 0

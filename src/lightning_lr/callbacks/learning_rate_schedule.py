@@ -92,6 +92,8 @@ class LearningRateSchedule(MethodCallback):
 
     def curve_of(self, index: int) -> Curve:
         """The curve of an optimizer, by its place."""
+        if isinstance(self.curve, Curve):
+            return self.curve
         if len(self.curves) == 1:
             return self.curves[0]
         return self.curves[index if self.optimizers is None else list(self.optimizers).index(index)]
@@ -129,4 +131,6 @@ def _moves(curve: Curve) -> bool:
 
 
 def _at(curve: Curve, clock: SampleClock) -> float:
-    return curve(clock.progress, clock.width) if _moves(curve) else curve(0.0)
+    if isinstance(curve, Constant) and not _moves(curve):  # works in a run without an end
+        return curve(0.0)
+    return curve(clock.progress, clock.width)

@@ -72,7 +72,8 @@ class ManagedOptimizer:
         self.writer = HyperparameterWriter(self.optimizer, [value["lr"] for value in self._base], index, prefix)
         self.effective_lr: list[Any] = []
         """The lr of each group in the update of this micro-batch; empty if it made none yet, or a scaler skipped it."""
-        self._unrefined = self._manual
+        self.unrefined = self._manual
+        """Whether an update is about to be made; a step that is tried out (a branch of a search) is none."""
 
     def replace_schedule(self) -> None:
         """Leave the schedulers without effect."""
@@ -96,15 +97,11 @@ class ManagedOptimizer:
             internals.after_state_dict(self.optimizer, self.writer.show_scheduled),
         ]
 
-    def update_begins(self) -> None:
-        """Lightning is about to make an update; a step that is tried out (a branch of a search) is none."""
-        self._unrefined = True
-
     # ------------------------------------------------------------------ inside
     def _before_step(self, refine: Callable[[ManagedOptimizer], None] | None) -> None:
         self.writer.settle()  # what the user has written since, in any hook
-        if refine is not None and self._unrefined:
-            self._unrefined = False
+        if refine is not None and self.unrefined:
+            self.unrefined = False
             refine(self)
             self.writer.write()
         self.writer.begin_step()
@@ -112,7 +109,7 @@ class ManagedOptimizer:
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step
         self.effective_lr = self.writer.end_step()
-        self._unrefined = self._manual  # where each step is the user's
+        self.unrefined = self._manual  # where each step is the user's
 
 
 def optimizers_of(trainer: Trainer, steps: int | None, base_lrs: Any) -> list[ManagedOptimizer]:

@@ -141,7 +141,8 @@ class Run:
     # ------------------------------------------------------------------ walking with the loop
     def stand(self, trainer: Trainer, position: tuple[int, int]) -> None:
         """The loop has moved to an epoch and a micro-batch of it; whatever it goes by is read anew."""
-        self.clock.stand(internals.place(trainer, position))
+        limited = self._seen is None  # else none of the Trainer's callbacks limits the time
+        self.clock.stand(internals.place(trainer, position, limited))
         if self.manual and self.clock.shape.ends:  # a batch need not end with an update
             self._reached = self.clock.progress
         self.clock.shape = self._shape_now(trainer)
@@ -209,18 +210,19 @@ class Run:
     def close_window(self, trainer: Trainer) -> None:
         """The gradient of an update is complete. (LBFGS evaluates its closure several times; once counts.)"""
         if self._window_open:
-            if self.clock.lacks_seconds:  # what the first update of all covers is known only now that it is nearly made
-                self.clock.take(internals.place(trainer, (0, 0)).seconds)
+            clock = self.clock
+            if clock.lacks_seconds:  # what the first update of all covers is known only now that it is nearly made
+                clock.take(internals.place(trainer, (0, 0)).seconds)
                 self.write_next_update()
             self._settle(trained=True)
             self._window_open = False
-            ends = self.clock.shape.ends
+            ends = clock.shape.ends
             if ends and not self._warned_of_end:
                 self._warn_of_updates_after_the_end()
-            self.clock.close_window()
-            self._reached = self.clock.progress if ends else None
+            clock.close_window()
+            self._reached = clock.progress if ends else None
             for managed in self.optimizers:
-                managed.update_begins()
+                managed.unrefined = True
                 managed.writer.settle()  # an engine that steps the optimizer in parts calls at no later moment
 
     def write_next_update(self) -> None:

@@ -31,20 +31,22 @@ class Alignment(NamedTuple):
         return all(map(math.isfinite, self))
 
 
+_NUMBERS, _new = frozenset((float, int)), Alignment._make
+
+
 def read(sums: Tensor, values: Sequence[Any]) -> tuple[list[Alignment], list[float]]:
     """Read :meth:`AlignmentEstimator.sums`, and other values that may be tensors, from the device in one transfer.
 
     It is the one moment of an update at which the host waits for the device.
     """
     numbers: list[float]
-    if not any(isinstance(value, Tensor) for value in values):
-        numbers = sums.reshape(-1).tolist()
-        return [Alignment(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)], list(map(float, values))
+    if _NUMBERS.issuperset(map(type, values)):
+        return [_new(row) for row in sums.tolist()], list(map(float, values))
     on_device = [value.detach().reshape(1).to(sums) for value in values if isinstance(value, Tensor)]
     numbers = torch.cat([sums.reshape(-1), *on_device]).tolist()
     rest = iter(numbers[sums.numel() :])
     found = [next(rest) if isinstance(value, Tensor) else float(value) for value in values]
-    return [Alignment(*numbers[at : at + 3]) for at in range(0, sums.numel(), 3)], found
+    return [_new(numbers[at : at + 3]) for at in range(0, sums.numel(), 3)], found
 
 
 def cosine(dot: float, first: float, second: float) -> float:

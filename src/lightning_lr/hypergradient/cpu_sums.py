@@ -143,7 +143,7 @@ class CpuSums:
         dtype = dtypes.pop()
         if dtypes or dtype not in TYPES:
             dtype = torch.float64 if sources[0][0].dtype == torch.float64 else torch.float32
-            sources = [[tensor.to(dtype) for tensor in kind] for kind in sources]
+            sources = [[tensor.detach().to(dtype) for tensor in kind] for kind in sources]
             tensors = [tensor for kind in sources for tensor in kind]
         if not all(map(Tensor.is_contiguous, tensors)):
             by_parameter = [_alike(kind) for kind in zip(*sources, strict=True)]
@@ -214,7 +214,7 @@ def _alike(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         memory_format = _CHANNELS.get(first.dim())
         if first.is_contiguous() or (memory_format is not None and first.is_contiguous(memory_format=memory_format)):
             return tensors
-    return [tensor.contiguous() for tensor in tensors]
+    return [tensor.detach().contiguous() for tensor in tensors]
 
 
 def _check(kernel: Kernel) -> None:

@@ -55,12 +55,12 @@ class AlignmentEstimator(LastUpdate):
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
         self._signature: object = None
+        self._simple = False
         self._kinds_of: object = None
         self._last_kinds: list[Any] = []
         self._sums: list[tuple[Chunk, Callable[[float], Tensor]]] = []
         """How the parameters with a gradient are put together, and what sums over each part."""
 
-    @torch.no_grad()
     def sums(self, scale: float = 1.0) -> Tensor:
         """What :class:`Alignment` holds for each group, on the device of the parameters.
 
@@ -74,8 +74,20 @@ class AlignmentEstimator(LastUpdate):
             ValueError: for sparse gradients.
         """
         found = self._sums_now()
+        if self._simple and scale == 1.0:
+            return found[0][1](1.0)
         if not found:
             return torch.zeros(len(self.optimizer.param_groups), 3)
+        with torch.no_grad():
+            return self._added_up(found, scale)
+
+    def measure(self, scale: float = 1.0) -> list[Alignment]:
+        """:meth:`sums`, read from the device."""
+        return read(self.sums(scale), [])[0]
+
+    # ------------------------------------------------------------------ inside
+    def _added_up(self, found: list[tuple[Chunk, Callable[[float], Tensor]]], scale: float) -> Tensor:
+        """The sums over all chunks, and over the ranks that hold parts of them."""
         holders, tables = _by_holder([(chunk, sums(scale)) for chunk, sums in found])
         table = tables[0]
         if len(tables) > 1 or isinstance(holders[0], DTensor):
@@ -86,11 +98,6 @@ class AlignmentEstimator(LastUpdate):
         partition = partition_of(holders)
         return table if partition is None else sum_over_shards(table, [partition] * len(table))
 
-    def measure(self, scale: float = 1.0) -> list[Alignment]:
-        """:meth:`sums`, read from the device."""
-        return read(self.sums(scale), [])[0]
-
-    # ------------------------------------------------------------------ inside
     def _sums_now(self) -> list[tuple[Chunk, Callable[[float], Tensor]]]:
         """What sums over each chunk; that of the last update, where nothing has changed."""
         parameters, owners = self.all()
@@ -106,10 +113,14 @@ class AlignmentEstimator(LastUpdate):
     def _put_together(
         self, parameters: list[Tensor], owners: list[int], known: list[bool], kinds: list[object]
     ) -> list[tuple[Chunk, Callable[[float], Tensor]]]:
+        self._simple = False
         on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
         native = kernel() if on_cpu and any(parameter.grad is not None for parameter in parameters) else None
         if native is not None:
             chunks = list(pack(parameters, owners, known, kinds, math.inf, math.inf))
+            first = chunks[0].parameters[0]
+            spread = isinstance(first, DTensor) or partition_of(parameters) is not None
+            self._simple = len(chunks) == 1 and not spread and not first.is_complex()  # nothing is to be added up
             return [(chunk, CpuSums(native, self, chunk).sums) for chunk in chunks]
         size = CHUNK if on_cpu else max(CHUNK, CHUNK_OF_DEVICE)
         chunks = list(pack(parameters, owners, known, kinds, size, packing.ALONE if on_cpu else size))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from lightning_lr.hypergradient import directions
 from lightning_lr.saved_state import ANYTHING, INDEX, NUMBER, TENSOR, by, keys, later, optional, several
 from lightning_lr.shards import flat_of, local
 
-_GRADIENT = attrgetter("grad")
+_GRADIENT, _PARAMETERS = attrgetter("grad"), itemgetter("params")
 
 
 class LastUpdate:
@@ -47,14 +48,15 @@ class LastUpdate:
         """What else each group's last update was made with (betas, momentum, decay); another list when it changes."""
         self.copies: dict[int, Tensor] = {}
         """What was copied of each parameter, by its place in the optimizer."""
-        self._read: list[tuple[Any, ...]] | None = None
+        self._read: list[list[Any]] | None = None
         """What the settings were read from; ``None`` where that may change in place."""
         self._idle: set[int] = set()
         """Parameters that the last update left out for want of a gradient."""
         self._open: list[int] = []
+        self._lengths: list[int] = []
+        self._owners: list[int] = []
 
     # ------------------------------------------------------------------ walking with the optimizer
-    @torch.no_grad()
     def before_step(self, lr: Sequence[float], scale: float = 1.0) -> None:
         """The gradients that are there now are about to be applied, with these learning rates.
 
@@ -63,13 +65,17 @@ class LastUpdate:
             scale: what the gradients are multiplied by, where an AMP scaler's factor is still in them.
         """
         self.lr = list(map(float, lr))
-        groups = self.optimizer.param_groups
-        parameters, owners = self.all()
-        gradients = list(map(_GRADIENT, parameters))
+        gradients = list(map(_GRADIENT, self.parameters()))
         self._idle = {place for place, gradient in enumerate(gradients) if gradient is None}
         self._open = []
-        if self.family == "adam":
-            return
+        if self.family != "adam":
+            with torch.no_grad():
+                self._keep(gradients, scale)
+
+    def _keep(self, gradients: list[Tensor | None], scale: float) -> None:
+        """Copy what the direction of this update will follow from."""
+        groups = self.optimizer.param_groups
+        parameters, owners = self.all()
         kept = [directions.keeps(self.family, group) for group in groups]
         places = [place for place, owner in enumerate(owners) if kept[owner] != "nothing" and place not in self._idle]
         if not places:
@@ -91,26 +97,36 @@ class LastUpdate:
             if copies and decay:
                 torch._foreach_add_(copies, [local(parameters[place]).detach() for place in own], alpha=decay)
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """The optimizer has stepped: a copy of the parameters becomes the last update."""
         groups = self.optimizer.param_groups
-        read = [tuple(map(group.get, directions.READ)) for group in groups]
+        read = [list(map(group.get, directions.READ)) for group in groups]
         if read != self._read:
             self._read = read if all(map(_stays, read)) else None
             self.settings = [directions.settings_of(group) for group in groups]
         if self._open:
-            parameters, _ = self.all()
-            after = [local(parameters[place]).detach() for place in self._open]
-            torch._foreach_sub_([self.copies[place] for place in self._open], after)
-            self._open = []
+            with torch.no_grad():
+                self._measure()
+
+    def _measure(self) -> None:
+        """Make updates of the copies of parameters."""
+        parameters = self.parameters()
+        after = [local(parameters[place]).detach() for place in self._open]
+        torch._foreach_sub_([self.copies[place] for place in self._open], after)
+        self._open = []
 
     # ------------------------------------------------------------------ reading
+    def parameters(self) -> list[Tensor]:
+        """All parameters, by their places in the optimizer."""
+        return list(chain.from_iterable(map(_PARAMETERS, self.optimizer.param_groups)))
+
     def all(self) -> tuple[list[Tensor], list[int]]:
         """All parameters, by their places in the optimizer, and the group of each."""
-        groups = self.optimizer.param_groups
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        return parameters, [index for index, group in enumerate(groups) for _ in group["params"]]
+        lengths = list(map(len, map(_PARAMETERS, self.optimizer.param_groups)))
+        if lengths != self._lengths:
+            self._lengths = lengths
+            self._owners = [index for index, length in enumerate(lengths) for _ in range(length)]
+        return self.parameters(), self._owners
 
     def settings_of(self, group: int) -> dict[str, Any]:
         """What a group's last update was made with; the group itself where that was not kept."""
@@ -175,7 +191,7 @@ class LastUpdate:
         self.lr = None if state["lr"] is None else list(state["lr"])
         self.settings = [dict(settings) for settings in state.get("settings", ())]  # not in checkpoints of 0.1
         self._idle, self._read = set(state["idle"]), None
-        parameters, _ = self.all()
+        parameters = self.parameters()
         self.copies = {
             place: copy.to(local(parameters[place]).device, copy=True)
             for place, copy in state["copies"].items()
@@ -189,7 +205,7 @@ class LastUpdate:
     # ------------------------------------------------------------------ inside
     def _whole(self) -> set[int]:
         """Places of the parameters that are no shards. In ZeRO's stage 3 there are none between steps."""
-        placed = enumerate(self.all()[0])
+        placed = enumerate(self.parameters())
         return {place for place, p in placed if not isinstance(p, DTensor) and flat_of(p) is None}
 
     def _fit(self, place: int, parameter: Tensor) -> None:
@@ -210,7 +226,7 @@ class LastUpdate:
         torch._foreach_copy_([self.copies[place] for place in places], sources)
 
 
-def _stays(read: tuple[Any, ...]) -> bool:
+def _stays(read: list[Any]) -> bool:
     """Whether what was read from a group cannot change in place, as tensors and lists do."""
     parts = [part for value in read for part in (value if type(value) is tuple else (value,))]
     return all(part is None or type(part) in (float, int, bool) for part in parts)

@@ -168,12 +168,8 @@ class FactorLearner:
         if len(members) == 1:
             (index,) = members
             base, (dot, gradient, direction) = self._base[index], alignments[index]
-            dot, move, before, reference = (
-                base * dot,
-                base * base * direction,
-                self._gradients[index],
-                self._reference[index],
-            )
+            dot, move = base * dot, base * base * direction
+            before, reference = self._gradients[index], self._reference[index]
         else:
             seen = [alignments[i] for i in members]
             dot, gradient, move = _weighted(seen, [self._base[i] for i in members])
@@ -187,10 +183,11 @@ class FactorLearner:
         lr = factor * math.sqrt(move / direction)
         kept = rule.memory
         wanted = rule(factor, Feedback(dot, gradient, before, move, lr, reference))
+        low, high = self.bounds
         if not math.isfinite(wanted):
             rule.memory = kept
-            wanted = self.bounds[1] if wanted == math.inf else factor
-        self._factors[unit] = min(max(wanted, self.bounds[0]), self.bounds[1])
+            wanted = high if wanted == math.inf else factor
+        self._factors[unit] = low if wanted < low else high if wanted > high else wanted
 
 
 def _weighted(alignments: Sequence[Alignment], base: Sequence[float]) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ def next_position(trainer: Trainer) -> tuple[int, int]:
     loop = trainer.fit_loop
     batches = loop.epoch_loop.batch_progress
     done, epoch = batches.current.ready, _epochs_done(trainer)
-    if done and (done >= trainer.num_training_batches or batches.is_last_batch):
+    if done and (done >= loop.max_batches or batches.is_last_batch):
         return epoch + 1, 0
     return epoch, done
 
@@ -47,9 +47,15 @@ def starting_position(trainer: Trainer) -> tuple[int, int]:
     return epoch, done
 
 
-def place(trainer: Trainer, position: tuple[int, int]) -> Place:
-    """The loop's counters at a position, as a clock reads them. All ranks call it where time limits the run."""
-    limit = time_limit(trainer)
+def place(trainer: Trainer, position: tuple[int, int], limited: bool = True) -> Place:
+    """The loop's counters at a position, as a clock reads them. All ranks call it where time limits the run.
+
+    Args:
+        trainer: the Trainer.
+        position: epoch and micro-batch.
+        limited: ``False`` where it is known that no callback limits the time.
+    """
+    limit = time_limit(trainer) if limited else None
     seconds = 0.0 if limit is None else limit[0]
     if limit is not None and trainer.world_size > 1:  # each has a clock of its own
         seconds = trainer.strategy.broadcast(seconds)
@@ -69,11 +75,12 @@ def limits(trainer: Trainer) -> tuple[Any, ...]:
 
 def time_limit(trainer: Trainer) -> tuple[float, float] | None:
     """Seconds of training spent and allowed, of the ``Timer`` (``max_time`` makes one) that is the first to end."""
-    timers = [timer for timer in trainer.callbacks if isinstance(timer, Timer) and timer._duration]  # type: ignore[attr-defined]
-    if not timers:
-        return None
-    limits = [(max(0.0, timer.time_elapsed()), timer._duration) for timer in timers]
-    return max(limits, key=lambda limit: limit[0] / limit[1])
+    limits = [
+        (max(0.0, timer.time_elapsed()), timer._duration)
+        for timer in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(timer, Timer) and timer._duration
+    ]
+    return max(limits, key=lambda limit: limit[0] / limit[1], default=None)
 
 
 def limits_the_run(callback: Any) -> bool:

@@ -87,7 +87,7 @@ class SampleClock:
         Raises:
             NoEndError: where the run has no end.
         """
-        progress = self._progress()
+        progress = self._after if self._update_made else self._before
         if progress is None:
             raise NoEndError(self.shape.why_no_end)
         return progress
@@ -99,10 +99,11 @@ class SampleClock:
         Raises:
             NoEndError: where the run has no end.
         """
+        if len(self._spans) == 1:
+            start, end, whole = self._spans[0]
+            return (end - start) / whole
         if not self._spans:
             raise NoEndError(self.shape.why_no_end)
-        if len(self._spans) == 1:
-            return self._spans[0].width
         first, last = max(self._spans, key=_progress), max(self._spans, key=_after)
         return first.width if first is last else last.after - first.progress
 
@@ -227,8 +228,13 @@ class SampleClock:
         shape, place = self._shape, self._place
         self._epoch_span = shape.epoch_span(place)
         self._spans = shape.budget.spans(place, self._epoch_span, self._update_seconds)
-        self._before = max(map(_progress, self._spans), default=None)
-        self._after = max(map(_after, self._spans), default=None)
+        if len(self._spans) == 1:  # at every update: without calls
+            start, end, whole = self._spans[0]
+            before, after = start / whole, end / whole
+            self._before, self._after = before if before < 1.0 else 1.0, after if after < 1.0 else 1.0
+        else:
+            self._before = max(map(_progress, self._spans), default=None)
+            self._after = max(map(_after, self._spans), default=None)
 
     def _rescale(self, before: float | None) -> None:
         now = self._progress()

@@ -98,7 +98,7 @@ class EpochShape:
         """Units in one epoch, or ``None`` where the loader has no length."""
         return None if self.micro_batches is None else self.units_before(self.micro_batches)
 
-    @property
+    @cached_property
     def _share(self) -> Share | None:
         return None if self.micro_batch_size is None else Share(self.micro_batch_size, self.device_samples)
 
@@ -196,9 +196,11 @@ class RunShape:
 
     def window_end(self, epoch: int, micro_batch: int) -> int:
         """The first micro-batch after the update that begins at ``micro_batch``."""
-        accumulation = self.accumulation_in(epoch)
+        accumulation, last = self.accumulation, self.epoch.micro_batches
+        if type(accumulation) is not int:
+            accumulation = self.accumulation_in(epoch)
         end = (micro_batch // accumulation + 1) * accumulation
-        return end if self.epoch.micro_batches is None else min(end, self.epoch.micro_batches)
+        return end if last is None or end < last else last
 
     def window_start(self, epoch: int, micro_batch: int) -> int:
         """The first micro-batch of the update that a micro-batch belongs to."""
