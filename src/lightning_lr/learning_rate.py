@@ -178,6 +178,8 @@ class HyperparameterWriter:
 
     def base(self, key: str = "lr") -> list[Any]:
         """What the multipliers apply to: the scheduled value of each group, or the one in its place."""
+        if not self._replaced:
+            return self.scheduled(key)
         return [self._base(index, key) for index in range(len(self._scheduled))]
 
     def tuned(self) -> list[Any]:
@@ -365,10 +367,13 @@ class HyperparameterWriter:
         return found
 
     def _marks_now(self) -> list[tuple[Callable[[Any], Any], list[Any]]] | None:
-        keys = self._written[0].keys() if self._written else ()
-        if any(written.keys() != keys for written in self._written):
+        if len(set(map(len, self._written))) > 1:
             return None
-        return [(get, list(map(get, self._written))) for get in map(itemgetter, keys)]
+        keys = self._written[0].keys() if self._written else ()
+        try:
+            return [(get, list(map(get, self._written))) for get in map(itemgetter, keys)]
+        except KeyError:  # as many, and others
+            return None
 
     def _warn_of_foreign_value(self, index: int, key: str, value: Any) -> None:
         if key in self._warned:

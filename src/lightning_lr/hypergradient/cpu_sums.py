@@ -33,8 +33,8 @@ PIECE = 1 << 16
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 NO_DIRECTION, AS_IT_IS, NESTEROV, ADAM, SCALED = range(5)
-LR, SETTINGS = 2, 8
-"""Place of the learning rate among the numbers of a group, and how many there are."""
+SIGN, PENALTY, LR, DECAY, BETA1, BETA2, EPS, MOMENTUM, SETTINGS = range(9)
+"""Places of the numbers of a group, and how many there are."""
 
 _DTYPE, _ON_CPU = attrgetter("dtype"), attrgetter("is_cpu")
 _CHANNELS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -79,8 +79,7 @@ class CpuSums:
         self._pieces = array("q", [number for piece in cut for number in piece])
         self._owners = array("q", chunk.groups)
         self._sums = array("d", bytes(24 * len(cut)))
-        self._numbers: tuple[Any, ...] = ()
-        self._settings = array("d")
+        self._settings = array("d", bytes(8 * SETTINGS * self._groups))
 
     def sums(self, scale: float) -> Tensor:
         """The three sums of ``Alignment`` for each group."""
@@ -151,35 +150,26 @@ class CpuSums:
         return sources, dtype
 
     def _settings_now(self, scale: float) -> array[float]:
-        """What each group's update was made with, in the kernel's order; only what changed is looked at again."""
-        last = self._last
+        """What each group's update was made with, in the kernel's order."""
+        last, table = self._last, self._settings
         groups, kind = last.optimizer.param_groups, last.family
-        lr = last.lr if self._chunk.known and last.lr is not None else []
-        lr = [*lr, *[0.0] * (self._groups - len(lr))] if len(lr) < self._groups else lr
-        penalties = [directions.penalty(kind, group) for group in groups]
-        signs = [group.get("maximize") for group in groups]
-        kept = len(last.settings) >= self._groups
-        settings = last.settings if kept else [last.settings_of(index) for index in range(self._groups)]
-        now = (penalties, signs, settings, scale)
-        if now != self._numbers or not kept:
-            self._numbers = now
-            self._settings = array("d")
-            for penalty, negative, own in zip(penalties, signs, settings, strict=False):
-                beta1, beta2 = own.get("betas", (0.0, 0.0)) if kind == "adam" else (0.0, 0.0)
-                self._settings.extend(
-                    (
-                        -1.0 if negative else 1.0,
-                        penalty * scale,
-                        0.0,
-                        directions.decoupled_decay(kind, own),
-                        float(beta1),
-                        float(beta2),
-                        float(own.get("eps", 0.0)) if kind == "adam" else 0.0,
-                        float(own.get("momentum", 0.0)) if kind == "sgd" else 0.0,
-                    )
-                )
-        self._settings[LR::SETTINGS] = array("d", lr[: self._groups])
-        return self._settings
+        penalties = [directions.penalty(kind, group) * scale for group in groups]
+        columns: dict[int, list[float]] = {
+            SIGN: [-1.0 if group.get("maximize") else 1.0 for group in groups],
+            PENALTY: penalties,
+        }
+        if self._formula != NO_DIRECTION and last.lr is not None:
+            columns[LR] = [*last.lr, *[0.0] * (len(groups) - len(last.lr))][: len(groups)]
+        if self._formula == ADAM:
+            decays = zip(last.column("weight_decay"), last.column("decoupled_weight_decay"), strict=True)
+            columns[DECAY] = [decay if apart else 0.0 for decay, apart in decays]
+            columns[BETA1], columns[BETA2] = map(list, zip(*last.column("betas"), strict=True))
+            columns[EPS] = last.column("eps")
+        elif self._formula == NESTEROV:
+            columns[MOMENTUM] = last.column("momentum")
+        for place, column in columns.items():
+            table[place::SETTINGS] = array("d", column)
+        return table
 
 
 @functools.cache
@@ -200,7 +190,7 @@ def kernel() -> Kernel | None:
 
 def _readable_steps(steps: list[Any]) -> list[Tensor]:
     """The numbers of steps, of one type that the kernel knows."""
-    if all(isinstance(step, Tensor) and step.is_cpu for step in steps):
+    if set(map(type, steps)) == {Tensor} and all(map(_ON_CPU, steps)):
         dtypes = set(map(_DTYPE, steps))
         if dtypes == {torch.float32} or dtypes == {torch.float64}:
             return steps

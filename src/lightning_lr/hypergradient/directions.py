@@ -36,18 +36,13 @@ READ = (
 """Hyperparameters other than the learning rate that a step, and so its direction, is made with."""
 
 
-def settings_of(group: dict[str, Any]) -> dict[str, Any]:
-    """What a group's step is made with, as plain numbers; a scheduler may have changed it by the next update."""
-
-    return {key: _plain(group[key]) for key in READ if key in group}
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of a group that stays what it is, as a step's settings: a scheduler may have changed it by the next."""
     kind = type(value)
     if kind is float or kind is bool or value is None:
         return value
     if kind is tuple or kind is list:
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return float(value) if isinstance(value, Tensor) else value
 
 
@@ -130,7 +125,7 @@ def direction(
 
     Args:
         kind: the optimizer's family.
-        settings: that the update of one of the groups was made with, see :func:`settings_of`.
+        settings: that the update of one of the groups was made with, see ``LastUpdate.settings``.
         number: the number of each parameter, from a function of the settings of its group.
         states: the optimizer's state of each parameter.
         copies: what was kept of each parameter, see :func:`keeps`; empty where nothing is.

@@ -56,8 +56,6 @@ class AlignmentEstimator(LastUpdate):
         super().__init__(optimizer)
         self._signature: object = None
         self._simple = False
-        self._kinds_of: object = None
-        self._last_kinds: list[Any] = []
         self._sums: list[tuple[Chunk, Callable[[float], Tensor]]] = []
         """How the parameters with a gradient are put together, and what sums over each part."""
 
@@ -127,14 +125,14 @@ class AlignmentEstimator(LastUpdate):
         packed = PackedSums(self, chunks, CHUNK)
         return [(chunk, partial(packed.sums, chunk)) for chunk in chunks]
 
-    def _kinds(self) -> tuple[list[Any], list[Any]]:
+    def _kinds(self) -> list[list[Any]]:
         """What tells formulas apart, of each group: in this update, and in the last."""
-        groups, settings = self.optimizer.param_groups, self.settings
-        if self._kinds_of is not settings or len(settings) < len(groups):
-            last = [self.settings_of(index) for index in range(len(groups))]
-            self._last_kinds = [(s.get("nesterov"), s.get("amsgrad"), s.get("momentum") == 0) for s in last]
-            self._kinds_of = settings
-        return [group.get("maximize") for group in groups], self._last_kinds[: len(groups)]
+        kinds = [[group.get("maximize") for group in self.optimizer.param_groups]]
+        if self.family == "adam":
+            kinds.append(self.column("amsgrad"))
+        if self.family == "sgd":
+            kinds += [self.column("nesterov"), [momentum == 0 for momentum in self.column("momentum")]]
+        return kinds
 
 
 def _by_holder(found: list[tuple[Chunk, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter, itemgetter, mul
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,8 @@ from lightning_lr.saved_state import ANYTHING, INDEX, NUMBER, TENSOR, by, keys, 
 from lightning_lr.shards import flat_of, local
 
 _GRADIENT, _PARAMETERS = attrgetter("grad"), itemgetter("params")
+_COLUMNS = {key: itemgetter(place) for place, key in enumerate(directions.READ)}
+_SIMPLE, _NUMBERS = frozenset((float, int, bool, tuple, type(None))), frozenset((float, int))
 
 
 class LastUpdate:
@@ -44,12 +46,12 @@ class LastUpdate:
         self.family = directions.family(optimizer)
         self.lr: list[float] | None = None
         """Learning rate of each group in the last update; ``None`` before the first."""
-        self.settings: list[dict[str, Any]] = []
-        """What else each group's last update was made with (betas, momentum, decay); another list when it changes."""
+        self._rows: list[list[Any]] = []
+        """What else each group's last update was made with (betas, momentum, decay), in the order of ``READ``."""
+        self._settings: list[dict[str, Any]] | None = None
+        """The same by name, once somebody has asked."""
         self.copies: dict[int, Tensor] = {}
         """What was copied of each parameter, by its place in the optimizer."""
-        self._read: list[list[Any]] | None = None
-        """What the settings were read from; ``None`` where that may change in place."""
         self._idle: set[int] = set()
         """Parameters that the last update left out for want of a gradient."""
         self._open: list[int] = []
@@ -100,10 +102,9 @@ class LastUpdate:
     def after_step(self) -> None:
         """The optimizer has stepped: a copy of the parameters becomes the last update."""
         groups = self.optimizer.param_groups
-        read = [list(map(group.get, directions.READ)) for group in groups]
-        if read != self._read:
-            self._read = read if all(map(_stays, read)) else None
-            self.settings = [directions.settings_of(group) for group in groups]
+        rows = [list(map(group.get, directions.READ)) for group in groups]
+        self._rows = rows if _is_plain(rows) else [list(map(directions.plain, row)) for row in rows]
+        self._settings = None
         if self._open:
             with torch.no_grad():
                 self._measure()
@@ -128,6 +129,27 @@ class LastUpdate:
             self._owners = [index for index, length in enumerate(lengths) for _ in range(length)]
         return self.parameters(), self._owners
 
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """What else each group's last update was made with, as plain numbers."""
+        if self._settings is None:
+            self._settings = [
+                {
+                    key: list(value) if type(value) is tuple else value
+                    for key, value in zip(directions.READ, row, strict=True)
+                    if value is not None
+                }
+                for row in self._rows
+            ]
+        return self._settings
+
+    def column(self, key: str) -> list[Any]:
+        """One of the settings for every group; that of the group itself where none was kept."""
+        rows, groups = self._rows, self.optimizer.param_groups
+        if len(rows) < len(groups):
+            rows = [*rows, *([group.get(name) for name in directions.READ] for group in groups[len(rows) :])]
+        return list(map(_COLUMNS[key], rows))[: len(groups)]
+
     def settings_of(self, group: int) -> dict[str, Any]:
         """What a group's last update was made with; the group itself where that was not kept."""
         return self.settings[group] if group < len(self.settings) else self.optimizer.param_groups[group]
@@ -135,6 +157,11 @@ class LastUpdate:
     def known(self, parameters: Sequence[Tensor], owners: Sequence[int]) -> list[bool]:
         """Of which parameters the last update is known."""
         lr, kind, idle = self.lr or [], self.family, self._idle
+        if kind == "adam" and not idle and len(lr) >= len(self.optimizer.param_groups):
+            largest = max(map(mul, self.column("weight_decay"), lr), default=0.0)
+            if largest < 1:  # as everywhere: without a look at each group
+                state = self.optimizer.state
+                return ["exp_avg" in state.get(parameter, ()) for parameter in parameters]
         settings = [self.settings_of(index) for index in range(len(self.optimizer.param_groups))]
         usable = [index < len(lr) and directions.invertible(kind, s, lr[index]) for index, s in enumerate(settings)]
         if not any(usable):
@@ -142,8 +169,6 @@ class LastUpdate:
         for place, parameter in enumerate(parameters if self.copies else ()):
             self._fit(place, parameter)
         state, copies = self.optimizer.state, self.copies
-        if kind == "adam" and not idle and all(usable):
-            return ["exp_avg" in state.get(parameter, ()) for parameter in parameters]
         needs = [directions.needs(kind, s) for s in settings]
         found = []
         for place, (parameter, owner) in enumerate(zip(parameters, owners, strict=True)):
@@ -189,8 +214,9 @@ class LastUpdate:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
         self.lr = None if state["lr"] is None else list(state["lr"])
-        self.settings = [dict(settings) for settings in state.get("settings", ())]  # not in checkpoints of 0.1
-        self._idle, self._read = set(state["idle"]), None
+        saved = state.get("settings", ())  # not in checkpoints of 0.1
+        self._rows = [list(map(settings.get, directions.READ)) for settings in saved]
+        self._idle, self._settings = set(state["idle"]), None
         parameters = self.parameters()
         self.copies = {
             place: copy.to(local(parameters[place]).device, copy=True)
@@ -226,7 +252,9 @@ class LastUpdate:
         torch._foreach_copy_([self.copies[place] for place in places], sources)
 
 
-def _stays(read: list[Any]) -> bool:
-    """Whether what was read from a group cannot change in place, as tensors and lists do."""
-    parts = [part for value in read for part in (value if type(value) is tuple else (value,))]
-    return all(part is None or type(part) in (float, int, bool) for part in parts)
+def _is_plain(rows: list[list[Any]]) -> bool:
+    """Whether what was read from the groups are numbers, which cannot change in place as tensors and lists do."""
+    if not _SIMPLE.issuperset(map(type, chain.from_iterable(rows))):
+        return False
+    pairs = [value for value in map(_COLUMNS["betas"], rows) if value is not None]
+    return _NUMBERS.issuperset(map(type, chain.from_iterable(pairs)))
