@@ -182,9 +182,9 @@ NETWORKS: dict[str, Network] = {
         _tokens_without_cache,
     ),
     "mamba": Network(
-        "Mamba, 24 blocks, 4 x 32",
+        "Mamba, 24 blocks, 2 x 16",
         _transformers("MambaForCausalLM", vocab_size=512, hidden_size=64, state_size=16, num_hidden_layers=24),
-        _text(4, 32),
+        _text(2, 16),
         _tokens_without_cache,
     ),
 }  # fmt: skip
