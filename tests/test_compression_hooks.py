@@ -138,7 +138,7 @@ def deep(activation: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(nn.Linear(32, 128), activation(), nn.Linear(128, 128), activation(), nn.Linear(128, 64))
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.slow), 4, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
 def test_gradient_is_unbiased_where_theory_says_so(bits: int, activation: Callable[[], nn.Module]) -> None:
     model = seeded(lambda: deep(activation))

@@ -209,7 +209,13 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=pytest.mark.slow if c in ("Adagrad", "persistent workers", "an iterator") else ())
+        for c in CASES
+    ],
+)
 def test_the_run_after_a_race_equals_the_run_without_one_to_the_bit(case: str) -> None:
     make, loader, arguments = CASES[case]
     arguments = {"max_epochs": 6, **arguments}

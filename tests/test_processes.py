@@ -39,7 +39,8 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end a process with its parent")
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # an interpreter of its own, which imports everything
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_ranks_end_with_the_process_that_started_them(how: signal.Signals, tmp_path: Path) -> None:
     script = (
         "from functools import partial\nfrom pathlib import Path\n"

@@ -147,6 +147,7 @@ METHODS: dict[str, tuple[Callable[[int | None], list[Callback]], Callable[[int |
     "ramp added": (lambda limit: [GradientNoiseScale()], lambda limit: [GradientNoiseScale(), ramp(limit)]),
     "ramp taken away": (lambda limit: [GradientNoiseScale(), ramp(limit)], lambda limit: [GradientNoiseScale()]),
 }
+QUICK = {("schedule", True), ("ramp", False)}
 SAVED = 6  # updates, the first epoch of the schedule and of the ramp
 
 
@@ -218,9 +219,11 @@ def _verdict(method: str, kind: str, change: Change, path: Path, by_steps: bool)
 @pytest.mark.parametrize(
     ("method", "by_steps"),
     [
-        *(pytest.param(method, False, id=f"{method}-max_epochs") for method in METHODS),
-        pytest.param("schedule", True, id="schedule-max_steps"),
-        *(pytest.param(m, True, id=f"{m}-max_steps", marks=pytest.mark.slow) for m in METHODS if m != "schedule"),
+        pytest.param(
+            method, by_steps, id=f"{method}-{end}", marks=() if (method, by_steps) in QUICK else pytest.mark.slow
+        )
+        for method in METHODS
+        for by_steps, end in ((False, "max_epochs"), (True, "max_steps"))
     ],
 )
 def test_exactly_what_is_left_is_trained_on_or_the_resume_is_refused(

@@ -111,6 +111,7 @@ def test_yaml_takes_the_strategy(by: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @needs_deepspeed
+@pytest.mark.slow
 def test_a_script_with_two_devices_runs_and_ends_by_itself(tmp_path: Path) -> None:
     """As a user starts it: Lightning launches the second process, and both leave by Python's own exit."""
     script = tmp_path / "script.py"
