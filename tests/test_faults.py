@@ -662,7 +662,8 @@ ALL: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("name", ALL)
 def test_every_argument_is_compared(name: str) -> None:
     callback = ALL[name]()
-    expected = set(inspect.signature(type(callback).__init__).parameters) - set(resume_checks.NOT_COMPARED)
+    old = {"rule"} if name == "LearningRateScaling" else set()  # another name for an argument, for one version
+    expected = set(inspect.signature(type(callback).__init__).parameters) - set(resume_checks.NOT_COMPARED) - old
     assert set(resume_checks.settings_of(callback)) == expected
 
 

@@ -171,7 +171,7 @@ def test_settings_of_every_callback_are_hyperparameters_of_every_logger(tmp_path
     csv, board, remote = CSVLogger(tmp_path / "c"), TensorBoardLogger(tmp_path / "t"), Remote(tmp_path / "r")
     callbacks = [LearningRateSchedule(Cosine(warmup=0.1)), LayerwiseLRDecay(0.5, layers=["layer"])]
     fit([csv, board, remote], tmp_path, callbacks=callbacks)
-    expected = {"LearningRateSchedule/curve": "Cosine(warmup=0.1, floor=0)", "LayerwiseLRDecay/decay": "0.5"}
+    expected = {"LearningRateSchedule/curve": "Cosine(warmup=0.1, floor=0)", "LayerwiseLRDecay/decay": 0.5}
     assert expected.items() <= remote.hyperparameters.items()
     for logger in (csv, board):
         written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())  # type: ignore[arg-type]
