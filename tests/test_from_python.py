@@ -171,3 +171,18 @@ def test_a_report_of_a_trainer_without_a_logger_is_not_that_of_another_run(
     other.fit(Module(), loader())
     with pytest.raises(ConfigurationError, match="this Trainer has no logger"):
         lr.report(other)
+
+
+def test_a_notebook_shows_a_plan_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rich.console
+    import rich.jupyter
+
+    displayed: list[object] = []
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    monkeypatch.setattr(rich.jupyter, "display", lambda *shown: displayed.append(shown))
+    shown = lr.plan(trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine())), Module(), loader())
+    page = shown._repr_html_()
+    assert "monospace" in page
+    assert "updates" in shown.table
+    assert not displayed, "next to what _repr_html_ returns"
+    assert all(line == line.rstrip() for line in shown.table.splitlines())

@@ -61,3 +61,9 @@ def test_a_release_that_has_grown_or_lost_its_types_is_refused(tmp_path: Path) -
     assert "bytes; at most" in fault
     (fault,) = faults_of(wheel(tmp_path, "lightning_lr/a.py"))
     assert "py.typed is missing" in fault
+
+
+def test_the_changelog_has_a_dated_heading_for_this_version() -> None:
+    headings = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(lr.__version__)}\] - \d{{4}}-\d\d-\d\d", headings[1])

@@ -29,9 +29,9 @@ POINT = 72.0
 STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-pre{font:13px/1.35 ui-monospace,monospace;overflow-x:auto}
-figure{position:relative;margin:0;background:#fff;border-radius:6px}
-figure svg{display:block;width:100%;height:auto}
+pre{font:13px/1.2 ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;overflow-x:auto}
+figure{position:relative;margin:0;background:#fff;border-radius:6px;overflow-x:auto}
+figure svg{display:block;width:100%;min-width:44rem;height:auto}
 #tip{position:absolute;display:none;pointer-events:none;background:#fffffff2;color:#222;border:1px solid #bbb;
 border-radius:4px;padding:.3em .6em;font-size:12px;white-space:pre;box-shadow:0 1px 4px #0003}
 #tip i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MONOSPACE = "font:13px/1.2 ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;overflow-x:auto"
+"""Of a table in a notebook, whose own style for text may have letters of many widths."""
+
+
 class Shown:
     """A plan or a report.
 
@@ -84,13 +88,14 @@ class Shown:
             self.figure.savefig(buffer, format="png")
             encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
             picture = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{encoded}">'
-        return f"{picture}<pre>{self._exported('html')}</pre>"
+        return f"{picture}<pre style=\"{MONOSPACE}\">{self._exported('html')}</pre>"
 
     def _exported(self, kind: str) -> str:
-        console = Console(record=True, width=140, file=io.StringIO(), highlight=False)
+        # in a notebook rich shows what is printed, whatever its file is, and the table would stand there twice
+        console = Console(record=True, width=140, file=io.StringIO(), highlight=False, force_jupyter=False)
         console.print(self._text)
         if kind == "text":
-            return console.export_text()
+            return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
         return console.export_html(inline_styles=True, code_format="{code}")
 
 
