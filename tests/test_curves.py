@@ -717,3 +717,10 @@ def test_the_slanted_triangle_rises_to_its_cut_and_falls_from_it(
     elif early >= curve.cut_fraction:
         assert curve(late) <= curve(early) + ROUNDING
     assert curve(one) > 0
+
+
+def test_a_curve_is_written_with_short_numbers() -> None:
+    assert str(Polynomial(power=1, warmup=1 / 6)) == "Polynomial(power=1.0, warmup=0.1667, floor=0.0)"
+    assert str(Step([1 / 3, 2 / 3])) == "Step(milestones=(0.3333, 0.6667), factor=0.1, warmup=0.0)"
+    assert str(Cosine(warmup=0.05)) == repr(Cosine(warmup=0.05))
+    assert eval(repr(Polynomial(warmup=1 / 6))) == Polynomial(warmup=1 / 6)

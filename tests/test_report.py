@@ -223,6 +223,17 @@ def test_a_run_that_is_still_going_says_how_far_it_is(tmp_path: Path) -> None:
     assert record.end == 800
 
 
+def test_a_search_is_told_in_words(tmp_path: Path) -> None:
+    run = write(tmp_path, "epoch,step,train_loss,samples_seen,updates", "0,9,2.0,80,10", "1,29,1.0,240,30")
+    found = {"rate": 0.00161, "low": 0.001, "high": 0.01, "price": 32.3, "at": 0.0, "heats": [], "total_updates": 100}
+    searched = {"update": 0, "event": "searched", **found, "warning": "LearningRateSearch: short schedules"}
+    journal(run, start(), searched)
+    (line,) = decisions(read_run(run))
+    assert line == (
+        "update 0: found the learning rate 0.00161 (interval 0.001 to 0.01) in 32.3 updates. short schedules"
+    )
+
+
 def test_a_resumed_run_says_where(tmp_path: Path) -> None:
     run = write(tmp_path, "step,train_loss", "99,1.0")
     journal(run, start(), start(update=40, total=900))

@@ -88,7 +88,7 @@ class Shown:
             self.figure.savefig(buffer, format="png")
             encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
             picture = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{encoded}">'
-        return f"{picture}<pre style=\"{MONOSPACE}\">{self._exported('html')}</pre>"
+        return f'{picture}<pre style="{MONOSPACE}">{self._exported("html")}</pre>'
 
     def _exported(self, kind: str) -> str:
         # in a notebook rich shows what is printed, whatever its file is, and the table would stand there twice

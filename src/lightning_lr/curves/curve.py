@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,13 @@ class Curve(ABC):
         """Return the named parts of the run, in order, covering [0, 1] without gaps."""
         return (Phase(type(self).__name__, 0.0, 1.0),)
 
+    def __str__(self) -> str:
+        """As ``repr``, with the numbers to four digits."""
+        if not is_dataclass(self):
+            return repr(self)
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in values)})"
+
     def __getattr__(self, name: str) -> Any:
         hint = ""
         if name == "setup" or name.startswith("on_"):  # asked for by a Trainer
@@ -92,6 +99,13 @@ class Curve(ABC):
         # A partial pickles, and its __dict__, which LambdaLR copies into the state_dict, is empty: the checkpoint holds
         # plain types only, and a resumed run follows the curve of its own configuration.
         return LambdaLR(optimizer, partial(_factor_of_update, self, int(total_updates)))
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_short, value))})"
+    rounded = f"{value:.4g}" if isinstance(value, float) else ""
+    return rounded if rounded and len(rounded) < len(repr(value)) - 2 else repr(value)
 
 
 def _factor_of_update(curve: Curve, total_updates: int, update: int) -> float:

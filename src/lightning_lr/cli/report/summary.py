@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -226,15 +227,30 @@ def decisions(record: RunRecord) -> Iterator[str]:
     count = {kind: sum((name, r["event"]) == kind for r, name in events) for kind in kinds}
     for r, name in sorted(events, key=lambda event: event[0]["update"]):
         if count[name, r["event"]] <= 12:
-            facts = ", ".join(f"{key}={_fact(value)}" for key, value in r.items() if _is_told(key, value))
-            yield printable(f"update {r['update']:,}: {name} {r['event']}" + (f" ({facts})" if facts else ""))
+            yield printable(f"update {r['update']:,}: {_decision(name, r)}")
     for (name, event), number in sorted(count.items()):
         if number > 12:
             yield printable(f"{number:,} x {name} {event}")
 
 
+def _decision(name: str, record: dict[str, Any]) -> str:
+    """One decision in words; of an event that has no words here, its name and its facts."""
+    if record["event"] == "searched" and {"rate", "low", "high", "price"} <= record.keys():
+        rate, low, high, price = (_fact(record[key]) for key in ("rate", "low", "high", "price"))
+        doubt = str(record.get("warning") or "").partition(": ")[2]
+        return f"found the learning rate {rate} (interval {low} to {high}) in {price} updates" + (
+            f". {doubt}" if doubt else ""
+        )
+    facts = ", ".join(f"{key}={_fact(value)}" for key, value in record.items() if _is_told(key, value))
+    return f"{name} {record['event']}" + (f" ({facts})" if facts else "")
+
+
+NOT_TOLD = ("update", "event", "total", "total_updates", "per_epoch", "at_epochs")
+"""Of an event: where it stands already, and what the run as a whole became, which the lines above tell."""
+
+
 def _is_told(key: str, value: object) -> bool:
-    return key not in ("update", "event") and not isinstance(value, dict | list)  # those are for the picture
+    return key not in NOT_TOLD and value not in ("", None, False) and not isinstance(value, dict | list)
 
 
 def _fact(value: object) -> str:
