@@ -7,10 +7,11 @@ layers whose bare step takes about 1, 5 and 30 ms on an idle core, with 1, 14 an
 in a thread of its own; they take turns of a few updates, in random order within a round, so that what else the machine
 does hits all alike. The bare Trainer has the callback that waits, and no other; one and four callbacks that do nothing
 stand in the table for what Lightning's calls alone cost. A search of the learning rate, which comes before the first
-update, is not in it, nor is ``GhostBatchNorm``: these networks have no batch norm. Printed: medians of the rounds' differences and ratios with
-95 % intervals (bootstrap over rounds); "bare again" is what the measurement itself is worth. Apart from that, one
-update of each is profiled: operations that compute something (kernels, on a GPU), and what is kept between updates.
-One thread. One JSON per cell in ``benchmarks/results/overhead_table/cells``; what is there is not measured again.
+update, is not in it, nor is ``GhostBatchNorm``: these networks have no batch norm. Printed: medians of the rounds'
+differences and ratios with 95 % intervals (bootstrap over rounds); "bare again" is what the measurement itself is
+worth. Apart from that, one update of each is profiled: operations that compute something (kernels, on a GPU), and what
+is kept between updates. One thread. One JSON per cell in ``benchmarks/results/overhead_table/cells``; what is there is
+not measured again.
 """
 
 from __future__ import annotations

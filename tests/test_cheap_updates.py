@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_lr import (
     BatchSizeRamp,
     Cosine,
     CurveRamp,
+    GradientNoiseScale,
     GradualUnfreezing,
     HypergradientDescent,
     LayerwiseLRDecay,
@@ -202,6 +204,7 @@ METHODS: dict[str, tuple[Callable[[], list[Callback]], int]] = {
     "ramp": (lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))], 0),
     # its one test falls due after what is counted
     "warm-up": (lambda: [AdaptiveWarmup(1e-5, 1e-3, max_warmup=0.95, patience=1, check_every=11)], 0),
+    "noise scale": (lambda: [GradientNoiseScale()], 1),
     "unfreezing": (lambda: [GradualUnfreezing()], 0),
     "hypergradient": (lambda: [HypergradientDescent(rule="normalized")], 1),
     "four": (
@@ -239,6 +242,22 @@ def test_an_update_does_not_wait_for_a_gpu(method: str) -> None:
         fit([*METHODS[method][0](), Strict()], 12, 3, accelerator="gpu")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("method", [name for name, (_, most) in METHODS.items() if most])
+def test_an_update_waits_for_a_gpu_once_at_most(method: str) -> None:
+    class Warned(Callback):
+        def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+            torch.cuda.set_sync_debug_mode("warn" if 5 <= trainer.global_step < 10 else "default")
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit([Warned(), *METHODS[method][0]()], 12, 3, accelerator="gpu")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing CUDA operation" in str(warning.message) for warning in caught) <= 5
 
 
 def test_a_checkpoint_of_version_0_2_goes_on() -> None:
