@@ -40,6 +40,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"]({'../' * depth}{target}{anchor})" if files.get_file_from_path(target) else found[0]
 
     markdown = LINK.sub(placed, markdown)
+    # in a table a number and its interval stay on one line
+    markdown = re.sub(
+        r"^\|.*$",
+        lambda row: row[0].replace(" \N{PLUS-MINUS SIGN} ", "\u00a0\N{PLUS-MINUS SIGN}\u00a0"),
+        markdown,
+        flags=re.M,
+    )
     if page.file.src_uri in ("CHANGELOG.md", "CONTRIBUTING.md"):
         markdown = markdown.replace("](docs/", "](")
     return markdown

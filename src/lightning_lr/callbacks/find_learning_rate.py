@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_lr import lightning_internals as internals
 from lightning_lr.branches import ForkedState, RandomState
 from lightning_lr.callbacks.base import members_of
+from lightning_lr.callbacks.given_for_a_run import check_run
 from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 from lightning_lr.curves import Constant
 from lightning_lr.search import Budget, SearchResult
@@ -78,24 +79,6 @@ def find_learning_rate(
         random.restore()
     assert search.found is not None
     return search.found
-
-
-def check_run(caller: str, trainer: Any, module: Any, data: Any = None) -> None:
-    """Refuse what is no Trainer, or no module: swapped, a class, or of another package."""
-    for argument, value, kind in (("trainer", trainer, Trainer), ("module", module, LightningModule)):
-        if not isinstance(value, kind):
-            order = "; the order is (trainer, module, data)" if isinstance(value, Trainer | LightningModule) else ""
-            wanted = f"give a {kind.__name__} of lightning.pytorch{order}"
-            raise TypeError(f"{caller}: got {described_briefly(value)} as {argument}; {wanted}")
-    if isinstance(data, type):
-        raise TypeError(f"{caller}: got {described_briefly(data)} as data; give an object, {data.__name__}(...)")
-
-
-def described_briefly(value: Any) -> str:
-    """What somebody gave, in a few words: the class ``X``, an object of it, or a short value."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return repr(value) if len(repr(value)) < 60 else f"a {type(value).__name__}"
 
 
 class _FoundError(Exception):

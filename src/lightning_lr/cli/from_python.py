@@ -58,7 +58,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     """
     import torch
 
-    from lightning_lr.callbacks.find_learning_rate import check_run
+    from lightning_lr.callbacks.given_for_a_run import check_run
     from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
     from lightning_lr.cli.plan.options import PlanOptions
     from lightning_lr.cli.plan.state_memory import configured_sharding
@@ -163,7 +163,7 @@ def _directory(run: Any) -> Path:
     from lightning.pytorch import Trainer
 
     from lightning_lr import lightning_internals as internals
-    from lightning_lr.callbacks.find_learning_rate import described_briefly
+    from lightning_lr.callbacks.given_for_a_run import described_briefly
     from lightning_lr.cli.errors import ConfigurationError
 
     if not isinstance(run, Trainer):
