@@ -91,7 +91,8 @@ def test_ratio_holds_at_every_update_whatever_schedules(name: str) -> None:
 
 
 @schedules
-def test_ratio_holds_through_a_resume(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [pytest.param((1, 12), marks=pytest.mark.slow), (8,)], ids=["early and late", "between"])
+def test_ratio_holds_through_a_resume(name: str, at: tuple[int, ...], tmp_path: Path) -> None:
     configure, extra = SCHEDULES[name]
 
     def run(*more: Any, **arguments: Any) -> tuple[Tensor, list[Any]]:
@@ -106,7 +107,7 @@ def test_ratio_holds_through_a_resume(name: str, tmp_path: Path) -> None:
 
     save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole, series = run(save, enable_checkpointing=True)
-    for update in (1, 8, 12):
+    for update in at:
         resumed, rest = run(ckpt_path=str(tmp_path / f"step={update}.ckpt"))
         for row in rest:
             assert row == pytest.approx([row[-1] * factor for factor in FACTORS], rel=1e-12)

@@ -120,7 +120,9 @@ OFF: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("style", ["plain", "toggled", "closure", "accumulated"])
+@pytest.mark.parametrize(
+    "style", ["plain", *(pytest.param(s, marks=pytest.mark.slow) for s in ("toggled", "closure")), "accumulated"]
+)
 def test_off_is_bare_to_the_bit_with_two_optimizers(style: str) -> None:
     bare, _ = fit([], module=Rivals(style))
     for name, make in OFF.items():

@@ -293,7 +293,7 @@ def test_callbacks_can_be_pickled_and_copied_before_and_after_a_fit(name: str) -
     def trained(callbacks: list[Callback]) -> list[Any]:
         probe = Probe()
         more = {"accumulate_grad_batches": 2} if name == "noise scale" else {}
-        fit([*callbacks, probe], module=_normed_adamw(), max_epochs=3, **more)
+        fit([*callbacks, probe], module=_normed_adamw(), max_epochs=2, **more)
         return probe.series
 
     used = pickle.loads(pickle.dumps(EACH[name]()))
