@@ -19,8 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,16 +28,14 @@ from lightning import Callback, Trainer, seed_everything
 from benchmarks._common import (
     RESULTS,
     ResultStore,
-    clock,
     command_line,
     environment,
     markdown_table,
     paired_interval,
-    quiet_process,
-    run_all,
     t_interval,
     write_keeping_findings,
 )
+from benchmarks._experiment import Experiment, facts
 from benchmarks.compression_memory import ARMS, compressor_of, peak_bytes, problems, saved
 from examples.classifier import Classifier
 from examples.data import FashionMNISTDataModule
@@ -165,6 +162,11 @@ class Run:
         size = f"images{self.train_size}_batch{self.batch_size}_epochs{self.epochs}"
         return f"{self.model}_{self.arm}_{size}_seed{self.seed}"
 
+    @property
+    def label(self) -> str:
+        """The run in words."""
+        return f"{self.model}, {self.arm}, seed {self.seed}"
+
 
 def grid(full: bool) -> list[Run]:
     """All runs, seed by seed, so that a grid that is stopped has whole pairs."""
@@ -173,40 +175,32 @@ def grid(full: bool) -> list[Run]:
     return [Run(model, arm, seed, size, batch, epochs) for seed in seeds for model in MODELS for arm in arms]
 
 
-@dataclass(frozen=True)
-class Work:
-    """Makes a run and saves it; picklable."""
-
-    results: Path
-    data_dir: str | None
-
-    def __call__(self, run: Run) -> None:
-        quiet_process()
-        kernels.cpu_kernels()  # compiled before the time begins
-        seed_everything(run.seed, verbose=False)
-        make, lr = MODELS[run.model]
-        module = Classifier(make(), lr=lr)
-        data = FashionMNISTDataModule(
-            batch_size=run.batch_size, data_dir=self.data_dir, train_size=run.train_size, seed=run.seed, val_size=2_000
-        )
-        callbacks: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.1))]
-        record = Ratio()
-        if run.arm != "fp32":
-            bits: Any = "auto" if run.arm.startswith("auto") else int(run.arm)
-            callbacks += [ActivationCompression(bits, probe_every=100, seed=run.seed), record]
-        begin = time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(
-                accelerator="cpu", devices=1, max_epochs=run.epochs, callbacks=callbacks, logger=False,
-                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                limit_val_batches=0, default_root_dir=folder,
-            )  # fmt: skip
-            trainer.fit(module, datamodule=data)
-            spent = time.process_time() - begin
-            (result,) = trainer.test(module, datamodule=data, verbose=False)
-        measured = {"accuracy": result["test_acc"], "ratio": record.value, "seconds": spent}
-        store = ResultStore(self.results)
-        store.save(run.name, {"config": asdict(run), "result": measured, "environment": environment()})
+def train(run: Run, data_dir: str | None) -> dict[str, Any]:
+    """Make one run."""
+    kernels.cpu_kernels()  # compiled before the time begins
+    seed_everything(run.seed, verbose=False)
+    make, lr = MODELS[run.model]
+    module = Classifier(make(), lr=lr)
+    data = FashionMNISTDataModule(
+        batch_size=run.batch_size, data_dir=data_dir, train_size=run.train_size, seed=run.seed, val_size=2_000
+    )
+    callbacks: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.1))]
+    record = Ratio()
+    if run.arm != "fp32":
+        bits: Any = "auto" if run.arm.startswith("auto") else int(run.arm)
+        callbacks += [ActivationCompression(bits, probe_every=100, seed=run.seed), record]
+    begin = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu", devices=1, max_epochs=run.epochs, callbacks=callbacks, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+        spent = time.process_time() - begin
+        (result,) = trainer.test(module, datamodule=data, verbose=False)
+    measured = {"accuracy": result["test_acc"], "ratio": record.value, "seconds": spent}
+    return {"config": facts(run), "result": measured, "environment": environment()}
 
 
 class Ratio(Callback):
@@ -220,10 +214,9 @@ class Ratio(Callback):
             self.value = callback.tally.ratio
 
 
-def accuracy_table(runs: Sequence[Run], store: ResultStore) -> str:
+def accuracy_table(runs: Sequence[Run], experiment: Experiment[Run]) -> str:
     """Accuracies and paired differences of the runs that are there."""
-    records = {run: store.load(run.name, asdict(run)) for run in runs}
-    done = {run: record["result"] for run, record in records.items() if record is not None}
+    done = {Run(**record["config"]): record["result"] for record in experiment.records(runs)}
     body = []
     for model in MODELS:
         full = {run.seed: r["accuracy"] for run, r in done.items() if (run.model, run.arm) == (model, "fp32")}
@@ -246,13 +239,12 @@ def accuracy(arguments: Sequence[str]) -> str:
     """Make the runs that are missing and return the table."""
     options = command_line(__doc__, "five seeds, all images, ten epochs", FOLDER, arguments)
     runs = grid(options.full)
-    store = ResultStore(options.results)
-    missing = [run for run in runs if store.load(run.name, asdict(run)) is None]
-    seconds = SECONDS_PER_RUN * len(missing) * (20 if options.full else 1)
-    print(f"{len(missing)} of {len(runs)} runs to make, about {clock(seconds)} of CPU time")
-    if not (options.dry_run or options.report):
-        run_all(Work(options.results, options.data_dir), missing, options.jobs, lambda run: run.name, "accuracy")
-    return accuracy_table(runs, store)
+    seconds = SECONDS_PER_RUN * (20 if options.full else 1)
+    experiment = Experiment[Run].from_options(options, train, lambda run: seconds)
+    experiment.show(runs)
+    if not options.dry_run:
+        experiment.make(runs, "accuracy")
+    return accuracy_table(runs, experiment)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,8 @@
 """What the state of a method must look like in a checkpoint: written down once, where it is saved.
 
-A :class:`Form` answers whether a value is what was saved there; forms nest as states do. :func:`faults_in` holds a whole
-state against its form before anything is taken from it, so that a checkpoint that was cut, changed by hand or saved by
-another version is answered with the key that is wrong, and not with a ``KeyError`` or a run that trains on NaN.
+A :class:`Form` answers whether a value is what was saved there; forms nest as states do. :func:`faults_in` holds a
+whole state against its form before anything is taken from it, so that a checkpoint that was cut, changed by hand or
+saved by another version is answered with the key that is wrong, and not with a ``KeyError`` or by training on NaN.
 """
 
 from __future__ import annotations
