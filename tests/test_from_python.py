@@ -67,6 +67,13 @@ def test_a_plan_is_what_the_run_then_does(tmp_path: Path) -> None:
         assert reported.data.metrics[f"lr/{group}"].values == pytest.approx(values, rel=1e-6)
 
 
+@pytest.mark.parametrize(("dealt", "updates"), [(True, 6), (False, 12)])
+def test_whether_devices_share_the_samples_is_the_trainers_to_say(dealt: bool, updates: int, tmp_path: Path) -> None:
+    schedule = lr.LearningRateSchedule(lr.Cosine())
+    made = trainer(tmp_path, schedule, devices=2, strategy="ddp", use_distributed_sampler=dealt)
+    assert lr.plan(made, Module(), loader()).data.shape.total_updates == updates
+
+
 def test_a_loader_stands_where_a_data_module_would(tmp_path: Path) -> None:
     planned = lr.plan(
         trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()), accumulate_grad_batches=2), Module(), loader()

@@ -58,6 +58,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     """
     import torch
 
+    from lightning_lr import lightning_internals as internals
     from lightning_lr.callbacks.given_for_a_run import check_run
     from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
     from lightning_lr.cli.plan.options import PlanOptions
@@ -73,7 +74,7 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
         "devices": trainer.num_devices,
         "accelerator": "cpu",
         "max_time": timer,
-        "use_distributed_sampler": True,
+        "use_distributed_sampler": internals.deals_to_devices(trainer),
     }
     memo = {id(trainer): trainer}
     callbacks = [copy.deepcopy(callback, dict(memo)) for callback in trainer.callbacks]  # type: ignore[attr-defined]

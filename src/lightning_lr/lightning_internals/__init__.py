@@ -17,6 +17,7 @@ from lightning_lr.lightning_internals.kept_metrics import keep_metrics
 from lightning_lr.lightning_internals.loaders import (
     batch_on_device,
     combined_length,
+    deals_to_devices,
     epoch_length,
     epoch_shape,
     forget_loader_states,
@@ -146,6 +147,7 @@ __all__ = [
     "class_of_mirror",
     "combined_length",
     "configured_optimizers",
+    "deals_to_devices",
     "detached_training_step",
     "engine_holds_gradients",
     "epoch_length",

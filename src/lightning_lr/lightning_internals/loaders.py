@@ -51,6 +51,12 @@ def epoch_length(trainer: Trainer) -> int | None:
     return None if batches == float("inf") else int(batches)
 
 
+def deals_to_devices(trainer: Trainer) -> bool:
+    """Whether Lightning gives every device its share of a loader's samples (the Trainer's ``use_distributed_sampler``,
+    which it keeps where it has made its strategy)."""
+    return bool(trainer._accelerator_connector.use_distributed_sampler)
+
+
 def train_loaders(trainer: Trainer) -> tuple[Any, ...]:
     """The training loaders that are read now."""
     combined = trainer.fit_loop._combined_loader
