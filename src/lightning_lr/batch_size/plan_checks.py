@@ -184,10 +184,11 @@ def _momentum(plan: RampPlan) -> list[str]:
         for phase in plan.phases:
             transient = momentum_transient(phase.batch_size, dataset_size, momentum)
             if phase.epochs < TRANSIENTS * transient:
+                unit = "epoch" if phase.epochs == 1 else "epochs"
                 warnings.append(
-                    f"the phase of {phase.epochs:.4g} epochs from epoch {phase.start_epoch:.4g} on is shorter than "
+                    f"the phase of {phase.epochs:.4g} {unit} from epoch {phase.start_epoch:.4g} on is shorter than "
                     f"{TRANSIENTS:g} x {transient:.3g} epochs, in which momentum {momentum:g} catches up at batch "
-                    f"{phase.batch_size} (B / (N (1 - m))): lower momentum or max_batch_size, or make it longer"
+                    f"{phase.batch_size}: lower momentum or max_batch_size, or make it longer"
                 )
     if momentum >= HIGH_MOMENTUM:
         transient = momentum_transient(plan.starting_batch_size, dataset_size, momentum)
