@@ -147,11 +147,17 @@ def optimizer_of(name: str) -> Callable[[Any, float], Optimizer]:
 
 
 def train_small(
-    name: str, optimizer: str, seed: int, lr: float | None, search: LearningRateSearch | None
+    name: str,
+    optimizer: str,
+    seed: int,
+    lr: float | None,
+    search: LearningRateSearch | None,
+    updates: int = UPDATES,
 ) -> dict[str, Any]:
     """One run: at a rate, or after a search (the optimizer's own rate is then 1)."""
     method: Callback = search if search is not None else LearningRateSchedule(Cosine(warmup=0.05))
-    return train_small_with(name, optimizer_of(optimizer), seed, 1.0 if lr is None else lr, [method])
+    peak = 1.0 if lr is None else lr
+    return train_small_with(name, optimizer_of(optimizer), seed, peak, [method], updates=updates)
 
 
 def train_small_with(
@@ -161,6 +167,7 @@ def train_small_with(
     lr: float,
     methods: list[Callback],
     reading: Callable[[Any], float | None] | None = None,
+    updates: int = UPDATES,
 ) -> dict[str, Any]:
     """One run of a small task; ``reading``: of Lightning's finder, which then goes first."""
     train, val, test = SMALL[name].data()
@@ -170,7 +177,7 @@ def train_small_with(
     found = None
     with tempfile.TemporaryDirectory() as folder:
         quiet: dict[str, Any] = {
-            "max_steps": UPDATES,
+            "max_steps": updates,
             "max_epochs": -1,
             "accelerator": "cpu",
             "logger": False,

@@ -12,8 +12,9 @@ FORWARD = 1 / 3
 FIRST_TRIALS = 4
 """Rates, a decade apart, that the first heat mostly takes: until the best has a worse one on each side."""
 
-LAST_TRIALS = 3
-"""Rates, half a decade apart, of a later heat: the leader and its neighbours."""
+LAST_TRIALS = 4
+"""Rates, half a decade apart, of a later heat: the leader, its neighbours, and one more where the first heat has led to
+the wrong decade. With room for three, longer ones, the best was often the highest that there was room for."""
 
 SHORTEST = 4
 """Updates of a schedule below which nothing can be measured: a warm-up, a peak, a decay."""

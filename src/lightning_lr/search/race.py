@@ -26,6 +26,12 @@ BOOST = 2.0
 """The choice is held at so many times its value, to see whether training stays stable. On CNN, ViT and byte LM a choice
 passes at twice its value; at three times the byte LM with SGD does not."""
 
+LOWERED = 2.0
+"""A choice at which training did not stay stable is lowered by so many times."""
+
+FLOOR = 4.0
+"""A choice is lowered no further than so many times below the lowest rate of its heat."""
+
 LEARNED = 0.5
 """Share of what the lowest rate of its heat has learned that a held rate has to learn. On CNN, ViT and byte LM a good
 choice at twice its value has learned 0.9 or more of what even the best schedule has."""
@@ -158,7 +164,7 @@ class Race:
             longest: the heat in which it was chosen: what is held reads no batch that this heat did not read.
 
         Returns:
-            The highest of ``rate``, a half decade below it and so on, at which training stayed stable.
+            The highest of ``rate``, half of it and so on, at which training stayed stable.
         """
         reference = min((t for t in longest if t.scores), key=lambda t: t.rate, default=None)
         if reference is None:
@@ -171,7 +177,7 @@ class Race:
         def goes_on(loss: float) -> bool:
             return math.isfinite(loss) and loss - high <= EXPLODES * abs(high)
 
-        while rate > self.within(lowest / ROOT):
+        while rate > self.within(lowest / FLOOR):
             # a tenth more than the budget, as for the heats
             room = 1.1 * self.heats.budget - self.spent - FORWARD * HELD_SCORES
             updates = min(length - HELD_SCORES, int(room))
@@ -184,7 +190,7 @@ class Race:
             then = sum(seen[updates : updates + HELD_SCORES]) / HELD_SCORES
             if trial.score <= high - LEARNED * (high - then):
                 break
-            rate = self.within(rate / ROOT)
+            rate = self.within(rate / LOWERED)
         return rate
 
     # ------------------------------------------------------------------ inside
