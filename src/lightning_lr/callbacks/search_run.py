@@ -75,13 +75,12 @@ def search(
             )
         race = Race(heats, start_of(trainer.optimizers[0]), settings.within, train, present)
         race.run()
-        left = updates * (1.0 - run.clock.progress)
-        read_of, choice = _read(race, left)
+        read_of, choice = _read(race)
         if choice is not None:
             # every rank has read the same scores; what floating point makes of them is rank 0's, and all hold one rate
             shared = trainer.strategy.broadcast(choice.rate) if trainer.world_size > 1 else choice.rate
-            rate = race.hold(settings.within(shared), read_of)
-            choice = replace(choice, rate=rate, low=min(choice.low, rate), high=max(choice.high, rate))
+            rate = race.hold(shared, read_of)
+            choice = replace(choice, rate=rate, low=min(choice.low, rate))
     result = _result(race, at, choice)
     return trainer.strategy.broadcast(result) if trainer.world_size > 1 else result
 
@@ -138,11 +137,11 @@ def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
     return replace(heats, lengths=lengths) if min(lengths) >= SHORTEST else None
 
 
-def _read(race: Race, left: float) -> tuple[Sequence[Trial], Choice | None]:
+def _read(race: Race) -> tuple[Sequence[Trial], Choice | None]:
     """The longest heat with a finite score, and the choice from it; none where every rate diverged."""
     for heat in reversed(race.trials):
         if any(math.isfinite(trial.score) for trial in heat):
-            return heat, read(heat, left)
+            return heat, read(heat)
     return (), None
 
 

@@ -16,6 +16,9 @@ LAST_TRIALS = 4
 """Rates, half a decade apart, of a later heat: the leader, its neighbours, and one more where the first heat has led to
 the wrong decade. With room for three, longer ones, the best was often the highest that there was room for."""
 
+FEWEST_TRIALS = 3
+"""Rates of a later heat where a guard has no room otherwise."""
+
 SHORTEST = 4
 """Updates of a schedule below which nothing can be measured: a warm-up, a peak, a decay."""
 
@@ -45,18 +48,20 @@ class Heats:
         held: updates for which the choice is held at a higher rate, without a decay; 0 where there is no room for it.
             What the heats leave of the budget goes there, too.
         first: rates that the first heat mostly takes.
+        later: rates that a later heat mostly takes.
     """
 
     lengths: tuple[int, ...]
     budget: float
     held: int = 0
     first: int = FIRST_TRIALS
+    later: int = LAST_TRIALS
 
     @property
     def price(self) -> float:
         """Updates that the race mostly takes."""
         first, *later = self.lengths
-        return self.first * price(first) + sum(LAST_TRIALS * price(n) for n in later) + self.guard
+        return self.first * price(first) + sum(self.later * price(n) for n in later) + self.guard
 
     @property
     def guard(self) -> float:
@@ -128,13 +133,13 @@ def guard_of(updates: int) -> int:
 
 
 def _with_last(
-    lengths: tuple[int, ...], spent: float, budget: float, least: int, first: int = LAST_TRIALS
+    lengths: tuple[int, ...], spent: float, budget: float, least: int, first: int | None = None
 ) -> Heats | None:
     """The heats ``lengths``, which cost ``spent``, a last one as long as there is room for, and a guard, if it fits."""
-    for guarded in (True, False):
-        last = _longest(budget - spent, LAST_TRIALS, guarded)
+    for guarded, trials in ((True, LAST_TRIALS), (True, FEWEST_TRIALS), (False, FEWEST_TRIALS)):
+        last = _longest(budget - spent, trials, guarded)
         if last is not None and last >= (max(least, SHORTEST_HOLD) if guarded else least):
-            return Heats((*lengths, last), budget, guard_of(last) if guarded else 0, first)
+            return Heats((*lengths, last), budget, guard_of(last) if guarded else 0, first or trials, trials)
     return None
 
 

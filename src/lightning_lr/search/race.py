@@ -27,7 +27,8 @@ BOOST = 2.0
 passes at twice its value; at three times the byte LM with SGD does not."""
 
 LOWERED = 2.0
-"""A choice at which training did not stay stable is lowered by so many times."""
+"""A choice at which training did not stay stable is lowered by so many times, and held again; by half a decade where the
+budget has no room to hold it."""
 
 FLOOR = 4.0
 """A choice is lowered no further than so many times below the lowest rate of its heat."""
@@ -164,7 +165,8 @@ class Race:
             longest: the heat in which it was chosen: what is held reads no batch that this heat did not read.
 
         Returns:
-            The highest of ``rate``, half of it and so on, at which training stayed stable.
+            The highest of ``rate``, half of it and so on, at which training stayed stable; half a decade below the last
+            one that was held where the budget has ended before.
         """
         reference = min((t for t in longest if t.scores), key=lambda t: t.rate, default=None)
         if reference is None:
@@ -178,9 +180,7 @@ class Race:
             return math.isfinite(loss) and loss - high <= EXPLODES * abs(high)
 
         while rate > self.within(lowest / FLOOR):
-            # a tenth more than the budget, as for the heats
-            room = 1.1 * self.heats.budget - self.spent - FORWARD * HELD_SCORES
-            updates = min(length - HELD_SCORES, int(room))
+            updates = self._room_to_hold(length)
             boosted = self.within(BOOST * rate)
             if updates < SHORTEST_HOLD:
                 break
@@ -190,10 +190,15 @@ class Race:
             then = sum(seen[updates : updates + HELD_SCORES]) / HELD_SCORES
             if trial.score <= high - LEARNED * (high - then):
                 break
-            rate = self.within(rate / LOWERED)
+            rate = self.within(rate / (LOWERED if self._room_to_hold(length) >= SHORTEST_HOLD else ROOT))
         return rate
 
     # ------------------------------------------------------------------ inside
+    def _room_to_hold(self, seen: int) -> int:
+        """Updates for which a rate can be held, where another has seen so many batches; a tenth more than the budget, as
+        for the heats."""
+        return min(seen - HELD_SCORES, int(1.1 * self.heats.budget - self.spent - FORWARD * HELD_SCORES))
+
     def _walk(self, heat: list[Trial], length: int, rates: Sequence[float], step: float) -> None:
         """Try ``rates``, and on from them in steps, until the best one has a worse one on either side."""
         for rate in rates:
