@@ -535,15 +535,60 @@ def test_a_near_tie_above_the_best_rate_does_not_hide_the_slope_below_it() -> No
     assert 0.025 < read(trials).rate < 0.06
 
 
-def test_noise_between_the_rates_does_not_make_the_lowest_one_of_them_the_choice() -> None:
-    """An MLP's races: a band about as wide as the scores' differences had the lowest of three rates chosen."""
-    noise = [math.sin(12.9898 * batch) for batch in range(24)]
+def _three(scale: float = 1.0, noise: float = 0.0) -> list[Trial]:
+    """Races of an MLP: three rates, differences of the size of the noise between batches."""
     scores = {0.01: 0.403, 0.0316: 0.342, 0.1: 0.417}
-    trials = [
-        Trial(rate, (0.95,) * 24, tuple(score + (0.1 + rate) * noise[(7 * i + b) % 24] for b in range(8)))
+    return [
+        Trial(
+            rate,
+            (scale * 0.95,) * 24,
+            tuple(scale * (score + noise * math.sin(12.9898 * ((7 * i + b) % 24))) for b in range(8)),
+        )
         for i, (rate, score) in enumerate(scores.items())
     ]
-    assert 0.02 < read(trials).rate < 0.05
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.2, 0.5])
+def test_where_the_smoothed_score_is_flat_the_choice_stays_near_the_minimum(noise: float) -> None:
+    """It fell to the lowest rate of the heat."""
+    choice = read(_three(noise=noise))
+    assert choice.posterior is not None
+    minimum = math.exp(choice.posterior.argmin)
+    assert 0.5 * minimum <= choice.rate <= minimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10, 1e-3, 1e3, 1e-30, 1e30])
+def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
+    assert read(_three(scale, 0.1)).rate == pytest.approx(read(_three(1.0, 0.1)).rate, rel=1e-6)
+
+
+def test_a_rate_that_cannot_be_held_again_is_lowered_by_half_a_decade() -> None:
+    race = Race(Heats((4, 12), 83.0), Start(1e-2, 1e-2), lambda rate: rate, Edge(0.01, patience=7))
+    race.run()
+    before = race.spent
+    found = race.hold(0.3, race.trials[-1])
+    assert 0 < len(race.held) < 4  # the edge is far below, and the budget ends first
+    halved = len(race.held) - 1
+    assert found == pytest.approx(0.3 / 2**halved / math.sqrt(10.0))
+    assert before < race.spent <= 1.1 * 83.0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("FSDPStrategy", "FSDPStrategy keeps the weights in flat shards"), ("DeepSpeedStrategy", "buffers of an engine")],
+)
+def test_strategies_whose_state_cannot_be_put_back_are_refused_by_name(
+    name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch import strategies
+
+    trainer = Trainer(**quiet(callbacks=[LearningRateSearch()], max_epochs=1))
+    before, module = torch.get_rng_state(), Toy()
+    monkeypatch.setattr(strategies, name, type(trainer.strategy))  # the real ones need their packages, and devices
+    with pytest.raises(MisconfigurationException, match=f"LearningRateSearch: the run .*{reason}"):
+        trainer.fit(module, DataLoader(data(8), batch_size=4))
+    assert trainer.global_step == 0
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_no_branch_logs_anything() -> None:
