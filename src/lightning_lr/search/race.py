@@ -27,8 +27,8 @@ BOOST = 2.0
 passes at twice its value; at three times the byte LM with SGD does not."""
 
 LOWERED = 2.0
-"""A choice at which training did not stay stable is lowered by so many times, and held again; by half a decade where the
-budget has no room to hold it."""
+"""A choice at which training did not stay stable is lowered by so many times, and held again; by half a decade where
+the budget has no room to hold it."""
 
 FLOOR = 4.0
 """A choice is lowered no further than so many times below the lowest rate of its heat."""
@@ -195,8 +195,8 @@ class Race:
 
     # ------------------------------------------------------------------ inside
     def _room_to_hold(self, seen: int) -> int:
-        """Updates for which a rate can be held, where another has seen so many batches; a tenth more than the budget, as
-        for the heats."""
+        """Updates for which a rate can be held, where another has ``seen`` so many batches."""
+        # a tenth more than the budget, as for the heats
         return min(seen - HELD_SCORES, int(1.1 * self.heats.budget - self.spent - FORWARD * HELD_SCORES))
 
     def _walk(self, heat: list[Trial], length: int, rates: Sequence[float], step: float) -> None:

@@ -32,8 +32,8 @@ CAUTION = 0.16
 """Chosen on CNN, ViT and byte LM of the headline at 256 updates, seed 1; other tasks judge it."""
 
 LEAST = 0.5
-"""Caution takes no less than this share of the rate at the minimum. Where noise leaves the smoothed score flat, it went down
-to the lowest rate of the heat."""
+"""Caution takes no less than this share of the rate at the minimum. Where noise leaves the smoothed score flat, it went
+down to the lowest rate of the heat."""
 
 WALL = 4.0
 """The choice is at least so many times below the lowest rate that failed in its heat. Chosen on races of CNN, ViT and
@@ -73,8 +73,8 @@ def read(trials: Sequence[Trial]) -> Choice:
     .. math:: \eta^* = \min\{\eta \le \hat\eta : \mu(\eta) \le \mu(\hat\eta) + q_n (L_0 - \mu(\hat\eta))\}
 
     with the minimum :math:`\hat\eta` of the posterior mean, the first loss :math:`L_0` and :math:`q_n` = 0.16 / n, see
-    :func:`caution`; half of :math:`\hat\eta` at least. It is at least 4 times below the lowest rate above the best one that diverged, or ended with a
-    higher loss than any batch had at the best one.
+    :func:`caution`; half of :math:`\hat\eta` at least. It is at least 4 times below the lowest rate above the best one
+    that diverged, or ended with a higher loss than any batch had at the best one.
 
     Args:
         trials: at least one of them with a finite score.
