@@ -131,7 +131,7 @@ def write(store: ResultStore, target: Path) -> None:
         [
             ("on these tasks the search was designed: CNN, ViT, byte LM", _dots(CHOSEN_ON, store)),
             (
-                "GRU, MLP (seen for the guard), autoencoder, digits (no say)",
+                "GRU, MLP (used for choosing), autoencoder, digits (no say)",
                 _dots([t for t in SMALL if t != "ResNet"], store),
             ),
         ],
