@@ -27,8 +27,8 @@ FOLDER = RESULTS / "learning_rate_search"
 CHOSEN_ON = ("CNN", "ViT", "byte LM")
 JUDGED_ON = ("MiniLM", *SMALL)
 SEEN = ("GRU", "MLP")
-"""Tasks on which the guard failed, so that it was made stricter (on an LSTM that was made up for it). Later the number of
-rates in a heat, the floor of the caution and the guard's steps were chosen on them and on six tasks made up for it.
+"""Tasks on which the guard failed, so that it was made stricter (on an LSTM that was made up for it). Later the number
+of rates in a heat, the floor of the caution and the guard's steps were chosen on them and on six tasks made up for it.
 They no longer judge. How an earlier version and one that was given up did on the others was seen, too."""
 DESIGNED_ON = (*CHOSEN_ON, *SEEN)
 BUDGETS: tuple[float | str, ...] = (0.1, 0.25, "auto")
