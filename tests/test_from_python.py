@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import lightning_lr as lr
 from lightning_lr.cli.errors import ConfigurationError
@@ -72,6 +72,36 @@ def test_whether_devices_share_the_samples_is_the_trainers_to_say(dealt: bool, u
     schedule = lr.LearningRateSchedule(lr.Cosine())
     made = trainer(tmp_path, schedule, devices=2, strategy="ddp", use_distributed_sampler=dealt)
     assert lr.plan(made, Module(), loader()).data.shape.total_updates == updates
+
+
+@pytest.mark.parametrize(("share", "updates"), [(2, 2), (0.5, 3)])
+def test_overfitting_reads_the_data_set_in_order_whatever_its_sampler_draws(
+    share: Any, updates: int, tmp_path: Path
+) -> None:
+    """24 samples by 4 are 6 batches, though the sampler would draw 48."""
+    twice = DataLoader(loader().dataset, 4, sampler=WeightedRandomSampler([1.0] * 24, 48))
+    made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine()), overfit_batches=share)
+    assert lr.plan(made, Module(), twice).data.shape.total_updates == 2 * updates
+    made.fit(Module(), twice)
+    assert made.global_step == 2 * updates
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "arguments", "said"),
+    [
+        ([lr.BatchSizeRamp(lr.StepRamp([1]))], {"accumulate_grad_batches": 2}, "the ramp decides about accumulation"),
+        ([lr.BatchSizeRamp(lr.AdaptiveRamp())], {}, "attach GradientNoiseScale too"),
+        ([lr.BatchSizeRamp(lr.AdaptiveRamp()), lr.GradientNoiseScale()], {"max_steps": 9}, "end it by max_epochs"),
+    ],
+)
+def test_arguments_of_the_trainer_that_fit_refuses_are_refused_by_the_plan(
+    callbacks: list[Any], arguments: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    made = trainer(tmp_path, *callbacks, **arguments)
+    with pytest.raises(MisconfigurationException, match=said):
+        lr.plan(made, Module(), loader())
+    with pytest.raises(MisconfigurationException, match=said):
+        made.fit(Module(), loader())
 
 
 def test_a_loader_stands_where_a_data_module_would(tmp_path: Path) -> None:

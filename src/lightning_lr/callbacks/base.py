@@ -138,6 +138,10 @@ class MethodCallback(Callback):
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         """Refuse what cannot work, before anything has been trained or written."""
 
+    def check_arguments(self, trainer: Any) -> None:
+        """Refuse arguments of the Trainer: its callbacks, ``accumulate_grad_batches``, ``max_epochs`` or ``max_steps``;
+        also called by ``plan``, with an object that has these alone."""
+
     def check_optimizers(self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any]) -> None:
         """Refuse what the module's ``configure_optimizers`` returned; also called by ``plan``, which has no Trainer."""
         chosen_indices(type(self).__name__, self.optimizers, len(optimizers))
@@ -288,6 +292,7 @@ class MethodCallback(Callback):
             why = internals.why_no_end(trainer)
             if why is not None:
                 raise MisconfigurationException(f"{caller}: {why}")
+        self.check_arguments(trainer)
         self.check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

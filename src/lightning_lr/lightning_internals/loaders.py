@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _resolve_overfit_batches
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -43,6 +46,15 @@ def combined_length(combined: CombinedLoader, lengths: Sequence[int | None]) -> 
     if combined._mode == "min_size":
         return min(known, default=None)
     return max(known) if len(known) == len(lengths) else None
+
+
+def in_order(combined: CombinedLoader) -> CombinedLoader:
+    """The loaders as ``Trainer(overfit_batches=...)`` reads them: their data sets in order, whatever they draw by."""
+    read = CombinedLoader(combined.iterables, combined._mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that shuffling is turned off is said by fit
+        _resolve_overfit_batches(read, RunningStage.TRAINING)
+    return read
 
 
 def epoch_length(trainer: Trainer) -> int | None:

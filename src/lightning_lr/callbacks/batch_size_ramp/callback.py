@@ -141,8 +141,11 @@ class BatchSizeRamp(MethodCallback):
     def needs_end(self) -> bool:
         return True
 
+    def check_arguments(self, trainer: Any) -> None:
+        self.settings.check_arguments(type(self).__name__, trainer)
+
     def check(self, trainer: Trainer, module: LightningModule) -> None:
-        self.settings.check(type(self).__name__, trainer)
+        self.settings.check_strategy(type(self).__name__, trainer)
         if self.settings.by_branches:
             check_branches(type(self).__name__, trainer, module)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -87,7 +87,7 @@ class RampSettings:
                 "manual optimization the module makes its own; use a StepRamp or a CurveRamp"
             )
 
-    def check(self, caller: str, trainer: Trainer) -> None:
+    def check_arguments(self, caller: str, trainer: Any) -> None:
         """Refuse a Trainer that decides about the batch too, and one under which an ``AdaptiveRamp`` cannot decide.
 
         Raises:
@@ -97,11 +97,6 @@ class RampSettings:
             raise MisconfigurationException(
                 f"{caller}: got Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}); the ramp decides "
                 "about accumulation: leave it at 1 and give the largest micro-batch as max_micro_batch_size"
-            )
-        if trainer.strategy.handles_gradient_accumulation:
-            raise MisconfigurationException(
-                f"{caller}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of "
-                "micro-batches; use DDP or one device"
             )
         if not isinstance(self.schedule, AdaptiveRamp):
             return
@@ -113,6 +108,18 @@ class RampSettings:
             raise MisconfigurationException(
                 f"BatchSizeRamp: got max_steps={trainer.max_steps} with an AdaptiveRamp, whose batches are not known "
                 "ahead, so neither are the samples of the run; end it by max_epochs"
+            )
+
+    def check_strategy(self, caller: str, trainer: Trainer) -> None:
+        """Refuse a strategy that decides about the accumulation.
+
+        Raises:
+            MisconfigurationException: with what to use instead.
+        """
+        if trainer.strategy.handles_gradient_accumulation:
+            raise MisconfigurationException(
+                f"{caller}: {type(trainer.strategy).__name__} accumulates by itself with a fixed number of "
+                "micro-batches; use DDP or one device"
             )
 
     @property

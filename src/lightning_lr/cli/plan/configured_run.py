@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import CombinedLoader
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
@@ -72,8 +72,12 @@ def plan_run(
     methods = [callback for callback in callbacks if isinstance(callback, MethodCallback)]
     if not methods:
         notes.append("no callback of lightning_lr is configured; this is the optimizer's learning rate as it is")
+    given = ("accumulate_grad_batches", "max_epochs", "max_steps")
+    trainer = SimpleNamespace(callbacks=callbacks, **{name: settings[name] for name in given})
     for method in methods:  # what is refused by looking at the callbacks and the module alone
-        method.setup(cast(Trainer, SimpleNamespace(callbacks=callbacks)), model, "fit")
+        method.setup(cast(Trainer, trainer), model, "fit")
+    for method in methods:
+        method.check_arguments(trainer)
     world_size = _world_size(settings, options, notes)
     epoch = _epoch(settings, model, data, options, world_size)
     shape = _run_shape(settings, callbacks, epoch, notes)
@@ -139,7 +143,7 @@ def _epoch(
     world_size: int,
 ) -> EpochShape:
     if options.dataset_size is None:
-        epoch = _epoch_of_loader(_train_loader(model, data), world_size, settings["use_distributed_sampler"], options)
+        epoch = _epoch_of_loader(_train_loader(model, data), world_size, settings, options)
     else:
         batch_size = options.batch_size or getattr(data, "batch_size", None) or getattr(model, "batch_size", None)
         if not isinstance(batch_size, int):
@@ -167,10 +171,11 @@ def _train_loader(model: LightningModule, data: LightningDataModule | None) -> A
         ) from error
 
 
-def _epoch_of_loader(loaded: Any, world_size: int, distributed: bool, options: PlanOptions) -> EpochShape:
-    if isinstance(loaded, DataLoader):
-        return _epoch_of_one(loaded, world_size, distributed, options)
+def _epoch_of_loader(loaded: Any, world_size: int, settings: TrainerSettings, options: PlanOptions) -> EpochShape:
     combined = loaded if isinstance(loaded, CombinedLoader) else CombinedLoader(loaded, "max_size_cycle")
+    distributed = settings["use_distributed_sampler"]
+    if settings["overfit_batches"]:
+        combined = internals.in_order(combined)
     shapes = [_epoch_of_one(loader, world_size, distributed, options) for loader in combined.flattened]
     if len(shapes) == 1:
         return shapes[0]
