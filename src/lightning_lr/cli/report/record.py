@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,21 @@ class RunRecord:
         """
         if not self.counts_samples:
             return [step + 1.0 for step in steps]
-        known = [(-1, 0.0)]
+        at, samples = self._samples_at
+        found: list[float] = np.interp(steps, at, samples).tolist()
+        return found
+
+    @cached_property
+    def _samples_at(self) -> tuple[Any, Any]:
+        """Steps at which the samples are known, and their numbers."""
+        at, samples = [-1], [0.0]
         if SAMPLES in self.metrics:
-            known += self.metrics[SAMPLES].finite
-        if self.planned_samples and self.planned_updates and self.planned_updates - 1 > known[-1][0]:
-            known.append((self.planned_updates - 1, float(self.planned_samples)))
-        at, samples = zip(*known, strict=True)
-        return [float(position) for position in np.interp(steps, at, samples)]
+            known = self.metrics[SAMPLES].finite
+            at, samples = [*at, *known.steps], [*samples, *known.values]
+        if self.planned_samples and self.planned_updates and self.planned_updates - 1 > at[-1]:
+            at.append(self.planned_updates - 1)
+            samples.append(float(self.planned_samples))
+        return np.array(at, dtype=np.float64), np.array(samples, dtype=np.float64)
 
     def points(self, name: str) -> tuple[list[float], list[float]]:
         """Positions and values of a metric; values may hold NaN."""

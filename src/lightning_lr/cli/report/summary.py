@@ -68,7 +68,7 @@ def best(name: str, series: MetricSeries) -> tuple[int, float] | None:
 
 def varies(series: MetricSeries) -> bool:
     """Whether a metric has more than one value, so that one can be the best."""
-    return len({value for _, value in series.finite}) > 1
+    return len(set(series.finite.values)) > 1
 
 
 def main_metrics(records: Sequence[RunRecord]) -> list[str]:
@@ -181,7 +181,7 @@ def drawn_lines(record: RunRecord) -> dict[str, str]:
 
 def constant_learning_rate(record: RunRecord) -> str:
     """The learning rate of each group where none ever changed; else empty."""
-    rates = {group: {v for _, v in record.metrics[name].finite} for group, name in record.learning_rates.items()}
+    rates = {group: set(record.metrics[name].finite.values) for group, name in record.learning_rates.items()}
     if not rates or any(len(values) != 1 for values in rates.values()):
         return ""
     values_seen = sorted({f"{value:.4g}" for values in rates.values() for value in values}, key=float)
