@@ -15,8 +15,9 @@ from lightning_lr.layers.example_pass import example_pass
 from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import all_parameters, unwrapped
-from lightning_lr.layers.reading import TreeReader, definition_order
+from lightning_lr.layers.reading import TreeReader
 from lightning_lr.layers.tree import Leaf, Series, distances, leaves
+from lightning_lr.layers.without_blocks import definition_order
 
 Layers = Literal["auto"] | Sequence[str]
 SHOWN = 40

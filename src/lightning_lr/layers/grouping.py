@@ -1,0 +1,138 @@
+"""Which parts with blocks follow one another, and which stand side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lightning_lr.layers import roles
+from lightning_lr.layers.items import Item, members_of
+from lightning_lr.layers.structure import Structure
+from lightning_lr.layers.visits import Visits
+
+
+def groups_of(
+    structure: Structure, items: Sequence[Item], visits: Visits | None, on_backbone: bool
+) -> list[list[Item]]:
+    """What bears blocks, from input to head; what is in one group stands side by side."""
+    bearing = [item for item in items if item.bears]
+    models = [item for item in bearing if item.is_model]
+    twins: dict[str, str] = {}
+    on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in models)
+    for encoder in models:
+        for decoder in models:
+            halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
+            tokens = visits is not None and _reads_tokens_of_itsown_of(encoder, decoder, visits)
+            if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves, tokens):
+                continue
+            if visits is None or _reads_for_itself(encoder, decoder, visits):
+                twins[encoder.name] = twins[decoder.name] = encoder.name
+    unseen = [i for i in bearing if visits is None or not visits.has(*members_of(i))]
+    if unseen and len(bearing) > 1 and len(unseen) < len(bearing) and roles.are_towers(i.name for i in bearing):
+        return _groups_by_name(structure, items, bearing, models, twins)
+    if visits is not None and all(visits.has(*(n for n, _ in item.children)) for item in models):
+        groups: list[list[Item]] = []
+        for item in bearing:
+            names = [n for n, _ in item.children]
+            last = groups[-1] if groups else []
+            apart = last and all(
+                twins.get(other.name, other.name) == twins.get(item.name)
+                or roles.are_opponents(other.name, item.name)
+                or visits.also_alone(names)
+                or not visits.reaches([n for n, _ in other.children], names)
+                for other in last
+            )
+            if apart and (item.is_model or visits.has(*names)):
+                last.append(item)
+            else:
+                groups.append([item])
+        return groups
+    return _groups_by_name(structure, items, bearing, models, twins)
+
+
+def _groups_by_name(
+    structure: Structure, items: Sequence[Item], bearing: list[Item], models: list[Item], twins: dict[str, str]
+) -> list[list[Item]]:
+    halves = any(word in roles.words(item.name) for item in bearing for word in ("encoder", "decoder"))
+    if len(bearing) > 1 and not models and not halves and roles.are_towers(item.name for item in bearing):
+        return [bearing]
+    if len(models) < 2:
+        if len(bearing) == 2 and models and roles.BACKBONE.fullmatch(models[0].name):
+            bearing.sort(key=lambda item: item is not models[0])
+        return [[item] for item in bearing]
+    names = [item.name for item in models]
+    towers = [item for item in models if roles.MODALITY.fullmatch(item.name)]
+    writers = [item for item in models if roles.LANGUAGE.fullmatch(item.name)]
+    others = [item for item in models if item not in towers and item not in writers]
+    texts = [item for item in others if "text" in roles.words(item.name)]
+    connected = any(roles.CONNECTOR.fullmatch(item.name) for item in items)
+    fusion = [item for item in others if roles.FUSION.fullmatch(item.name)]
+    if len(writers) == len(models) or (len(writers) == 1 and not towers and not others):
+        writers, others = [], models
+    order: list[list[Item]] = []
+    if towers and fusion and texts and not writers:
+        order = [[*towers, *texts], *([item] for item in others if item not in texts)]
+    elif towers and (writers or (connected and texts) or (others and not texts and len(towers) < len(models))):
+        middle = [item for item in others if item not in texts]
+        paired = [item for item in middle if item.name in twins]
+        middle = [item for item in middle if item not in paired]
+        order = [towers, *([item] for item in middle), *([paired] if paired else [])]
+        top = [*texts, *writers]
+        order += [top] if any(item.name in twins for item in top) else [[item] for item in top]
+    elif roles.are_towers(names) and not (
+        len(models) == 2 and set(map(_role, names)) == {"encoder", "decoder"} and not twins
+    ):
+        order = [models]
+    else:
+        first = [item for item in models if roles.BACKBONE.fullmatch(item.name)]
+        for item in [*first, *(item for item in models if item not in first)]:
+            if item.name in twins and order and twins[item.name] in [twins.get(i.name) for i in order[-1]]:
+                order[-1].append(item)
+            else:
+                order.append([item])
+        counted = roles.numbered([(item.name, item.module) for item in models])
+        endings = Counter(m.group(1) for i in models if (m := roles.SUFFIX.fullmatch(i.name)))
+        alike = [
+            i.name for i in models
+            if (m := roles.SUFFIX.fullmatch(i.name)) and endings[m.group(1)] > 1
+        ]  # fmt: skip
+        unclear = [
+            n for n in names
+            if n not in counted and n not in twins and (not roles.IN_SERIES.fullmatch(n) or n in alike)
+        ]  # fmt: skip
+        if len(unclear) > 1:
+            structure.guesses.append(f"{', '.join(names)} are taken to follow one another")
+    rest = [item for item in bearing if item not in models]
+    if not rest:
+        return order
+    # lists between sub-models stay where they are defined
+    placed = [[item] for item in bearing if not any(item in group for group in order if len(group) > 1)]
+    sides = [group for group in order if len(group) > 1]
+    if not sides:
+        chain = iter([item for group in order for item in group])
+        return [[next(chain)] if item in models else [item] for item in bearing]
+    for group in sides:
+        at = min(bearing.index(item) for item in group)
+        placed.insert(sum(bearing.index(other[0]) < at for other in placed), group)
+    return placed
+
+
+def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
+    """Whether a decoder may have an input of its own, so that it is parallel to the encoder."""
+    if visits.reaches([decoder.name], [encoder.name]):
+        return False
+    fed = encoder.name in visits.read.get(decoder.name, ())
+    return not fed or roles.has_cross_attention(decoder.module)
+
+
+def _reads_tokens_of_itsown_of(encoder: Item, decoder: Item, visits: Visits) -> bool:
+    """Whether a decoder's first argument comes from the input, and what the encoder makes is in another one."""
+    return (
+        decoder.name in visits.own_input
+        and encoder.name not in visits.read[decoder.name]
+        and visits.reaches([encoder.name], [decoder.name])
+    )
+
+
+def _role(name: str) -> str:
+    return next((word for word in ("encoder", "decoder") if word in name), name)

@@ -1,0 +1,70 @@
+"""What a module is to the order of layers: whether blocks are in it, and whether it is a list of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from lightning_lr.layers import roles
+from lightning_lr.layers.forward_pass import Passes
+from lightning_lr.layers.matcher import group_matcher
+from lightning_lr.layers.names import children, is_leaf, is_normalization
+
+Named = tuple[str, nn.Module]
+
+
+class Structure:
+    """Answers about the modules of a model.
+
+    Args:
+        model: the root, unwrapped.
+        passes: what forward passes show.
+    """
+
+    def __init__(self, model: nn.Module, passes: Passes) -> None:
+        self.passes = passes
+        self.guesses: list[str] = []
+        """What was decided by names and by definition order without evidence, in words."""
+        # leaf layers in a Sequential count only in a model that has no larger blocks anywhere
+        self.small = False
+        self.small = not self.bears("", model)
+
+    def bears(self, name: str, module: nn.Module) -> bool:
+        """Whether blocks are somewhere in a module."""
+        if group_matcher(module) is not None or self.is_list(name, module) or is_stacked_rnn(module):
+            return True
+        inside = list(children(module))
+        if roles.numbered(inside):
+            return True
+        return any(self.bears(n, child) for n, child in inside if not self.is_aside(module, n))
+
+    def is_aside(self, parent: nn.Module, name: str, path: str = "?") -> bool:
+        """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""
+        if not roles.SIDE_BY_SIDE.fullmatch(name):
+            return False
+        if self.small and isinstance(parent._modules.get(name), nn.Sequential) and not roles.SMALL.fullmatch(name):
+            return False  # the elements of a Sequential follow one another, whatever it is called
+        visits = self.passes.of(parent, path)
+        return visits is None or not visits.feeds_itself(name)
+
+    def is_list(self, name: str, module: nn.Module) -> bool:
+        """Whether a container holds blocks that follow one another."""
+        names = [n for n, _ in children(module)]
+        is_dict = isinstance(module, nn.ModuleDict) and (type(module) is nn.ModuleDict or all(map(str.isdigit, names)))
+        if not (is_dict or isinstance(module, nn.ModuleList | nn.Sequential)):
+            return False
+        inside = [
+            (n, child) for n, child in children(module)
+            if (not is_normalization(child) if self.small else not is_leaf(child))
+        ]  # fmt: skip
+        kinds = Counter(type(child) for _, child in inside)
+        repeated = any(count > 1 for count in kinds.values())
+        if is_dict:
+            counted = all(roles.NUMBERED.fullmatch(n) for n, _ in inside) or roles.BLOCKS.fullmatch(name) is not None
+            return repeated and counted and not roles.are_towers(n for n, _ in inside)
+        return repeated or (len(inside) == 1 and not self.small and roles.BLOCKS.fullmatch(name) is not None)
+
+
+def is_stacked_rnn(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNNBase) and module.num_layers > 1

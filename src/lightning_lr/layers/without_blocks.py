@@ -1,0 +1,96 @@
+"""The order of layers of a model, or of a part of one, without repeated blocks: one per child module."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_lr.layers import roles
+from lightning_lr.layers.forward_pass import Passes
+from lightning_lr.layers.names import children, is_leaf, is_normalization, joined, names_in
+from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, leaves
+from lightning_lr.layers.visits import Visits
+
+
+def definition_order(model: nn.Module, passes: Passes) -> tuple[Series, bool]:
+    """One layer per child module, norms with what they follow, and whether forward passes show the order.
+
+    With a forward pass, children are as far from the top as the longest way from them to the output; else they are in
+    the order of the text of ``forward`` or of definition, heads by name last. Where there are one or two children, such
+    as a backbone and what follows it, those that have parts are read in turn.
+    """
+    head: list[str] = []
+    parts, seen = plain_parts(model, "", passes, head)
+    return Series([*parts, Leaf("head", head)]), seen
+
+
+def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tuple[list[Node], bool]:
+    inside = list(children(module))
+    own = [name for name, p in module._parameters.items() if p is not None]
+    visits = passes.of(module, path)
+    seen = visits is not None and visits.has(*(name for name, _ in inside))
+    by_name = roles.heads([*((name, None) for name in own), *inside])
+    others = [name for name, _ in inside if not by_name(name)]
+    tops = [
+        (name, child) for name, child in inside
+        if by_name(name) and not (seen and visits is not None and visits.reaches([name], others))
+    ]  # fmt: skip
+    bodies = [part for part in inside if part not in tops]
+    # weights that the module uses by itself are parts like any other
+    weights = [n for n in own if not by_name(n) and (module._parameters[n].ndim > 1 or not inside)]  # type: ignore[union-attr]
+    used = len(weights) > 1 and not inside and (visits is None or visits.has(*weights))
+    order = passes.order(module)
+    if used and visits is None:
+        used = all(name in order for name in weights)
+    nodes: dict[str, Node] = {}
+    certain = seen or len(bodies) < 2
+    if used:
+        certain = visits is not None
+        nodes = {name: Leaf(joined(path, name), [joined(path, name)]) for name in weights}
+        nodes = dict(sorted(nodes.items(), key=lambda n: visits.at([n[0]]) if visits is not None else order[n[0]]))
+    elif not inside and len([n for n in own if not by_name(n)]) > 1 and not path:
+        certain = False
+    if seen and visits is not None:
+        bodies.sort(key=lambda part: visits.at([part[0]]))
+    elif all(name in order for name, _ in bodies):
+        bodies.sort(key=lambda part: order[part[0]])
+    for name, child in bodies:
+        here = joined(path, name)
+        before = [
+            other for other, c in bodies
+            if other in nodes and (not seen or visits is None or visits.reaches([other], [name]))
+        ]  # fmt: skip
+        steps = visits.elements(name) if isinstance(child, nn.ParameterList) and visits is not None else []
+        if is_normalization(child) and before:
+            list(leaves(nodes[before[-1]]))[-1].parameters += names_in(child, here)
+        elif len(steps) == len(list(child.parameters())) > 1 and visits is not None:
+            nodes |= {unit: Leaf(joined(path, unit), [joined(path, unit)]) for unit in steps}
+        elif is_leaf(child) or len(bodies) > 2:
+            nodes[name] = Leaf(here, names_in(child, here))
+        else:
+            inner: list[str] = []
+            parts, sure = plain_parts(child, here, passes, inner)
+            certain = certain and sure
+            if name == bodies[-1][0]:
+                head += inner
+            else:
+                parts.append(Leaf(joined(here, "head"), inner))
+            nodes[name] = Series(parts)
+    head += [p for name, child in tops for p in names_in(child, joined(path, name))]
+    head += [joined(path, name) for name in own if by_name(name)]
+    first = [joined(path, name) for name in own if not by_name(name) and name not in nodes]
+    stem = Leaf(joined(path, "stem"), first, stem=True)
+    if (seen or used) and visits is not None:
+        return [stem, *_levels(nodes, visits)], certain
+    return [stem, *nodes.values()], certain
+
+
+def _levels(nodes: dict[str, Node], visits: Visits) -> list[Node]:
+    """Parts by the longest way to the output, in groups that stand side by side."""
+    level: dict[str, int] = {}
+    for name in reversed(list(nodes)):
+        level[name] = 1 + max((level[other] for other in level if visits.reaches([name], [other])), default=-1)
+    found: list[Node] = []
+    for height in sorted(set(level.values()), reverse=True):
+        together = [node for name, node in nodes.items() if level[name] == height]
+        found.append(together[0] if len(together) == 1 else Parallel(together))
+    return found
