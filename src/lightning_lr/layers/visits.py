@@ -53,9 +53,10 @@ class Visits:
         return any(not sources.isdisjoint(self.before[unit]) for name in second for unit in self._units(name))
 
     def enters(self, name: str, children: Sequence[str]) -> bool:
-        """Whether a parameter of the module is in the input of any call of some children, or of their parts."""
+        """Whether a parameter, a child or a part of it is in the input of any call of some children."""
         units = {unit for child in children for unit in self._units(child)}
-        return any(name in self.entered.get(unit, ()) or name in self.before[unit] for unit in units)
+        own = {name, *self._units(name)}
+        return any(not own.isdisjoint(self.entered.get(unit, set()) | self.before[unit]) for unit in units)
 
     def also_alone(self, children: Sequence[str]) -> bool:
         """Whether a child that reads what others make is called on something else, too: a discriminator."""

@@ -253,6 +253,23 @@ class ByTask(nn.Module):
         return y
 
 
+@right("embed_tokens layers.0-2 lm_heads", name="a table and a head per codebook")
+class Codebooks(nn.Module):
+    """The number of codebooks comes from the input's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm_heads, self.layers = layers(2, lin), layers(3)
+        self.embed_tokens = layers(2, lambda: nn.Embedding(9, 4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        _, books, _ = ids.shape
+        x = sum(self.embed_tokens[book](ids[:, book]) for book in range(books))
+        for layer in self.layers:
+            x = layer(x)
+        return torch.stack([head(x) for head in self.lm_heads], 1)
+
+
 @right("embed layers.0-1 out", name="layers with parts in a dict")
 class Dicts(nn.Module):
     def __init__(self) -> None:
