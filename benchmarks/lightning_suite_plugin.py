@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -402,6 +403,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if plain(item.nodeid) in RECORDER.only]
         config.hook.pytest_deselected(items=[item for item in items if plain(item.nodeid) not in RECORDER.only])
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """A fit looks for schedulers among all objects that are alive: what was imported is none of them, and takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, params=RECORDER.arms)

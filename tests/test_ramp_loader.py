@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -68,6 +70,18 @@ def test_batch_norm_trains_under_drop_last() -> None:
 
     module, _ = fit([ramp()], module=Normed(), loader=DataLoader(data(49), batch_size=8, drop_last=True))
     assert torch.isfinite(weights(module)).all()
+
+
+@pytest.mark.parametrize(("samples", "lone"), [(36, True), (40, False), (37, False)])
+def test_a_lone_sample_that_grown_batches_leave_over_is_said_before_training(samples: int, lone: bool) -> None:
+    module = Toy()
+    module.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False))  # type: ignore[assignment]
+    grows = ramp(schedule=StepRamp([1], factor=1.25))  # 4, then 5; of 37 samples the loader itself leaves one
+    with warnings.catch_warnings(record=True) as said, suppress(ValueError):
+        warnings.simplefilter("always")
+        fit([grows], module=module, loader=DataLoader(data(samples), batch_size=4), max_epochs=2)
+    found = [str(one.message) for one in said if "has one sample" in str(one.message)]
+    assert [text.partition(" has")[0] for text in found] == ["BatchSizeRamp: micro-batch 7 of epoch 1"] * lone
 
 
 def test_the_plan_without_a_trainer_drops_the_same() -> None:

@@ -168,6 +168,23 @@ class RampPlan:
         return largest > micro_batch_sizes(self.starting_batch_size // self.world_size, self.max_micro_batch_size)[0]
 
     @property
+    def lone_sample(self) -> tuple[int, int] | None:
+        """Epoch and micro-batch of the first micro-batch of one sample, where the loader's own batches have more.
+
+        What an epoch leaves over depends on the batch that has grown. ``None``: there is none, or the batches are not
+        known ahead.
+        """
+        own = self.starting_batch_size // self.world_size
+        left = 0 if self.drop_last else self.samples_per_device % own
+        if 1 in (own, left) or not self.schedule.known_ahead or self.begin_samples is None:
+            return None
+        for epoch in range(math.ceil(self.epochs)):
+            sizes = self.windows(epoch).micro_sizes
+            if 1 in sizes:
+                return epoch, sizes.index(1)
+        return None
+
+    @property
     def total_updates(self) -> int:
         """Updates in the run; for an ``AdaptiveRamp``, if the batch grows no more."""
         return self._totals.updates

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
@@ -285,6 +286,8 @@ class BatchSizeRamp(MethodCallback):
                 "GhostBatchNorm, or keep the micro-batch by max_micro_batch_size"
             )
 
+        self._warn_of_lone_sample(pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None and self._ramped.follow(trainer):
             self._run.plan_again(trainer)
@@ -368,6 +371,15 @@ class BatchSizeRamp(MethodCallback):
             self._loader.seed = None
 
     # ------------------------------------------------------------------ inside
+    def _warn_of_lone_sample(self, module: LightningModule) -> None:
+        place = None if self._ramped.stream is not None else self._ramped.plan.lone_sample
+        if place is not None and any(isinstance(part, _BatchNorm) for part in module.modules()):
+            rank_zero_warn(
+                f"BatchSizeRamp: micro-batch {place[1]} of epoch {place[0]} has one sample, which is what the grown "
+                "batches leave of an epoch, and batch norm over vectors takes no variance of one (torch: 'Expected "
+                "more than 1 value per channel'); set drop_last=True in the DataLoader"
+            )
+
     def _taken_over(self, trainer: Trainer, shape: RunShape) -> RampedShape:
         """The run under the ramp, before the loader is placed in it: in another run the place would mean nothing."""
         self._refuse_to_begin_inside_an_epoch(trainer)
