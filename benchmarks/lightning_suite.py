@@ -91,6 +91,7 @@ def run_files(
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONDONTWRITEBYTECODE": "1",
             "MPLBACKEND": "agg",
+            "LIGHTNING_LR_PICTURES": "0",  # half of the time of a fit of a few batches
         }
         if only is not None:
             variables[ONLY_VARIABLE] = json.dumps(list(only))
@@ -204,7 +205,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         "those of the bare run. Refused: a callback says before training that it cannot work there. By design: listed "
         "below with the reason. Counts callbacks: the test fails with a callback that does nothing but has a state, "
         f"too. {slow} tests that take more than {SLOW} s of CPU time bare, and all but the first {FIRST_CASES} "
-        "parameter sets of a test, ran with the control and all together only.",
+        "parameter set of a test, ran with the control and all together only.",
         "",
         markdown_table(headings, body),
     ]

@@ -39,9 +39,9 @@ ARMS_VARIABLE, OUT_VARIABLE = "LIGHTNING_SUITE_ARMS", "LIGHTNING_SUITE_OUT"
 ONLY_VARIABLE = "LIGHTNING_SUITE_ONLY"
 SECONDS = 120
 """After which a test is ended."""
-SLOW = 1.0
+SLOW = 0.7
 """Seconds of CPU time from which a bare test is slow: of the arms, only those in ``WHOLE`` run it."""
-FIRST_CASES = 2
+FIRST_CASES = 1
 """Parameter sets of one test function that arms run which are not in ``WHOLE``."""
 PACKAGE = str(Path(lr.__file__).parent)
 
@@ -406,7 +406,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """A fit looks for schedulers among all objects that are alive: what was imported is none of them, and takes long."""
+    """A fit looks for schedulers among all objects that are alive, which takes long with all that was imported."""
     gc.collect()
     gc.freeze()
 

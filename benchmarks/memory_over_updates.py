@@ -108,7 +108,7 @@ def train(name: str, updates: int, out: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.randn(4 * EPOCH, 8)
-    data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=4)
+    data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=4, drop_last=True)
     watch = Watch(updates)
     accumulation = 2 if "GradientNoiseScale" in name or name == "all together" else 1
     limit = {"max_steps": updates} if "Ramp" in name else {"max_epochs": updates * accumulation // EPOCH}
