@@ -92,6 +92,16 @@ def test_the_plan_without_a_trainer_drops_the_same() -> None:
     assert sum(map(sum, read.sizes.values())) == plan.total_samples
 
 
+@pytest.mark.parametrize("limit", [0.1, 0.5, 0.03])
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_share_of_the_batches_is_taken_once(limit: float, reload: int) -> None:
+    """Of 64 batches a tenth are 6; a tenth of these, which Lightning took again, are none, and it refused."""
+    read = Read()
+    fit([ramp(), read], loader=DataLoader(data(64), batch_size=1), limit_train_batches=limit,
+        reload_dataloaders_every_n_epochs=reload)  # fmt: skip
+    assert {epoch: sum(sizes) for epoch, sizes in read.sizes.items()} == dict.fromkeys(range(3), int(64 * limit))
+
+
 # ---------------------------------------------------------------------- reloading
 class Reloads(Toy):
     """A loader of another size in every epoch."""

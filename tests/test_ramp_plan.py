@@ -782,3 +782,13 @@ def test_schedules_and_plans_are_hashable_and_survive_pickling() -> None:
         again = pickle.loads(pickle.dumps(plan))
         assert (again, hash(again)) == (plan, hash(plan))
         assert again.windows(0) == plan.windows(0)
+
+
+@pytest.mark.parametrize("schedule", [CurveRamp(Cosine()), StepRamp([1], factor=2)])
+def test_a_run_that_updates_end_long_before_its_epochs_is_planned_at_once(schedule: Any) -> None:
+    """It took hours: the updates of all the epochs were counted, to see that there are more."""
+    begin = time.process_time()
+    plan = RampPlan(schedule, 48, 8, max_epochs=10**9, max_updates=10, max_batch_size=16)
+    assert plan.total_updates == 10
+    assert plan.total_updates == RampPlan(schedule, 48, 8, max_updates=10, max_batch_size=16).total_updates
+    assert time.process_time() - begin < 2

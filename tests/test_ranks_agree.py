@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler
 
 from lightning_lr import (
@@ -25,8 +26,9 @@ from lightning_lr import (
 )
 from tests.support.processes import run_in_processes
 from tests.support.random_loops import Loop, drawn, largest_difference, run
-from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.toy import Probe, Toy, data, fit, quiet, weights
 from tests.support.two_processes import ddp, run_in_two_processes
+from tests.test_resume_matrix import Numbered, Reader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -100,11 +102,47 @@ CASES: dict[str, Callable[[], Any]] = {
 }
 
 
+RESUMED: dict[str, Callable[[], list[Callback]]] = {
+    "schedule": lambda: [LearningRateSchedule(Polynomial(power=1.0))],
+    "ramp": lambda: [BatchSizeRamp(StepRamp([1, 2], factor=2), max_batch_size=48)],
+}
+KINDS = {"end of the epoch": "epoch=0", "last batch": "step=6", "middle": "step=7"}
+
+
+def _numbered(method: str, world: int, ckpt_path: Path | None = None, save: Path | None = None) -> Any:
+    """Three epochs of 48 numbered samples, 8 in a batch over all devices: the samples read, and each update's lr."""
+    module, probe = Reader(), Probe()
+    callbacks: list[Callback] = [*RESUMED[method](), probe]
+    if save is not None:
+        callbacks += [
+            ModelCheckpoint(save, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+            ModelCheckpoint(save, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
+        ]
+    trainer = Trainer(**quiet(callbacks=callbacks, max_epochs=3, enable_checkpointing=save is not None,
+                              **(ddp() if world > 1 else {})))  # fmt: skip
+    try:
+        trainer.fit(module, DataLoader(Numbered(48), batch_size=8 // world), ckpt_path=ckpt_path and str(ckpt_path))
+    except MisconfigurationException as error:
+        return str(error)
+    return module.seen, probe.first
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    resumes: list[tuple[str, Callable[[], Any]]] = []
+    for method in RESUMED:
+        _numbered(method, 1, save=folder / f"{method} 1")
+        resumes.append((f"{method} saves", partial(_numbered, method, 2, save=folder / f"{method} 2")))
+        for kind, file in KINDS.items():
+            ckpt = folder / f"{method} 1" / f"{file}.ckpt"
+            resumes.append((f"{method}, {kind}", partial(_numbered, method, 2, ckpt_path=ckpt)))
     loops = [(f"loop {index}", partial(_loop, loop, folder / str(index))) for index, loop in enumerate(LOOPS)]
-    first, second = run_in_two_processes([*CASES.items(), *loops], folder)
+    first, second = run_in_two_processes([*CASES.items(), *resumes, *loops], folder)
     for rank in (first, second):
         for result in rank.values():
             if isinstance(result, Exception):
@@ -152,6 +190,35 @@ def test_a_run_that_ends_before_the_shorter_epoch_trains(results: Any) -> None:
     for rank in results:
         lrs = [row[0][0] for row in rank["schedule, ends before"][1]]
         assert lrs == pytest.approx([0.05 * (1 - u / 5) for u in range(5)], rel=1e-12)
+
+
+@pytest.mark.parametrize("direction", ["one device, then DDP", "DDP, then one device"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", RESUMED)
+def test_a_checkpoint_is_gone_on_from_by_another_strategy(
+    method: str, kind: str, direction: str, results: Any, folder: Path
+) -> None:
+    _, whole = _numbered(method, 1)
+    if direction.startswith("one"):
+        found = [rank[f"{method}, {kind}"] for rank in results]
+    else:
+        assert (
+            sorted(results[0][f"{method} saves"][1])
+            == sorted(results[1][f"{method} saves"][1])
+            == pytest.approx(sorted(whole))
+        )
+        found = [_numbered(method, 1, ckpt_path=folder / f"{method} 2" / f"{KINDS[kind]}.ckpt")]
+    if kind == "middle":
+        for message in found:
+            assert "training goes on inside an epoch with" in message
+            assert "devices" in message
+        return
+    for _, lrs in found:
+        assert lrs == pytest.approx(whole[6:], rel=1e-12)
+    for epoch in (1, 2):
+        read = sorted(sample for seen, _ in found for sample in seen[epoch])
+        assert read == list(range(48)), "every sample once"
+    assert all(sorted(seen) == [1, 2] for seen, _ in found)
 
 
 @pytest.mark.parametrize("index", range(len(LOOPS)))

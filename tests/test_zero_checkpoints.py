@@ -154,11 +154,13 @@ def folder(tmp_path_factory: Any) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Batches:
     """Two processes write and resume; mismatches are refused."""
+    _run(None, "momentum", 1, save=folder / "plain")
     saving = _saving(folder, 2, soon=True)
     ckpt = _ckpt(folder, 2, "momentum", 2)
     refused = [
         ("stage", partial(_raises, partial(_run, 3, "momentum", 2, ckpt=ckpt))),
         ("groups", partial(_raises, partial(_run, 2, "momentum", 2, ckpt=ckpt, configure=_three_groups))),
+        ("plain file", partial(_raises, partial(_run, 2, "momentum", 2, ckpt=str(folder / "plain" / "step=10.ckpt")))),
         ("no-folder", partial(_raises, partial(_run, 2, "momentum", 2, ckpt=str(folder / "nothing.ckpt")))),
     ]
     clipped = ("clipped", partial(_run, 2, "momentum", 2, ckpt=ckpt, gradient_clip_val=1e-9))
@@ -274,6 +276,12 @@ def test_mismatches_are_clear_errors(two: Batches, one: Batches) -> None:
     )
     assert "has 2 parameter groups of 2 + 2 parameters, this run's has 3 of 1 + 1 + 2" in two["groups"][0]
     assert "nothing.ckpt" in two["no-folder"][0]
+
+
+def test_a_folder_and_a_file_are_not_taken_for_each_other(two: Batches, folder: Path) -> None:
+    assert "step=10.ckpt, which is a file" in two["plain file"][0]
+    with pytest.raises(Exception, match="consolidate"):
+        _run(None, "momentum", 1, ckpt=_ckpt(folder, 2, "momentum", 2))
 
 
 def test_nothing_but_whole_checkpoints_is_left(two: Batches, folder: Path) -> None:

@@ -71,11 +71,16 @@ class Cutter:
         """A number that epochs share which are cut alike in windows all alike; ``None`` for any other epoch."""
         return bisect_right(self._changes or (), epoch + SNAP) if self.epochs_alike(epoch) else None
 
-    def updates_before(self, samples: float) -> int:
-        """Number of windows that begin before so many samples of the run, over all devices, are consumed."""
+    def updates_before(self, samples: float, enough: float = math.inf) -> int:
+        """Number of windows that begin before so many samples of the run, over all devices, are consumed.
+
+        Args:
+            samples: of the run.
+            enough: from which on no more are counted: a Trainer's ``max_epochs`` may be a thousand million.
+        """
         epoch, updates = 0, 0
         epoch_samples = self.device_samples * self.rule.world_size
-        while epoch * epoch_samples < samples:
+        while epoch * epoch_samples < samples and updates < enough:
             alike = min(self.epochs_alike(epoch), samples // epoch_samples - epoch)
             if alike >= 1:
                 updates += int(alike) * sum(1 for _ in self._sizes(epoch))

@@ -29,7 +29,9 @@ def cutter_for_run(cutter: Cutter, max_epochs: int | None, max_updates: int | No
     """
     if max_epochs is not None:
         cutter = replace(cutter, length=max_epochs * cutter.device_samples * cutter.rule.world_size)
-    if max_updates is None or (max_epochs is not None and cutter.updates_before(cutter.length) <= max_updates):
+    if max_updates is None or (
+        max_epochs is not None and cutter.updates_before(cutter.length, max_updates + 1) <= max_updates
+    ):
         return cutter
     nominal = replace(cutter, length=max_updates * cutter.rule.start)
     if cutter.schedule.changes() is not None or math.isinf(cutter.begin):

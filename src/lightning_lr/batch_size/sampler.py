@@ -39,6 +39,8 @@ class RampBatchSampler(BatchSampler):
         """Micro-batches at the start of the epoch whose samples are passed over, without being loaded."""
         self.given_out = 0
         """Micro-batches of the running epoch given out, skipped ones included; prefetched ones are among them."""
+        self.told: int | None = None
+        """A length to tell in place of the epoch's: its share that is read is taken of it, and was taken already."""
         self._sizes: list[int] | None = None
 
     def set_windows(self, windows: Iterable[Window], skip: int = 0) -> None:
@@ -114,6 +116,8 @@ class RampBatchSampler(BatchSampler):
 
     def __len__(self) -> int:
         """Micro-batches of the epoch, those to skip included."""
+        if self.told is not None:
+            return self.told
         return super().__len__() if self._sizes is None else len(self._sizes)
 
     def _micro_batches(self, order: Iterator[int], sizes: list[int], index: int) -> Iterator[list[int]]:

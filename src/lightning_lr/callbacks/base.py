@@ -367,6 +367,7 @@ class MethodCallback(Callback):
         absent, self._absent = self._absent, []
         self._leave(trainer)
         resume_checks.explain_other_groups(absent, exception)
+        resume_checks.explain_folder(exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._leave(trainer)

@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -212,6 +213,20 @@ def explain_other_groups(absent: Sequence[str], error: BaseException) -> None:
         raise MisconfigurationException(
             f"lightning_lr: the checkpoint's optimizer had its parameter groups split by LayerwiseLRDecay, which this "
             f"Trainer does not have ({error}); attach it (decay=1.0 changes no learning rate), or load the weights only"
+        ) from error
+
+
+def explain_folder(error: BaseException) -> None:
+    """Explain why a checkpoint could not be read, where it is a folder that another strategy wrote.
+
+    Raises:
+        MisconfigurationException: in the place of the operating system's error, which has it as its cause.
+    """
+    if isinstance(error, IsADirectoryError) and error.filename and (Path(error.filename) / "checkpoint").is_dir():
+        path = str(error.filename)
+        raise MisconfigurationException(
+            f"lightning_lr: the checkpoint {path} is a folder, as ZeROStrategy writes it, and this Trainer reads one "
+            f"file; go on with ZeROStrategy, or make one of it: lightning_lr.strategies.consolidate({path!r}, OUT)"
         ) from error
 
 

@@ -16,6 +16,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import EpochSampler, EpochWindows, RampBatchSampler, RampPlan, ValidationInterval
 from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import StreamedShape
+from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.batch_size_ramp.streaming import StreamedWindows
 from lightning_lr.callbacks.run import run_shape
 from lightning_lr.progress import RunShape
@@ -157,6 +158,8 @@ class RampedLoader:
     def _set_length(self, trainer: Trainer, epoch: int, counted: int) -> None:
         """Set in Lightning how long an epoch is, and where in it a validation is due."""
         self._counted_before = counted
+        if self._sampler is not None:
+            self._sampler.told = None
         sizes = self.windows(epoch).micro_sizes
         internals.set_epoch_length(trainer, len(sizes))
         interval = trainer.val_check_interval
@@ -174,7 +177,8 @@ class RampedLoader:
             self._undo.append(partial(setattr, trainer, "val_check_interval", int(interval)))
 
     def _take_over(self, trainer: Trainer, loader: Any) -> Any:
-        if internals.makes_no_update(trainer):
+        attached = any(member.changes_batch for member in members_of(trainer))
+        if internals.makes_no_update(trainer) or not attached:  # a finder trains without the callbacks
             return loader
         _refuse_ranks_that_differ(trainer, loader)
         if isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset):
@@ -189,7 +193,8 @@ class RampedLoader:
         elif isinstance(sampler, DistributedSampler) and sampler.shuffle:
             self._keep_order_of(sampler)
         whole, rest = divmod(len(sampler), given.batch_size)  # type: ignore[arg-type]
-        batches = internals.limited_batches(trainer, whole + int(rest > 0 and not given.drop_last))
+        unlimited = whole + int(rest > 0 and not given.drop_last)
+        batches = internals.limited_batches(trainer, unlimited)
         self._empty = batches == 0
         if self._empty:
             return loader  # Lightning ends without a further update
@@ -197,6 +202,8 @@ class RampedLoader:
         self._plan_for(run_shape(trainer, shape))
         self._validate_by_samples(trainer, given.batch_size, batches)
         self._sampler = RampBatchSampler(sampler, given.batch_size, given.drop_last)
+        if isinstance(trainer.limit_train_batches, float) and trainer.limit_train_batches < 1:
+            self._sampler.told = unlimited  # Lightning takes its share of it, and our windows have taken it
         self._place(trainer)
         self._undo.append(partial(internals.replace_batch_sampler, loader, given))
         internals.replace_batch_sampler(loader, self._sampler)
