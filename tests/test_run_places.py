@@ -184,7 +184,8 @@ def test_methods_that_need_no_end_train_without_one(name: str, loader: str) -> N
     module = _normed() if name == "ghost" else Toy()
     before = weights(module)
     read: Any = DataLoader(Stream(48), batch_size=8) if loader == "stream" else DataLoader(data(), batch_size=8)
-    _, trainer = fit([ENDLESS[name](), Stop()], module=module, loader=read, max_epochs=-1)
+    bar = loader == "sized"  # it shows the phase, which is a share of the run
+    _, trainer = fit([ENDLESS[name](), Stop()], module=module, loader=read, max_epochs=-1, enable_progress_bar=bar)
     assert trainer.global_step == 8
     assert not torch.equal(weights(module), before)
 

@@ -314,7 +314,7 @@ class Run:
         notes["batch"] = f"{clock.batch_size:,}"
         phases = [
             phase.name
-            for member in self.members
+            for member in (self.members if clock.shape.ends else ())
             for phase in member.phases(clock.shape)
             if phase.start <= clock.progress < phase.end
         ]
