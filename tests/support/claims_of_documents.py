@@ -786,6 +786,22 @@ claim(
         runs.document("overhead/CPU_x86_64.json")[logger][BOTH]["bare_ms"] for logger in ("CSVLogger", "no logger")
     ],
 )
+FOUR = "schedule + layer-wise + hypergradient + normalized decay"
+claim(
+    EVIDENCE,
+    f"{{}} ms of CPU time per bare update on a very busy machine ([table](../benchmarks/results/overhead_table.md), of "
+    f"which one cell was run): `LearningRateSchedule` {RANGE} of the bare update, `HypergradientDescent` {RANGE}, "
+    f"schedule, layer-wise rates, hypergradient and normalized decay together {RANGE}; bare again {RANGE}",
+    lambda: [
+        runs.document("overhead_table/cells/target.json")["bare_ms"],
+        *flat(*map(runs.small_step_overhead, ("LearningRateSchedule", "HypergradientDescent", FOUR, "bare again"))),
+    ],
+)
+claim(
+    "README.md",
+    f"of an update of {{}} ms four callbacks together are {RANGE} of the bare CPU time",
+    lambda: [runs.document("overhead_table/cells/target.json")["bare_ms"], *runs.small_step_overhead(FOUR)],
+)
 SCHEDULE = "docs/learning_rate_schedule.md"
 claim(
     SCHEDULE,

@@ -393,6 +393,11 @@ def overhead(logger: str, callbacks: str, clock: str) -> Numbers:
     return three(document("overhead/CPU_x86_64.json")[logger][callbacks][clock])
 
 
+def small_step_overhead(callbacks: str) -> Numbers:
+    """Of the bare update, in the cell for which there is a target."""
+    return three(document("overhead_table/cells/target.json")["rows"][callbacks]["ratio"])
+
+
 def added_times_less() -> list[float]:
     ratios = [r["tensor by tensor over ours"] for r in document("hypergradient_cost.json")["rows"]]
     return [r["median"] for r in ratios if r is not None]
