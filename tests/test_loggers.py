@@ -6,6 +6,7 @@ import json
 import math
 import sqlite3
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,10 @@ def test_a_real_run_of_wandb_and_mlflow_is_read_back(
         module.finish()
         assert {path.name.split("_")[0] for path in tmp_path.rglob("*.png")} == {"plan", "report"}
         (files,) = tmp_path.glob("wandb/offline-run-*")
+        (written,) = files.glob("run-*.wandb")
+        until = time.monotonic() + 60  # another process of W&B writes it, which may lag behind finish()
+        while not read_wandb(written)[1] and time.monotonic() < until:
+            time.sleep(0.2)
     else:
         client = module.MlflowClient("sqlite:///mlflow.db")
         named = {file.path for file in client.list_artifacts(logger.run_id, "lightning_lr")}

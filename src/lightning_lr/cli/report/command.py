@@ -61,7 +61,7 @@ def _report(directory: Path, given: Path, out: Path | None) -> None:
     record = read_whole_run(directory)
     title = f"Report of {directory}"
     if directory != given:
-        title += f" (the newest run below {given})"
+        title += f" (the newest run {'of' if given.is_file() else 'below'} {given})"
     console = terminal()
     console.print(report_summary(record, title))
     if out is not None:
