@@ -4,9 +4,9 @@
 
 Small tasks of `learning_rate_search_tasks`, 256 updates, the default budget; only the searches are made. 20 seeds; the
 loss times 1e-3 and 1e3; a batch with shuffled labels in every race, among those that its last heat trains on; a loss
-that is nan from a rate on. The loss is scaled in double precision, too: what is left in single precision is rounding,
-which a rate beyond the edge of stability makes larger from update to update. The race's CPU seconds are held against as
-many updates of the run that follows. One JSON for all of it.
+that is nan from a rate on. The loss is scaled in double precision, too, and AdamW's eps with it: what is left without
+is eps and rounding, which a rate beyond the edge of stability makes larger from update to update. The race's CPU
+seconds are held against as many updates of the run that follows. One JSON for all of it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def found(
     seed_everything(seed, verbose=False)
     make = optimizer_of(optimizer)
     if optimizer == "AdamW":  # with a gradient of 1e-3 of its size, an eps of 1e-8 would be another optimizer
-        make = lambda parameters, lr: torch.optim.AdamW(parameters, lr, eps=1e-14, weight_decay=0.01)  # noqa: E731
+        eps = 1e-14 * (scale if double else 1.0)
+        make = lambda parameters, lr: torch.optim.AdamW(parameters, lr, eps=eps, weight_decay=0.01)  # noqa: E731
     module = Disturbed(SMALL[task], make, 1.0)
     if double:
         module.double()
