@@ -29,7 +29,25 @@ class Meant:
         )
 
 
-BY_DESIGN: tuple[Meant, ...] = ()
+BY_DESIGN: tuple[Meant, ...] = (
+    Meant(
+        "test_resume_callback_state_saved_by_type_stateful",
+        "a ramp goes on with the batch after the last one that was trained on, where Lightning reads the loader from "
+        "its beginning again",
+        arms="BatchSizeRamp|all and a ramp",
+        why="^checkpoint: weights, fit: weights$",
+    ),
+    Meant(
+        "test_stochastic_weight_avg",
+        "the arm gives the module a batch norm to act on, and with one StochasticWeightAveraging makes another epoch",
+        arms="GhostBatchNorm",
+    ),
+    Meant(
+        "test_timer_(stops|resume)_training",
+        "the test ends its run by the wall clock, and the number of updates until then is another one in every run",
+        why="global_step|^checkpoint: loops|the number of fits",
+    ),
+)
 
 
 def in_short(refusal: str) -> str:

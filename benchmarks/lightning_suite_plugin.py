@@ -9,6 +9,7 @@ hashed and compared with the bare run's. Works on any pytest suite that calls ``
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -60,6 +61,7 @@ class FlatWarmup(lr.AdaptiveWarmup):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.min_lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.1
         self.max_lr = float(np.nextafter(self.min_lr, 1))
+        self.settings = dataclasses.replace(self.settings, min_lr=self.min_lr, max_lr=self.max_lr)
         super().on_fit_start(trainer, pl_module)
 
 
@@ -67,7 +69,10 @@ class SearchOfOne(lr.LearningRateSearch):
     """A search among one learning rate, the optimizer's own."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.min_lr = self.max_lr = float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else 0.1
+        own = max((float(group["lr"]) for o in trainer.optimizers for group in o.param_groups), default=0.1)
+        self.min_lr = self.max_lr = own
+        given = self.settings
+        self.settings = type(given)(given.curve, own, own, given.budget, given.at)
         super().on_fit_start(trainer, pl_module)
 
 
