@@ -209,6 +209,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
         cases.append((key, partial(_fsdp2, OPTIMIZERS[name], methods, **arguments)))
     cases.append(("refused LARS", partial(_refused, _lars, _nothing)))
     cases.append(("refused hypergradient", partial(_refused, _adamw, _hypergradient)))
+    in_fp32 = _two(1, config=ACCUMULATES_IN_FP32)
+    cases.append(("sums in fp32", partial(_fit, in_fp32, _adamw, _layerwise, precision="bf16-mixed")))
     cases.append(("refused noise", _noise_refused))
     cases.append(("noise DDP", partial(_fit, ddp, _momentum, _noise, **ACCUMULATE)))
     return run_in_processes(cases, tmp_path_factory.mktemp("two"))
@@ -258,6 +260,13 @@ def test_fsdp2_equals_one(key: str, two_processes: list[dict[str, Any]]) -> None
         assert rank["asked"] == {asking}, "one all-reduce for both groups, and one for both hypergradients"
         for mine, theirs in zip(rank["rows"], alone["rows"], strict=True):
             assert mine == pytest.approx(theirs, rel=2 * rounding_after(UPDATES), abs=2 * rounding_after(UPDATES))
+
+
+def test_an_optimizer_of_deepspeeds_own_trains_to_the_end(two_processes: list[dict[str, Any]]) -> None:
+    """What stands in for ZeRO's where bf16 gradients are summed in fp32 has none of its attributes."""
+    for rank in _of(two_processes, "sums in fp32"):
+        assert rank["updates"] == rank["hooks"] == UPDATES
+        assert rank["weights"].isfinite().all()
 
 
 def test_what_cannot_be_seen_is_refused(two_processes: list[dict[str, Any]]) -> None:

@@ -304,8 +304,9 @@ class Trained:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self._pieces: list[tuple[Tensor, int, Tensor]] = []
-        """Up to stage 2: a parameter, where this rank's fragment of it starts, and the fp32 fragment."""
-        if hasattr(engine.optimizer, "fp32_partitioned_groups_flat"):
+        """Up to stage 2: a parameter, where this rank's fragment of it starts, and the fp32 fragment. None in stage 3,
+        and of an optimizer of DeepSpeed's that is none of ZeRO's, such as the one that sums bf16 gradients in fp32."""
+        if hasattr(engine.optimizer, "fp32_partitioned_groups_flat") or not hasattr(engine.optimizer, "bit16_groups"):
             return
         for parameters, shard in zip(
             engine.optimizer.bit16_groups, engine.optimizer.single_partition_of_fp32_groups, strict=True
