@@ -22,7 +22,7 @@ def groups_of(
     for encoder in models:
         for decoder in models:
             halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
-            tokens = visits is not None and _reads_tokens_of_itsown_of(encoder, decoder, visits)
+            tokens = visits is not None and _reads_tokens_of_its_own(encoder, decoder, visits)
             if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves, tokens):
                 continue
             if visits is None or _reads_for_itself(encoder, decoder, visits):
@@ -125,8 +125,13 @@ def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
     return not fed or roles.has_cross_attention(decoder.module)
 
 
-def _reads_tokens_of_itsown_of(encoder: Item, decoder: Item, visits: Visits) -> bool:
-    """Whether a decoder's first argument comes from the input, and what the encoder makes is in another one."""
+def _reads_tokens_of_its_own(encoder: Item, decoder: Item, visits: Visits) -> bool:
+    """Whether a decoder's first argument comes from the input, and what the encoder makes is in another one.
+
+    An argument that is called so (``encoder_hidden_states``) says the same where the tokens are optional.
+    """
+    if encoder.name in visits.beside.get(decoder.name, ()):
+        return True
     return (
         decoder.name in visits.own_input
         and encoder.name not in visits.read[decoder.name]
