@@ -9,6 +9,7 @@ own state before it, with the comparison after it. CPU time of one thread. Resul
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -83,6 +84,7 @@ def measure(make: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     one_thread_steady_memory()
     torch.manual_seed(0)
     found = {name: measure(make) for name, make in BLOCKS.items()}

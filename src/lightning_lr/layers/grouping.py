@@ -130,7 +130,7 @@ def _reads_tokens_of_its_own(encoder: Item, decoder: Item, visits: Visits) -> bo
 
     An argument that is called so (``encoder_hidden_states``) says the same where the tokens are optional.
     """
-    if encoder.name in visits.beside.get(decoder.name, ()):
+    if encoder.name in visits.next_to.get(decoder.name, ()):
         return True
     return (
         decoder.name in visits.own_input

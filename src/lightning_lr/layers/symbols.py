@@ -18,7 +18,7 @@ from lightning_lr.layers.source_order import kind_of_check
 from lightning_lr.layers.visits import Visits
 
 OF_AN_ENCODER = ("encoder_", "memory")
-"""Keywords by which a decoder is given what an encoder made, beside its own input."""
+"""Keywords by which a decoder is given what an encoder made, next to its own input."""
 
 
 class Symbol(fx.Proxy):
@@ -178,11 +178,11 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
             self.visits.read[unit] = self._named(self._sources[first.node])
             if self._sources[first.node] & 1:
                 self.visits.own_input.add(unit)
-        beside = [value for key, value in kwargs.items() if key.startswith(OF_AN_ENCODER)]
-        if itself and beside:
+        next_to = [value for key, value in kwargs.items() if key.startswith(OF_AN_ENCODER)]
+        if itself and next_to:
             rest = [value for key, value in kwargs.items() if not key.startswith(OF_AN_ENCODER)]
-            named = [self._named(self._sources[self.made(values).node]) for values in (beside, [*args, *rest])]
-            self.visits.beside.setdefault(unit, named[0] - named[1])
+            named = [self._named(self._sources[self.made(values).node]) for values in (next_to, [*args, *rest])]
+            self.visits.next_to.setdefault(unit, named[0] - named[1])
         if itself and not self._named(self._sources[made.node]):
             self.visits.alone.add(unit)
         self._note(unit, self._sources[made.node], itself)

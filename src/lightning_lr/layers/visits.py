@@ -25,7 +25,7 @@ class Visits:
         entered: child to what is in the input of any call of it or of a part of it.
         alone: children that were called, at least once, on nothing that comes from another one.
         own_input: children whose first argument, in their first call, comes from the input of the module.
-        beside: child to what is in an argument of it that is called as what an encoder made, and in no other one.
+        next_to: child to what is in an argument of it that is called as what an encoder made, and in no other one.
         itself: what was called itself, not only in parts (``self.net.conv1(x)``) or by its weight.
         held: for each child without a forward, of which only parts are called, the same about these.
     """
@@ -37,7 +37,7 @@ class Visits:
     entered: dict[str, set[str]] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     own_input: set[str] = field(default_factory=set)
-    beside: dict[str, set[str]] = field(default_factory=dict)
+    next_to: dict[str, set[str]] = field(default_factory=dict)
     itself: set[str] = field(default_factory=set)
     held: dict[str, Visits] = field(default_factory=dict)
 
