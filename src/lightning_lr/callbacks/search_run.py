@@ -147,19 +147,17 @@ def _read(race: Race) -> tuple[Sequence[Trial], Choice | None]:
 
 def _result(race: Race, at: float, choice: Choice | None) -> SearchResult:
     heats = [[trial.facts() for trial in heat] for heat in race.trials]
+    if choice is None and race.around is not None:
+        rate = race.around
+        words = f"{CALLER}: the loss diverged at every rate that was tried around {rate:.3g}, which is kept"
+        return SearchResult(rate, rate, rate, race.spent, at, heats, None, words)
     if choice is None:
-        lowest = min(trial.rate for heat in race.trials for trial in heat)
-        return SearchResult(
-            lowest,
-            lowest,
-            lowest,
-            race.spent,
-            at,
-            heats,
-            None,
-            f"{CALLER}: the loss diverged at every rate down to {lowest:.3g}, which is taken; something other than the "
-            "rate is wrong, or the range (min_lr) does not reach low enough",
+        rate = min(trial.rate for heat in race.trials for trial in heat)
+        words = (
+            f"{CALLER}: the loss diverged at every rate down to {rate:.3g}, which is taken; something other than the "
+            "rate is wrong, or the range (min_lr) does not reach low enough"
         )
+        return SearchResult(rate, rate, rate, race.spent, at, heats, None, words)
     band = None
     if choice.posterior is not None:
         lr, mean, sd = choice.posterior.log_lr.exp(), choice.posterior.mean, choice.posterior.sd

@@ -18,7 +18,12 @@ CLIMB = 8
 """Updates of a climb below which rates look unstable that a run's longer one bears; half the schedule at most."""
 
 EXPLODES = 3.0
-"""A loss that has risen by so many times its first value has exploded."""
+"""A loss that has risen by so many times its first value has exploded, or by so many times what the same batch costs at
+another rate, where that is more: one batch may be harder than the first."""
+
+AS_HARD = 0.1
+"""Two rates at which the loss of a batch differs by less than this share of it show what the batch costs, and not what
+the rates do to it."""
 
 ROOT = math.sqrt(10.0)
 
@@ -44,6 +49,9 @@ a plateau, where nothing is learned yet, the lowest rate does the least harm, an
 
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
+
+NARROW = 1
+"""The same, around a present rate, from which training has come as far as it is."""
 
 Schedule = Callable[[int, int], float]
 """Factor on the peak rate, from the number of an update (from 0) and the number of updates."""
@@ -123,11 +131,13 @@ class Race:
     """By heat, in the order in which they ran."""
     held: list[Trial] = field(default_factory=list)
     """Rates that were held, not decayed, in the order in which they ran; their ``rate`` is the boosted one."""
+    repeated: float = 0.0
+    """Updates of schedules that were ended on a hard batch, and were made again."""
 
     @property
     def spent(self) -> float:
         """Updates that the race has taken."""
-        return sum(trial.price for heat in (*self.trials, self.held) for trial in heat)
+        return self.repeated + sum(trial.price for heat in (*self.trials, self.held) for trial in heat)
 
     def run(self) -> None:
         """Run every heat that the budget has room for."""
@@ -229,20 +239,44 @@ class Race:
         rate = self.within(rate)
         if any(math.isclose(trial.rate, rate, rel_tol=1e-9) for trial in heat):
             return False
-        if abs(math.log10(rate / self.start.low)) > FURTHEST and self.around is None:
+        centre, furthest = (self.start.low, FURTHEST) if self.around is None else (self.around, NARROW)
+        if abs(math.log10(rate / centre)) > furthest + 1e-9:
             return False
         # a tenth more than the budget: the last rate may decide on which side the best one lies
         if self.spent + price(length) > 1.1 * self.heats.budget - (self.heats.guard if above else 0.0) and heat:
             return False
-        first: list[float] = []
+        heat.append(self._trained(length, rate, [trial.losses[: None if trial.scores else -1] for trial in heat]))
+        for trial in [trial for trial in heat if _blamed_for_a_batch(trial, heat)]:
+            if self.spent + price(length) <= 1.1 * self.heats.budget:
+                self.repeated += trial.price
+                others = [other.losses for other in heat if other is not trial]
+                heat[heat.index(trial)] = self._trained(length, trial.rate, others)
+        return True
+
+    def _trained(self, length: int, rate: float, others: Sequence[Sequence[float]]) -> Trial:
+        """A schedule up to ``rate``, ended where its loss is far above the first, and above what the batches until then
+        cost at other rates, whose losses ``others`` are."""
+        longest = max(map(len, others), default=0)
+        columns = ([other[n] for other in others if len(other) > n] for n in range(longest))
+        costs = [min(filter(math.isfinite, column), default=-math.inf) for column in columns]
+        losses: list[float] = []
 
         def goes_on(loss: float) -> bool:
-            first.append(loss)
-            return math.isfinite(loss) and loss - first[0] <= EXPLODES * abs(first[0])
+            losses.append(loss)
+            usual = max([losses[0], *costs[1 : len(losses)]])
+            return math.isfinite(loss) and loss - usual <= EXPLODES * abs(usual)
 
-        losses, scores = self.train(rate, length, scored_on(length), goes_on, short_schedule)
-        heat.append(Trial(rate, tuple(losses), tuple(scores)))
-        return True
+        made, scores = self.train(rate, length, scored_on(length), goes_on, short_schedule)
+        return Trial(rate, tuple(made), tuple(scores))
+
+
+def _blamed_for_a_batch(trial: Trial, heat: Sequence[Trial]) -> bool:
+    """Whether a schedule was ended on a batch that costs about as much at another rate."""
+    if trial.scores or not trial.losses or not math.isfinite(trial.losses[-1]):
+        return False
+    place, loss = len(trial.losses) - 1, trial.losses[-1]
+    known = [other.losses[place] for other in heat if other is not trial and len(other.losses) > place]
+    return any(abs(loss - each) <= AS_HARD * min(abs(loss), abs(each)) for each in known)
 
 
 def _highest_tied(heat: Sequence[Trial]) -> Trial:
