@@ -38,6 +38,12 @@ BY_DESIGN: tuple[Meant, ...] = (
         why="^checkpoint: weights, fit: weights$",
     ),
     Meant(
+        "test_restart_from_last_with_val_parity",
+        "after a checkpoint of an epoch's last batch Lightning goes on as if inside that epoch; with a callback of ours "
+        "attached the next epoch begins as every other, and its loader draws random numbers",
+        why="^fit: random$",
+    ),
+    Meant(
         "test_stochastic_weight_avg",
         "the arm gives the module a batch norm to act on, and with one StochasticWeightAveraging makes another epoch",
         arms="GhostBatchNorm",

@@ -26,7 +26,7 @@ class Stopwatch:
         now: a clock, in seconds.
     """
 
-    def __init__(self, journal: Journal, update: int, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, journal: Journal, update: int, now: Callable[[], float] = time.perf_counter) -> None:
         self._journal, self._now = journal, now
         before = [r for r in read_journal(journal.path) if "seconds" in r] if journal.path.exists() else []
         journal.truncate(update + 1)  # the line of an update was written after it: that of the restored one stays

@@ -120,9 +120,9 @@ def _updates_of(shape: RunShape, trainer: Trainer, try_some: Callable[[], object
     if shape.has_length:
         return shape.fixed_batch_updates
     assert shape.max_seconds is not None
-    begin = time.monotonic()
+    begin = time.perf_counter()
     try_some()
-    seconds = (time.monotonic() - begin) / SHORTEST
+    seconds = (time.perf_counter() - begin) / SHORTEST
     updates = int(shape.max_seconds / seconds)
     return trainer.strategy.broadcast(updates) if trainer.world_size > 1 else updates
 

@@ -26,7 +26,7 @@ class BarNotes:
         if bar is None or not getattr(bar, "is_enabled", True):
             return False
         gone = not self._shown.keys() <= _metrics(trainer).keys()  # Lightning empties it between its loops
-        return gone or time.monotonic() - self._at >= SECONDS
+        return gone or time.perf_counter() - self._at >= SECONDS
 
     def show(self, trainer: Trainer, notes: Mapping[str, str]) -> None:
         """Write; a name that the module logs there stays the module's."""
@@ -34,7 +34,7 @@ class BarNotes:
         theirs = {name for name, value in trainer.progress_bar_metrics.items() if self._shown.get(name) != value}
         self._shown = {name: text for name, text in notes.items() if name not in theirs}
         metrics.update(self._shown)
-        self._at = time.monotonic()
+        self._at = time.perf_counter()
 
     def remove(self, trainer: Trainer) -> None:
         """Training is over: the bar's metrics are the module's alone again."""
