@@ -39,7 +39,7 @@ BY_DESIGN: tuple[Meant, ...] = (
     ),
     Meant(
         "test_restart_from_last_with_val_parity",
-        "after a checkpoint of an epoch's last batch Lightning goes on as if inside that epoch; with a callback of ours "
+        "after a checkpoint of the last batch of an epoch Lightning goes on as if inside it; with a callback of ours "
         "attached the next epoch begins as every other, and its loader draws random numbers",
         why="^fit: random$",
     ),
