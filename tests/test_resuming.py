@@ -308,6 +308,22 @@ def test_half_a_checkpoint_is_named(
     assert not Path("runs/one/version_1/config.yaml").exists()
 
 
+def test_a_checkpoint_of_an_exception_records_the_run_that_it_ends(tmp_path: Path) -> None:
+    """``ModelCheckpoint`` saves it after our callbacks have left the run; ``report`` would read the last part alone."""
+
+    class Stops(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 4:
+                raise RuntimeError("stopped")
+
+    save = ModelCheckpoint(tmp_path, filename="stopped", save_on_exception=True, every_n_epochs=100)
+    logger = CSVLogger(tmp_path)
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit([LearningRateSchedule(Cosine()), Stops(), save], logger=logger, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
+    assert Path(checkpoint["lightning_lr"]["journals"]).parent == Path(logger.log_dir).resolve()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_sigterm_to_the_command_saves_and_the_same_line_goes_on(world: int, configured: Path) -> None:

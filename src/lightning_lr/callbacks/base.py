@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
-from lightning_lr.callbacks import pictures, resume_checks
+from lightning_lr.callbacks import continuation, pictures, resume_checks
 from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
 from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
@@ -103,6 +104,8 @@ class MethodCallback(Callback):
         self.loaded: dict[str, Any] | None = None
         """The state in a checkpoint, from its being loaded until training goes on."""
         self.journals_before: str | None = None
+        self._journals_left: Path | None = None
+        """Where the run that this callback has left wrote its decisions: an exception is saved after that."""
         """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._shape_facts: dict[str, int | str | None] | None = None
         self._absent: list[str] = []  # callbacks of the run that saved a checkpoint which this one does not have
@@ -239,6 +242,7 @@ class MethodCallback(Callback):
         refuse_mirror(self, trainer)
         if stage != "fit":
             return
+        self._journals_left = None
         mutable = (list, dict, set)  # what a fit fills in place
         self._before = {name: copy(v) if isinstance(v, mutable) else v for name, v in self.__dict__.items()}
         caller = type(self).__name__
@@ -388,6 +392,8 @@ class MethodCallback(Callback):
                 if state:  # FSDP2: only rank 0 has one
                     writer.rewrite_state(state)
             self._run.sign(checkpoint)
+        elif self._run is None:
+            continuation.sign(checkpoint, self._journals_left)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.start_fresh()  # its state is loaded after this, if the checkpoint has one
@@ -439,6 +445,7 @@ class MethodCallback(Callback):
         self._absent = []
         if self._run is not None:
             self._keep_place()
+            self._journals_left = self._run.journals_path if self._run.first is self else None
             self._run.detach()
             self._run = None
 

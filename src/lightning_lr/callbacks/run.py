@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -257,6 +258,11 @@ class Run:
                 **self._outlook(member),
                 **continuation.continued(member.journals_before, self._journals.path, self.clock.updates),
             )
+
+    @property
+    def journals_path(self) -> Path | None:
+        """Where this run writes its decisions."""
+        return self._journals.path
 
     def sign(self, checkpoint: dict[str, Any]) -> None:
         """Record in a checkpoint where this run writes its decisions."""
