@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from lightning_lr import lightning_internals as internals
 from lightning_lr.callbacks import continuation, pictures, resume_checks
 from lightning_lr.callbacks.compatibility import Clash, refuse_incompatible
-from lightning_lr.callbacks.continuation import journals_of
 from lightning_lr.callbacks.failed_write import explain_failed_write
 from lightning_lr.callbacks.given_as_class import HookOfObject
 from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_agreement, refuse_module_scheduler
@@ -104,9 +103,9 @@ class MethodCallback(Callback):
         self.loaded: dict[str, Any] | None = None
         """The state in a checkpoint, from its being loaded until training goes on."""
         self.journals_before: str | None = None
+        """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._journals_left: Path | None = None
         """Where the run that this callback has left wrote its decisions: an exception is saved after that."""
-        """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
         self._shape_facts: dict[str, int | str | None] | None = None
         self._absent: list[str] = []  # callbacks of the run that saved a checkpoint which this one does not have
         self.tuned_lr: list[list[float]] | None = None
@@ -391,13 +390,13 @@ class MethodCallback(Callback):
             for writer, state in zip(self._run.writers, states or [], strict=False):
                 if state:  # FSDP2: only rank 0 has one
                     writer.rewrite_state(state)
-            self._run.sign(checkpoint)
+            continuation.sign(checkpoint, self._run.journals_path)
         elif self._run is None:
             continuation.sign(checkpoint, self._journals_left)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.start_fresh()  # its state is loaded after this, if the checkpoint has one
-        self.journals_before = journals_of(checkpoint)
+        self.journals_before = continuation.journals_of(checkpoint)
         self._absent = resume_checks.absent_callbacks(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:

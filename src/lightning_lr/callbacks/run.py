@@ -264,10 +264,6 @@ class Run:
         """Where this run writes its decisions."""
         return self._journals.path
 
-    def sign(self, checkpoint: dict[str, Any]) -> None:
-        """Record in a checkpoint where this run writes its decisions."""
-        continuation.sign(checkpoint, self._journals.path)
-
     def note_change(self, member: MethodCallback, update: int, event: str, **decided: Any) -> None:
         """Write down what a method decided on the way, and how that changes what :meth:`note_start` wrote."""
         journal = self.journal(member.name)
