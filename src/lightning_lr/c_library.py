@@ -15,13 +15,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+Made = TypeVar("Made")
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fno-trapping-math")
 """Comparisons may be vectorized."""
 
@@ -46,6 +49,23 @@ class CSource:
         """
         with tempfile.TemporaryDirectory() as passing:
             return ctypes.CDLL(str(self._compiled(_cache() or Path(passing))))
+
+    def made(self, make: Callable[[ctypes.CDLL], Made], check: Callable[[Made], None], warning: str) -> Made | None:
+        """What ``make`` makes of the library and ``check`` accepts; None, after a warning, where any of it fails.
+
+        Args:
+            make: from the loaded library.
+            check: raises where it does not compute what it should.
+            warning: with ``{error}`` where the reason goes.
+        """
+        try:
+            kernels = make(self.load())
+            check(kernels)
+            return kernels
+        except Exception as error:  # whatever compilers, file systems and loaders raise
+            hint = "a C compiler: set CC, or put cc, gcc or clang on the PATH"
+            warnings.warn(warning.format(error=error, compiler=hint), stacklevel=3)
+            return None
 
     def is_compiled(self) -> bool:
         """Whether it needs no compiling."""

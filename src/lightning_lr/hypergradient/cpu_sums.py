@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import warnings
 from array import array
 from collections.abc import Sequence
 from operator import attrgetter
@@ -175,17 +174,12 @@ class CpuSums:
 @functools.cache
 def kernel() -> Kernel | None:
     """The kernel, compiled now if it never was on this machine; None, after one warning, where that fails."""
-    try:
-        made = Kernel(SOURCE.load())
-        _check(made)
-        return made
-    except Exception as error:  # whatever compilers, file systems and loaders raise
-        warnings.warn(
-            f"HypergradientDescent: its C kernel could not be made ({error}); torch's operations do the same at a "
-            "tenth of the speed. It needs a C compiler: set CC, or put cc, gcc or clang on the PATH",
-            stacklevel=2,
-        )
-        return None
+    return SOURCE.made(
+        Kernel,
+        _check,
+        "HypergradientDescent: its C kernel could not be made ({error}); torch's operations do the same at a tenth of "
+        "the speed. It needs {compiler}",
+    )
 
 
 def _readable_steps(steps: list[Any]) -> list[Tensor]:

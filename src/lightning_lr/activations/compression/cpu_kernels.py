@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,17 +95,12 @@ class CpuKernels:
 @functools.cache
 def cpu_kernels() -> CpuKernels | None:
     """The kernels, compiled now if they never were on this machine; None, after one warning, where that fails."""
-    try:
-        kernels = CpuKernels(SOURCE.load())
-        _check(kernels)
-        return kernels
-    except Exception as error:  # whatever compilers, file systems and loaders raise
-        warnings.warn(
-            f"activation compression: the C kernels could not be made ({error}); torch packs instead, with the same "
-            "bits, at a fortieth of the speed. They need a C compiler: set CC, or put cc, gcc or clang on the PATH",
-            stacklevel=2,
-        )
-        return None
+    return SOURCE.made(
+        CpuKernels,
+        _check,
+        "activation compression: the C kernels could not be made ({error}); torch packs instead, with the same bits, "
+        "at a fortieth of the speed. They need {compiler}",
+    )
 
 
 def loaded_kernels() -> CpuKernels | None:
