@@ -53,6 +53,15 @@ def write_run(folder: Path, rows: int) -> Path:
     return folder
 
 
+SMALL = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+"""Starts a command: its largest memory would be at least that of a large process that starts it."""
+
+
 def cost(words: Sequence[str]) -> tuple[float, float]:
     """CPU seconds and largest MB of a process.
 
@@ -60,14 +69,12 @@ def cost(words: Sequence[str]) -> tuple[float, float]:
         RuntimeError: where it fails.
     """
     given = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    command = [sys.executable, "-I", "-S", "-c", SMALL, sys.executable, *words]
+    said = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True).stdout
+    code, seconds, megabytes = json.loads(said)
+    if code:
+        raise RuntimeError(f"{' '.join(words)} ended with {code}")
+    return seconds, megabytes
 
 
 def measure(rounds: int, rows: int) -> dict[str, Any]:
@@ -77,8 +84,8 @@ def measure(rounds: int, rows: int) -> dict[str, Any]:
         commands = {
             "import lightning": ["-c", "import lightning"],
             "import lightning_lr": ["-c", "import lightning_lr"],
-            "plan": ["-m", "lightning_lr.cli", "plan", "--config", CONFIG],
-            "report": ["-m", "lightning_lr.cli", "report", str(run), "--out", picture],
+            "plan": ["-m", "lightning_lr_command", "plan", "--config", CONFIG],
+            "report": ["-m", "lightning_lr_command", "report", str(run), "--out", picture],
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for _ in range(rounds):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import command_line
+from lightning_lr import BatchSizeRamp, Cosine, LearningRateSearch, StepRamp
+from lightning_lr.cli import main
 from lightning_lr.cli.report.record import read_run
 from lightning_lr.cli.report.series import MetricSeries, Pairs
 
@@ -14,11 +24,71 @@ from lightning_lr.cli.report.series import MetricSeries, Pairs
 @pytest.mark.slow
 def test_a_report_of_200_000_updates_and_a_plan_stay_cheap() -> None:
     found = command_line.measure(3, 200_000)
-    imported, plan, report = (found[name] for name in ("import lightning_lr", "plan", "report"))
-    # on an idle core the imports take some 3 s, so that a share of them is steady on a busy one: 0.35 measured
-    assert report["cpu_s"] - imported["cpu_s"] <= 0.7 * imported["cpu_s"]
-    assert report["mb"] - imported["mb"] <= 300
-    assert plan["of import lightning"] <= 1.7
+    plan, report = found["plan"], found["report"]
+    assert report["cpu_s"] <= 0.8 * found["import lightning"]["cpu_s"]  # 0.58 measured: 2.6 s, beside imports' 4.4 s
+    assert report["mb"] <= 300
+    # 1.1, and what the configuration's own classes import (scikit-learn), and room for a busy machine
+    assert plan["of import lightning"] <= 1.2
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "lightning", "gpytorch")))  # an import of one of them fails
+from lightning_lr_command import main
+sys.exit(main())
+"""
+
+
+class Module(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = (self.layer(batch[0]) - 1).square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def _trained(folder: Path, logger: Any, *callbacks: Any) -> Path:
+    torch.manual_seed(0)
+    data = DataLoader(TensorDataset(torch.randn(256, 3)), batch_size=8, shuffle=True)
+    trainer = Trainer(
+        max_epochs=4, accelerator="cpu", devices=1, logger=logger(folder), callbacks=list(callbacks), log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Module(), data)
+    return folder
+
+
+def test_a_report_is_made_without_torch_and_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    runs = [
+        _trained(tmp_path / "searched", CSVLogger, LearningRateSearch(Cosine(), budget=0.5)),
+        _trained(tmp_path / "ramped", TensorBoardLogger, BatchSizeRamp(StepRamp([2], factor=2))),
+    ]
+    for words in ([str(runs[0])], [str(runs[1])], [*map(str, runs)]):
+        pictures = [tmp_path / "with.png", tmp_path / "without.png"]
+        capsys.readouterr()
+        assert main(["report", *words, "--out", str(pictures[0])]) == 0
+        said = capsys.readouterr().out.replace(str(pictures[0]), "")
+        alone = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, "report", *words, "--out", str(pictures[1])],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert alone.returncode == 0, alone.stderr
+        assert _lines(alone.stdout.replace(str(pictures[1]), "")) == _lines(said)
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+def _lines(text: str) -> list[str]:
+    """But how long ago the logger wrote, which grows."""
+    return [line.rstrip() for line in text.splitlines() if "last written" not in line]
 
 
 def test_pairs_of_a_series_are_those_that_are_finite_and_none_are_made() -> None:

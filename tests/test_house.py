@@ -38,6 +38,7 @@ SHARED = (
     "saved_state",
     "nested",
     "panels",
+    "search_picture",
     "optimizer_copy",
     "patching",
 )

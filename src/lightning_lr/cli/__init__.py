@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return code
     command = words[0]
     if command not in COMMANDS and not command.startswith("-"):
-        from lightning_lr.cli.suggestions import did_you_mean
+        from lightning_lr.cli.nearest import did_you_mean
 
         print(f"error: no command {command!r}{did_you_mean(command, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2

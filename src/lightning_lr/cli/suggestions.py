@@ -23,27 +23,12 @@ from torch.optim import Optimizer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lightning_lr.batch_size.schedules import RampSchedule
+from lightning_lr.cli.nearest import did_you_mean
 from lightning_lr.cli.values import in_words, is_accepted, written
 from lightning_lr.curves import Curve
 
 KINDS = (Callback, Curve, Strategy, Optimizer, LightningModule, LightningDataModule, RampSchedule)
 SECTIONS = ("class_path", "init_args", "dict_kwargs")
-
-
-def did_you_mean(given: str, known: Iterable[str], prefix: str = "") -> str:
-    """``; did you mean 'X'?`` with the known name nearest to what was given, or the choice where it is small.
-
-    Args:
-        given: the unknown name.
-        known: the names that there are.
-        prefix: stands before each of them.
-    """
-    names = sorted(set(known))
-    folded = {name.lower(): name for name in names}
-    near = get_close_matches(given.lower(), folded, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {prefix + folded[near[0]]!r}?"
-    return f"; known are {', '.join(names)}" if 0 < len(names) <= 12 else ""
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ class SearchResult:
 
     def figure(self) -> Figure:
         """The scores of every heat, the Gaussian process's band and the choice."""
-        from lightning_lr.search.picture import draw
+        from lightning_lr.search_picture import draw
 
-        return draw(self)
+        return draw(self.facts())
 
     def save(self, path: str | Path) -> None:
         """Save the picture; the format follows from the ending.

@@ -21,7 +21,7 @@ from lightning_lr.cli.plan.options import PlanOptions, parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
 from lightning_lr.cli.plan.table import picture_lines, plan_table, plan_title
 from lightning_lr.cli.printable import cell
-from lightning_lr.cli.suggestions import did_you_mean
+from lightning_lr.cli.nearest import did_you_mean
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 

@@ -15,7 +15,7 @@ from lightning_lr.cli.report.differences import differences, names_of
 from lightning_lr.cli.report.record import RunRecord
 from lightning_lr.cli.report.summary import is_loss, is_score, main_metrics, model_metrics, progress_of, stage_of
 from lightning_lr.cli.smoothing import running_mean, smoothing_window
-from lightning_lr.cli.suggestions import did_you_mean
+from lightning_lr.cli.nearest import did_you_mean
 
 BETTER = ("higher", "lower")
 AXES = ("samples", "updates", "seconds")

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lightning_lr.cli.report.record import RunRecord
-from lightning_lr.search.picture import draw_on
+from lightning_lr.search_picture import draw_on
 
 JOURNAL = "learning_rate_search"
 

@@ -1,4 +1,7 @@
-"""A search in one picture: scores by heat, the Gaussian process's band over the last, the choice."""
+"""A search in one picture: scores by heat, the Gaussian process's band over the last, the choice.
+
+On the ground floor, since ``report`` draws it from a journal and imports neither the search nor torch for it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_lr.search.result import SearchResult
 
-
-def draw(result: SearchResult) -> Figure:
+def draw(facts: dict[str, Any]) -> Figure:
     """A figure of its own, without touching pyplot's state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    draw_on(figure.add_subplot(), result.facts())
+    draw_on(figure.add_subplot(), facts)
     return figure
 
 
