@@ -399,3 +399,21 @@ def test_a_later_method_adds_its_panel_to_the_picture(
     plan_picture.save_plan_picture(plan, "Plan", ["a fact"], tmp_path / "plan.png")
     assert drawn == [plan]
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_trial_run_is_planned_as_it_is_trained(
+    accumulation: int, write: Callable[[dict[str, Any]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The milestones of a long run are after the end of a fast_dev_run, which is no reason to refuse it."""
+    steps = {"class_path": "StepRamp", "init_args": {"milestones": [60, 120], "factor": 2.0}}
+    ramp = {"class_path": "BatchSizeRamp", "init_args": {"schedule": steps}}
+    path = write(config([ramp if accumulation == 1 else schedule("Cosine", warmup=0.5)]))
+    options = ["--trainer.fast_dev_run=3", f"--trainer.accumulate_grad_batches={accumulation}"]
+    plan, seen = planned(path, *options), []
+    monkeypatch.setattr(
+        Model, "on_before_optimizer_step", lambda self, optimizer: seen.append(optimizer.param_groups[0]["lr"])
+    )
+    assert main(["fit", "--config", path, *options]) == 0
+    assert plan.lr[0] == seen
+    assert len(seen) == -(-3 // accumulation)

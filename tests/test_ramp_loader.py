@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as sched
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_lr import BatchSizeRamp, Cosine, CurveRamp, LearningRateSchedule, Polynomial, RampPlan, StepRamp
+from lightning_lr import (
+    AdaptiveRamp,
+    BatchSizeRamp,
+    Cosine,
+    CurveRamp,
+    GradientNoiseScale,
+    LearningRateSchedule,
+    Polynomial,
+    RampPlan,
+    StepRamp,
+)
 from lightning_lr.batch_size import ValidationInterval
 from tests.support.toy import Probe, Toy, data, fit, quiet, weights
 
@@ -84,6 +95,31 @@ def test_a_lone_sample_that_grown_batches_leave_over_is_said_before_training(sam
     assert [text.partition(" has")[0] for text in found] == ["BatchSizeRamp: micro-batch 7 of epoch 1"] * lone
 
 
+def lone_samples_said(module: Toy, callbacks: list[Callback], *loaders: Any, **arguments: Any) -> list[str]:
+    module.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False))  # type: ignore[assignment]
+    with warnings.catch_warnings(record=True) as said, suppress(ValueError):
+        warnings.simplefilter("always")
+        Trainer(**quiet(callbacks=callbacks, **arguments)).fit(module, *loaders)
+    return [text.partition(" has")[0] for one in said if "has one sample" in (text := str(one.message))]
+
+
+@pytest.mark.parametrize(("samples", "lone"), [(71, True), (72, False), (73, False)])
+def test_a_lone_sample_that_a_measured_growth_leaves_over_is_said_when_it_grows(samples: int, lone: bool) -> None:
+    """8, then 10 in micro-batches of 5; of 71 samples the epochs after it leave one, of 73 the loader itself does."""
+    always = AdaptiveRamp(ratio=1e-9, growth=1.25, check_every=6)
+    grows = BatchSizeRamp(always, max_batch_size=10, max_micro_batch_size=5)
+    loader = DataLoader(data(samples), batch_size=8)
+    said = lone_samples_said(Toy(), [GradientNoiseScale(), grows], loader, max_epochs=2)
+    assert [growth.batch_size for growth in grows._growth.growths] == [10]
+    assert said == ["BatchSizeRamp: micro-batch 14 of epoch 1"] * lone
+
+
+def test_a_lone_sample_of_a_reloaded_loader_is_said() -> None:
+    grows = ramp(schedule=StepRamp([1], factor=1.25))
+    said = lone_samples_said(Reloads([40, 40, 31]), [grows], max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    assert said == ["BatchSizeRamp: micro-batch 3 of epoch 2"]
+
+
 def test_the_plan_without_a_trainer_drops_the_same() -> None:
     plan = RampPlan(StepRamp([1, 2], factor=2), 35, 4, max_epochs=4, max_batch_size=16, drop_last=True)
     read = Read()
@@ -151,6 +187,36 @@ def test_a_whole_interval_validates_as_often_by_samples_as_without_the_ramp(ever
     assert bare.at == list(range(32, 321, 32))
     # one micro-batch of 64 samples passes two multiples of the interval, and is followed by one validation
     assert ramped.at == [*range(32, 257, 32), 320]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.5, 0.07])
+@pytest.mark.parametrize("limit", [1.0, 0.5])
+def test_a_share_of_an_epoch_validates_as_often_by_samples_as_without_the_ramp(share: float, limit: float) -> None:
+    arguments: dict[str, Any] = {
+        "validation": DataLoader(data(8), batch_size=8), "num_sanity_val_steps": 0, "val_check_interval": share,
+        "limit_train_batches": limit, "max_epochs": 5,
+    }  # fmt: skip
+    bare, ramped, sizes = Validations(), Validations(), Read()
+    fit([bare], loader=DataLoader(data(52), batch_size=4), **arguments)
+    loader = DataLoader(data(52), batch_size=4)
+    _, trainer = fit([BatchSizeRamp(StepRamp([1, 3], factor=2), max_batch_size=64), ramped, sizes], loader=loader,
+                     **arguments)  # fmt: skip
+    assert trainer.val_check_interval == share
+    batches = int(13 * limit)
+    every, epoch = 4 * max(1, int(batches * share)), 4 * batches
+    multiples = [e * epoch + at for e in range(5) for at in range(every, epoch + 1, every)]
+    assert bare.at == multiples
+    # after the first micro-batch with which a multiple is read; one that passes two is followed by one validation
+    ends = [*accumulate(size for e in range(5) for size in sizes.sizes[e])]
+    assert ramped.at == sorted({min(end for end in ends if end >= at) for at in multiples})
+
+
+def test_a_share_of_an_epoch_of_a_reloaded_loader_is_that_of_the_new_one() -> None:
+    seen = Validations()
+    trainer = Trainer(**quiet(callbacks=[BatchSizeRamp(CurveRamp(Cosine(floor=1.0))), seen], num_sanity_val_steps=0,
+                              val_check_interval=0.5, reload_dataloaders_every_n_epochs=1, max_epochs=3))  # fmt: skip
+    trainer.fit(Reloads([32, 64, 16]), val_dataloaders=DataLoader(data(8), batch_size=8))
+    assert seen.at == [16, 32, 64, 96, 104, 112]
 
 
 def test_a_run_resumed_where_an_epoch_has_fewer_batches_than_the_interval_goes_on(tmp_path: Any) -> None:

@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lr import LearningRateSchedule, Polynomial
+from lightning_lr import LearningRateSchedule, Polynomial, __version__
 from lightning_lr.saved_state import COUNT, faults_in, keys, record_of, several
 from tests.support.toy import fit
 from tests.test_run_places import EACH, _normed_adamw
@@ -146,6 +146,36 @@ def test_a_harmed_checkpoint_is_refused_before_training(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "harmed.ckpt")
     with pytest.raises(MisconfigurationException, match=r"LearningRateSearch: .*has search\.rate nan, where a number"):
         fit(EACH["search"](), max_epochs=2, ckpt_path=str(tmp_path / "harmed.ckpt"))
+
+
+@pytest.mark.parametrize("by", ["0.10.0", "99.1.0rc1"])
+def test_a_state_of_a_newer_version_is_refused_by_the_versions(tmp_path: Path, by: str) -> None:
+    """What this version does not know may be what the method goes on from, so that nothing is left out in silence."""
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit([*EACH["search"](), save], max_epochs=2, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    assert checkpoint["lightning_lr"]["version"] == __version__
+    checkpoint["lightning_lr"]["version"] = by
+    torch.save(checkpoint, tmp_path / "newer.ckpt")
+    fit(EACH["search"](), max_epochs=2, ckpt_path=str(tmp_path / "newer.ckpt"))  # it holds nothing that is new
+    checkpoint["callbacks"]["LearningRateSearch"]["clock"]["tempo"] = 1
+    torch.save(checkpoint, tmp_path / "newer.ckpt")
+    with pytest.raises(MisconfigurationException) as refused:
+        fit(EACH["search"](), max_epochs=2, ckpt_path=str(tmp_path / "newer.ckpt"))
+    assert str(refused.value) == (
+        "LearningRateSearch: its state in the checkpoint has clock.tempo, which this version does not know; it was "
+        f"saved by lightning_lr {by}, and this is {__version__}: resume with that version or a later one, or train "
+        "from its weights alone"
+    )
+    checkpoint["lightning_lr"]["version"] = "0.1.0"
+    torch.save(checkpoint, tmp_path / "harmed.ckpt")
+    with pytest.raises(MisconfigurationException, match="the checkpoint was changed after it was saved"):
+        fit(EACH["search"](), max_epochs=2, ckpt_path=str(tmp_path / "harmed.ckpt"))
+
+
+def test_a_run_that_writes_no_journal_signs_its_checkpoints_too(tmp_path: Path) -> None:
+    fit([LearningRateSchedule(Polynomial()), ModelCheckpoint(tmp_path, filename="last")], enable_checkpointing=True)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["lightning_lr"] == {"version": __version__}
 
 
 def test_a_subclass_may_save_more() -> None:

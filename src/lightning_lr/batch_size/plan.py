@@ -167,18 +167,20 @@ class RampPlan:
         largest = micro_batch_sizes(self.largest_window_per_device, self.max_micro_batch_size)[0]
         return largest > micro_batch_sizes(self.starting_batch_size // self.world_size, self.max_micro_batch_size)[0]
 
-    @property
-    def lone_sample(self) -> tuple[int, int] | None:
+    def lone_sample(self, first: int = 0) -> tuple[int, int] | None:
         """Epoch and micro-batch of the first micro-batch of one sample, where the loader's own batches have more.
 
-        What an epoch leaves over depends on the batch that has grown. ``None``: there is none, or the batches are not
-        known ahead.
+        What an epoch leaves over depends on the batch that has grown. ``None``: there is none if the batch grows as far
+        as is known now.
+
+        Args:
+            first: epoch from which to look.
         """
         own = self.starting_batch_size // self.world_size
         left = 0 if self.drop_last else self.samples_per_device % own
-        if 1 in (own, left) or not self.schedule.known_ahead or self.begin_samples is None:
+        if 1 in (own, left):
             return None
-        for epoch in range(math.ceil(self.epochs)):
+        for epoch in range(first, math.ceil(self.epochs)):
             sizes = self.windows(epoch).micro_sizes
             if 1 in sizes:
                 return epoch, sizes.index(1)

@@ -120,7 +120,9 @@ class ValidationInterval(int):
     def __gt__(self, micro_batches: float) -> bool:
         return int(self) > self.in_epoch
 
-    def in_windows(self, micro_sizes: Sequence[int], batch_size: int, earlier: int, counted: int) -> ValidationInterval:
+    def in_windows(
+        self, micro_sizes: Sequence[int], batch_size: int, earlier: int = 0, counted: int = 0
+    ) -> ValidationInterval:
         """The interval in an epoch: after the first micro-batch with which each further multiple of it is read.
 
         Args:

@@ -104,6 +104,7 @@ class MethodCallback(Callback):
         """The state in a checkpoint, from its being loaded until training goes on."""
         self.journals_before: str | None = None
         """Where the run that saved a checkpoint wrote its decisions, from its being loaded until training goes on."""
+        self._newer_version: str | None = None  # that saved the checkpoint, where it is newer than this one
         self._journals_left: Path | None = None
         """Where the run that this callback has left wrote its decisions: an exception is saved after that."""
         self._shape_facts: dict[str, int | str | None] | None = None
@@ -397,6 +398,7 @@ class MethodCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.start_fresh()  # its state is loaded after this, if the checkpoint has one
         self.journals_before = continuation.journals_of(checkpoint)
+        self._newer_version = continuation.newer_version_of(checkpoint)
         self._absent = resume_checks.absent_callbacks(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
@@ -409,7 +411,7 @@ class MethodCallback(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        resume_checks.check_state(type(self).__name__, state_dict, self._form_of_state())
+        resume_checks.check_state(type(self).__name__, state_dict, self._form_of_state(), self._newer_version)
         self.clock_state = state_dict["clock"]
         self.loaded = state_dict
 
@@ -440,7 +442,7 @@ class MethodCallback(Callback):
             self._shape_facts = resume_checks.facts_of(self._run.clock.shape)
 
     def _leave(self, trainer: Trainer) -> None:
-        self.loaded = self.journals_before = self._before = None
+        self.loaded = self.journals_before = self._newer_version = self._before = None
         self._absent = []
         if self._run is not None:
             self._keep_place()

@@ -22,6 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_lr.progress import RunShape
 from lightning_lr.progress.clock import SAVED as CLOCK
 from lightning_lr.saved_state import ANYTHING, FROM_0, TEXT, Form, by, faults_in, later, optional, several
+from lightning_lr_command import __version__
 
 if TYPE_CHECKING:
     from lightning_lr.callbacks.base import MethodCallback
@@ -90,13 +91,26 @@ SAVED = {
 """The form of what every callback saves."""
 
 
-def check_state(caller: str, state: State, form: Form) -> None:
+def check_state(caller: str, state: State, form: Form, newer: str | None = None) -> None:
     """Refuse a state that is not what the callback saves: cut, changed by hand, or of another version.
+
+    What only a newer version knows may be what its method goes on from, so that it is not left out in silence.
+
+    Args:
+        caller: the callback's class.
+        state: from a checkpoint.
+        form: of what the callback saves.
+        newer: the version that saved the checkpoint, where it is newer than this one.
 
     Raises:
         MisconfigurationException: with the keys that are wrong.
     """
     found = faults_in(state, form)
+    if found and newer is not None:
+        raise MisconfigurationException(
+            f"{caller}: its state in the checkpoint {found}; it was saved by lightning_lr {newer}, and this is "
+            f"{__version__}: resume with that version or a later one, or train from its weights alone"
+        )
     if found:
         raise MisconfigurationException(
             f"{caller}: its state in the checkpoint {found}; the checkpoint was changed after it was saved, or saved "

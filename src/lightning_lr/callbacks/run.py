@@ -481,15 +481,22 @@ def run_shape(trainer: Trainer, epoch: EpochShape | None = None) -> RunShape:
 
 def _facts_of_run(trainer: Trainer, epoch: EpochShape) -> tuple[Any, ...]:
     """What a ``RunShape`` is made from, in its order; asked for at every update, and made one of when it changes."""
-    trial = internals.is_fast_dev_run(trainer)  # a fast_dev_run's single epoch would be the end of no schedule
     limit = internals.time_limit(trainer)
-    return (
-        epoch,
-        accumulation_of(trainer.callbacks, trainer.accumulate_grad_batches),  # type: ignore[attr-defined]
-        None if trial else internals.epochs_of_updates(trainer),
-        None if trainer.max_steps == -1 else trainer.max_steps,
-        None if limit is None else limit[1],
-    )
+    accumulation = accumulation_of(trainer.callbacks, trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+    max_epochs = internals.epochs_of_updates(trainer)
+    max_updates = None if trainer.max_steps == -1 else trainer.max_steps
+    if internals.is_fast_dev_run(trainer):
+        max_epochs, max_updates = None, updates_of_trial(epoch, accumulation, trainer.max_steps)
+    return epoch, accumulation, max_epochs, max_updates, None if limit is None else limit[1]
+
+
+def updates_of_trial(epoch: EpochShape, accumulation: int | Callable[[int], int], batches: int) -> int:
+    """Updates in a ``fast_dev_run`` of so many batches.
+
+    They are what ends it: its single epoch would come before every milestone of the run that is tried out.
+    """
+    made = batches if epoch.micro_batches is None else RunShape(epoch, accumulation).updates_in(0)
+    return min(batches, made)
 
 
 def total_updates(trainer: Trainer) -> int:

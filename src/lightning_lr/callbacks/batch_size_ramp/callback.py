@@ -125,6 +125,8 @@ class BatchSizeRamp(MethodCallback):
         self._weight = 1.0
         self._correction = 1.0
         self._counted = WindowCount()
+        self._judged: RampPlan | None = None  # the plan that was last looked through for a lone sample
+        self._lone_sample_said = False
         self._fitting: int | None = None
         """What ``max_micro_batch_size="auto"`` has come to."""
 
@@ -286,7 +288,8 @@ class BatchSizeRamp(MethodCallback):
                 "GhostBatchNorm, or keep the micro-batch by max_micro_batch_size"
             )
 
-        self._warn_of_lone_sample(pl_module)
+        self._lone_sample_said = False
+        self._warn_of_lone_sample(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None and self._ramped.follow(trainer):
@@ -295,6 +298,7 @@ class BatchSizeRamp(MethodCallback):
             self._ramped.stream.begin_epoch(trainer)
         super().on_train_epoch_start(trainer, pl_module)
         self._ramped.start_epoch(trainer)
+        self._warn_of_lone_sample(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         stream, self._correction = self._ramped.stream, 1.0
@@ -319,6 +323,8 @@ class BatchSizeRamp(MethodCallback):
         if ends and isinstance(schedule, AdaptiveRamp):
             assert self._run is not None
             self._growth.after_update(trainer, self._run, self._ramped, schedule)
+        if ends:
+            self._warn_of_lone_sample(trainer, pl_module)
         if ends and self._ramped.stream is not None:
             self._ramped.stream.end_update(trainer)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -371,9 +377,15 @@ class BatchSizeRamp(MethodCallback):
             self._loader.seed = None
 
     # ------------------------------------------------------------------ inside
-    def _warn_of_lone_sample(self, module: LightningModule) -> None:
-        place = None if self._ramped.stream is not None else self._ramped.plan.lone_sample
+    def _warn_of_lone_sample(self, trainer: Trainer, module: LightningModule) -> None:
+        """Once, as soon as the batches are planned that leave one: at the start, at a growth, with a new loader."""
+        plan = self._ramped.plan
+        if plan is self._judged or self._ramped.stream is not None or self._lone_sample_said:
+            return
+        self._judged = plan
+        place = plan.lone_sample(trainer.current_epoch)
         if place is not None and any(isinstance(part, _BatchNorm) for part in module.modules()):
+            self._lone_sample_said = True
             rank_zero_warn(
                 f"BatchSizeRamp: micro-batch {place[1]} of epoch {place[0]} has one sample, which is what the grown "
                 "batches leave of an epoch, and batch norm over vectors takes no variance of one (torch: 'Expected "

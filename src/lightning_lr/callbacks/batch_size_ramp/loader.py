@@ -43,6 +43,7 @@ class RampedLoader:
         self._placed_at: tuple[int, int] | None = None
         self._given: DataLoader[Any] | None = None
         self._given_batch_size = 1
+        self._given_batches = 1  # of an epoch without the ramp
         self._counted_before = 0  # micro-batches that Lightning has counted before this epoch
         self._random_state: tuple[Tensor, Tensor | None] | None = None
         self._undo: list[Callable[[], Any]] = [internals.on_train_loader(trainer, partial(self._take_over, trainer))]
@@ -167,11 +168,14 @@ class RampedLoader:
             of_the_run = internals.validates_over_epochs(trainer)
             earlier, before = (epoch * interval.in_epoch, counted) if of_the_run else (0, 0)
             trainer.val_check_batch = interval.in_windows(sizes, self._given_batch_size, earlier, before)
+        elif isinstance(interval, float) and interval < 1:
+            own = ValidationInterval(max(1, int(self._given_batches * interval)), self._given_batches)
+            trainer.val_check_batch = own.in_windows(sizes, self._given_batch_size)
 
     def _validate_by_samples(self, trainer: Trainer, batch_size: int, batches: int) -> None:
-        """A whole number as ``val_check_interval`` counts the loader's own batches, which the ramp changes."""
+        """A ``val_check_interval`` counts the loader's own batches, or is a share of them, which the ramp changes."""
         interval = trainer.val_check_interval
-        self._given_batch_size = batch_size
+        self._given_batch_size, self._given_batches = batch_size, batches
         if isinstance(interval, int) and not isinstance(interval, bool):
             trainer.val_check_interval = ValidationInterval(interval, batches)
             self._undo.append(partial(setattr, trainer, "val_check_interval", int(interval)))

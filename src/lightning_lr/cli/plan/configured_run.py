@@ -22,7 +22,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
-from lightning_lr.callbacks.run import accumulation_of
+from lightning_lr.callbacks.run import accumulation_of, updates_of_trial
 from lightning_lr.cli.errors import ConfigurationError, described
 from lightning_lr.cli.plan.activation_memory import activation_summary, compression_summary
 from lightning_lr.cli.plan.cost import with_costs
@@ -204,8 +204,9 @@ def _run_shape(
     settings: TrainerSettings, callbacks: Sequence[Callback], epoch: EpochShape, notes: list[str]
 ) -> RunShape:
     max_epochs, max_steps = settings["max_epochs"], settings["max_steps"]
+    accumulation = accumulation_of(callbacks, int(settings["accumulate_grad_batches"]))
     if settings["fast_dev_run"]:
-        max_epochs, max_steps = 1, int(settings["fast_dev_run"])
+        max_epochs, max_steps = None, updates_of_trial(epoch, accumulation, int(settings["fast_dev_run"]))
         notes.append(f"fast_dev_run={settings['fast_dev_run']}: only this trial run is planned")
     timed = settings["max_time"] is not None or any(isinstance(callback, Timer) for callback in callbacks)
     if max_epochs is None and max_steps == -1 and not timed:
@@ -222,7 +223,7 @@ def _run_shape(
         )
     return RunShape(
         epoch,
-        accumulation=accumulation_of(callbacks, int(settings["accumulate_grad_batches"])),
+        accumulation=accumulation,
         max_epochs=None if max_epochs in (None, -1) else max_epochs,
         max_updates=None if max_steps == -1 else max_steps,
     )
