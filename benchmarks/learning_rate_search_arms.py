@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -29,6 +30,8 @@ OF_HEADLINE = (
 OTHERS = (*OF_HEADLINE, "DoG", HALVING)
 FOLLOWED = "search + HypergradientDescent"
 """The search at its default budget, and the rate adapted during the run."""
+TWICE = ("search again, same price", "search again, twice the price")
+"""A second search at 30 % of the run: the default budget divided, or as much again."""
 
 RUNGS = (16, 32, 64)
 """Updates at which rates are given up: of five two, then one, then one. Beside the run that is kept they cost
@@ -65,13 +68,33 @@ class Losses(Callback):
             trainer.should_stop = True
 
 
+class Priced(LearningRateSearch):
+    """Keeps the prices and rates of all its races."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.races = list[tuple[float, float]]()
+
+    def _search_if_due(self, trainer: Trainer, module: LightningModule) -> None:
+        before = self.result
+        super()._search_if_due(trainer, module)
+        if self.result is not None and self.result is not before:
+            self.races.append((self.result.price, self.result.rate))
+
+
 def _search_and_follow() -> list[Callback]:
-    return [LearningRateSearch(), HypergradientDescent(rule="normalized", bounds=(0.1, 10.0))]
+    return [Priced(), HypergradientDescent(rule="normalized", bounds=(0.1, 10.0))]
+
+
+def _search_twice(budget: float | Literal["auto"]) -> list[Callback]:
+    return [Priced(budget=budget, at=(0.0, 0.3))]
 
 
 MINE = {
     "DoG": Arm(lambda parameters, lr: DoG(parameters), 1.0, list),
     FOLLOWED: Arm(optimizer_of("AdamW"), 1.0, _search_and_follow),
+    TWICE[0]: Arm(optimizer_of("AdamW"), 1.0, functools.partial(_search_twice, "auto")),
+    TWICE[1]: Arm(optimizer_of("AdamW"), 1.0, functools.partial(_search_twice, 1.0)),
 }
 """Arms that `headline` does not have."""
 
@@ -89,6 +112,10 @@ def run_arm(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
             if not any(isinstance(method, AdaptiveWarmup) for method in methods) or "AdaptiveWarmup" not in str(error):
                 raise
             return {"test": 0.0, "price": 0.0, "rate": None}
+        races = [race for method in methods if isinstance(method, Priced) for race in method.races]
+        if races:
+            prices, rates = zip(*races, strict=True)
+            return {"test": values["test"], "price": sum(prices) / UPDATES, "rate": rates[-1], "rates": list(rates)}
         return {"test": values["test"], "price": values["finder"] / UPDATES, "rate": values["found"]}
     record = _headline(config, data_dir, arm, arm.lr)
     return {"test": _points(config.task, record), "price": 0.0, "rate": record["found_lr"]}

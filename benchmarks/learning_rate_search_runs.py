@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import headline
 from benchmarks._common import (
@@ -19,8 +19,8 @@ from benchmarks._common import (
 from benchmarks.headline_arms import ARMS, Arm
 from benchmarks.headline_run import train as headline_train
 from benchmarks.headline_tasks import TASKS
-from benchmarks.learning_rate_search_arms import FOLLOWED, OF_HEADLINE, OTHERS, ArmConfig, run_arm
-from benchmarks.learning_rate_search_tasks import SMALL, train_small
+from benchmarks.learning_rate_search_arms import FOLLOWED, OF_HEADLINE, OTHERS, TWICE, ArmConfig, run_arm
+from benchmarks.learning_rate_search_tasks import SMALL, UPDATES, train_small
 from lightning_lr import LearningRateSearch
 
 FOLDER = RESULTS / "learning_rate_search"
@@ -33,11 +33,11 @@ They no longer judge. How an earlier version and one that was given up did on th
 DESIGNED_ON = (*CHOSEN_ON, *SEEN)
 BUDGETS: tuple[float | str, ...] = (0.1, 0.25, "auto")
 OPTIMIZERS = ("AdamW", "SGD")
-SEEDS = (1, 2, 3)
+SEEDS, SEEDS_OF_SMALL = (1, 2, 3), tuple(range(1, 11))
 TUNING_SEED = 0
 _FROM_1E_3 = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GRIDS = {"AdamW": _FROM_1E_3, "SGD": (1e-2, 3e-2, 1e-1, 3e-1, 1.0), "LAMB": _FROM_1E_3}
-SHORT, LONG = 256, 1024
+SHORT, LONG = UPDATES, 4 * UPDATES
 BEST_OF_LONG = {
     ("CNN", "AdamW"): 3e-2,
     ("CNN", "SGD"): 3e-1,
@@ -82,10 +82,30 @@ class LongConfig:
         return f"{self.task}_{self.optimizer}_{LONG}_{how}_seed{self.seed}".replace(" ", "-")
 
 
+RunT = TypeVar("RunT", Config, LongConfig)
+
+
 # ---------------------------------------------------------------------- runs
 def searches(tasks: Sequence[str]) -> list[Config]:
-    """Every search, seed by seed, so that stopping early loses seeds."""
-    return [Config(t, o, s, budget=b) for s in SEEDS for t in tasks for o in optimizers_of(t) for b in ("auto",)]
+    """Every search, budget by budget and seed by seed, so that stopping early loses seeds of a smaller budget."""
+    return [
+        Config(task, optimizer, seed, budget=budget)
+        for budget in reversed(BUDGETS)
+        for seed in SEEDS_OF_SMALL
+        for task in tasks
+        for optimizer in optimizers_of(task)
+        if seed in seeds_of(task)
+    ]
+
+
+def seeds_of(task: str) -> tuple[int, ...]:
+    """The seeds of a task: more where a run takes a second."""
+    return SEEDS_OF_SMALL if task in SMALL else SEEDS
+
+
+def seeds_of_others(task: str) -> tuple[int, ...]:
+    """The seeds of the other arms, and of the long runs."""
+    return seeds_of(task)[:5]
 
 
 def optimizers_of(task: str) -> tuple[str, ...]:
@@ -93,11 +113,11 @@ def optimizers_of(task: str) -> tuple[str, ...]:
     return SMALL[task].optimizers if task in SMALL else OPTIMIZERS
 
 
-def grid(task: str, optimizer: str, store: ResultStore) -> list[Config]:
+def grid(task: str, optimizer: str, store: ResultStore, kind: type[RunT] = Config) -> list[RunT]:  # type: ignore[assignment]
     """The rates of a grid, moved on for as long as the best one made so far is at its edge."""
     rates = list(GRIDS[optimizer])
     while True:
-        configs = [Config(task, optimizer, TUNING_SEED, lr=rate) for rate in sorted(rates)]
+        configs = [kind(task, optimizer, TUNING_SEED, lr=rate) for rate in sorted(rates)]
         values = {c.lr: value for c in configs if (value := value_of(c, store, "val")) is not None}
         if len(values) < len(configs):
             return configs
@@ -110,13 +130,15 @@ def grid(task: str, optimizer: str, store: ResultStore) -> list[Config]:
             return configs
 
 
-def tuned(task: str, optimizer: str, store: ResultStore) -> float | None:
+def tuned(task: str, optimizer: str, store: ResultStore, kind: type[Config | LongConfig] = Config) -> float | None:
     """The best rate of a grid whose runs are all there."""
-    values = {c.lr: value_of(c, store, "val") for c in grid(task, optimizer, store)}
+    if kind is LongConfig and task not in SMALL:
+        return BEST_OF_LONG.get((task, optimizer))
+    values = {c.lr: value_of(c, store, "val") for c in grid(task, optimizer, store, kind)}
     return None if None in values.values() else max(values, key=lambda rate: values[rate])  # type: ignore[arg-type,return-value]
 
 
-def value_of(config: Config, store: ResultStore, which: str) -> float | None:
+def value_of(config: Config | LongConfig, store: ResultStore, which: str) -> float | None:
     """The metric of a run, in points, larger for better; ``which``: val or test."""
     record = store.load(config.name, asdict(config))
     return None if record is None else float(record[which])
@@ -134,7 +156,8 @@ def work(config: Config | LongConfig | ArmConfig, data_dir: str | None, folder: 
     if config.lr is None:
         search = LearningRateSearch(budget=getattr(config, "budget", "auto"))
     if config.task in SMALL:
-        values = train_small(config.task, config.optimizer, config.seed, config.lr, search)
+        updates = LONG if isinstance(config, LongConfig) else SHORT
+        values = train_small(config.task, config.optimizer, config.seed, config.lr, search, updates)
     else:
         values = _train_headline(config, data_dir, search)
     record = {"config": asdict(config), **values, **_found(search), "environment": environment()}
@@ -192,12 +215,19 @@ def points(task: str, value: float) -> float:
 def arms() -> list[ArmConfig]:
     """The other ways that `headline` has not run: its own on the small tasks, DoG and halving on all."""
     mine = [ArmConfig(t, a, s) for s in SEEDS for t in CHOSEN_ON for a in OTHERS if a not in OF_HEADLINE]
-    small = [task for task in SMALL if "AdamW" in optimizers_of(task)]
-    followed = [ArmConfig(t, FOLLOWED, SEEDS[0]) for t in (*CHOSEN_ON, *small)]
-    return [*(ArmConfig(t, a, s) for s in SEEDS for t in small for a in OTHERS), *followed, *mine]
+    small = [(task, seed) for seed in SEEDS_OF_SMALL for task in SMALL if "AdamW" in optimizers_of(task)]
+    others = [ArmConfig(t, a, s) for t, s in small if s in seeds_of_others(t) for a in OTHERS]
+    return [*others, *(ArmConfig(t, a, s) for t, s in small for a in (FOLLOWED, *TWICE)), *mine]
 
 
-def long_runs() -> list[LongConfig]:
-    """At 1 024 updates: the tuned rate and the search, seed by seed."""
-    pairs = [(s, t, o, lr) for s in SEEDS[:2] for (t, o), lr in BEST_OF_LONG.items()]
-    return [LongConfig(t, o, s, lr) for s, t, o, best in pairs for lr in (best, None)]
+def long_runs(tasks: Sequence[str], store: ResultStore) -> list[LongConfig]:
+    """At 1 024 updates: the tuned rate, where it is known, and the search, seed by seed."""
+    pairs = [(task, optimizer) for task in tasks for optimizer in optimizers_of(task)]
+    best = {pair: tuned(*pair, store, LongConfig) for pair in pairs}
+    return [
+        LongConfig(task, optimizer, seed, lr)
+        for seed in SEEDS_OF_SMALL
+        for (task, optimizer), rate in best.items()
+        if rate is not None and seed in seeds_of_others(task)
+        for lr in (rate, None)
+    ]
