@@ -134,30 +134,61 @@ SEARCHED = "learning_rate_search"
 
 
 def searched(task: str, optimizer: str, budget: Any = "auto") -> Seeds:
-    return by_seed(SEARCHED, (1, 2, 3), task=task, optimizer=optimizer, budget=budget)
+    return by_seed(SEARCHED, None, task=task, optimizer=optimizer, budget=budget)
 
 
-def behind_tuned(task: str, optimizer: str, budget: Any = "auto") -> float:
-    """Mean at the tuned rate less that of the searches: points, or bits."""
-    found = [record["test"] for record in searched(task, optimizer, budget).values()]
+def searched_long(task: str, optimizer: str, tuned: bool = False) -> Seeds:
+    """Runs of 1 024 updates, by their seeds above 0: searches, or those at the tuned rate, which has several."""
+    of_pair = where(SEARCHED, task=task, optimizer=optimizer)
+    every = [r for r in of_pair if "lr" in r["config"] and "budget" not in r["config"] and r["config"]["seed"] > 0]
+    return {r["config"]["seed"]: r for r in every if (r["config"]["lr"] is not None) is tuned}
+
+
+def behind_tuned(task: str, optimizer: str, budget: Any = "auto") -> Numbers:
+    """How far searches are behind the tuned rate, paired by seed, with the interval: points, or bits."""
     if task in HEADLINE_TASKS:
-        runs = headline(task, f"{optimizer}, tuned").values()
-        tuned = [-quality(run) if task == "byte LM" else quality(run) for run in runs]
+        given = {
+            seed: {"test": -quality(run) if task == "byte LM" else quality(run)}
+            for seed, run in headline(task, f"{optimizer}, tuned").items()
+        }
     else:
-        given = [r for r in where(SEARCHED, task=task, optimizer=optimizer, budget=None) if r["config"].get("lr")]
-        tuned = [record["test"] for record in given if record["config"]["seed"] > 0]
-    return statistics.fmean(tuned) - statistics.fmean(found)
+        runs = where(SEARCHED, task=task, optimizer=optimizer, budget=None)
+        given = {
+            r["config"]["seed"]: r
+            for r in runs
+            if r["config"].get("lr") and "budget" in r["config"] and r["config"]["seed"] > 0
+        }
+    return paired(given, searched(task, optimizer, budget), _test)
 
 
-def behind_over(pairs: Iterable[tuple[str, str]], budget: Any = "auto") -> Numbers:
-    """Mean and worst of :func:`behind_tuned`."""
-    found = [behind_tuned(*pair, budget) for pair in pairs]
-    return statistics.fmean(found), max(found)
+def behind_tuned_long(task: str, optimizer: str) -> Numbers:
+    """The same at 1 024 updates."""
+    return paired(searched_long(task, optimizer, tuned=True), searched_long(task, optimizer), _test)
+
+
+def over_pairs(pairs: Iterable[tuple[str, str]], behind: Callable[[str, str], Numbers] = behind_tuned) -> Numbers:
+    """Mean distance over pairs of task and optimizer with its interval, and the worst, in points; 0.1 bits are one."""
+    found = [behind(*pair)[0] * (10 if pair[0] == "byte LM" else 1) for pair in pairs]
+    return *mean_and_half_width(found), max(found)
+
+
+def _test(record: Mapping[str, Any]) -> float:
+    return float(record["test"])
 
 
 def searched_price(pairs: Iterable[tuple[str, str]], budget: Any = "auto") -> float:
     """The most that a race has cost, in runs."""
     return max(r["price"] / r["updates"] for pair in pairs for r in searched(*pair, budget).values())
+
+
+def searched_price_long(pairs: Iterable[tuple[str, str]]) -> float:
+    """The same at 1 024 updates."""
+    return max(r["price"] / r["updates"] for pair in pairs for r in searched_long(*pair).values())
+
+
+def chosen_rates(task: str, optimizer: str) -> list[float]:
+    """The rates that 20 searches chose, `learning_rate_search_choice`."""
+    return [rate for rate, _ in document(f"{SEARCHED}/choice.json")["seeds"][f"{task}, {optimizer}"]]
 
 
 def updates_of_a_sweep() -> float:
