@@ -119,7 +119,7 @@ def _numbered(method: str, world: int, ckpt_path: Path | None = None, save: Path
             ModelCheckpoint(save, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
         ]
     trainer = Trainer(**quiet(callbacks=callbacks, max_epochs=3, enable_checkpointing=save is not None,
-                              **(ddp() if world > 1 else {})))  # fmt: skip
+                              **(ddp(devices=world) if world > 1 else {})))  # fmt: skip
     try:
         trainer.fit(module, DataLoader(Numbered(48), batch_size=8 // world), ckpt_path=ckpt_path and str(ckpt_path))
     except MisconfigurationException as error:
@@ -245,3 +245,53 @@ def test_progress_is_equal_on_every_rank_through_drawn_loops(world: int, example
     again = sum(loop.stop is not None or loop.more > 0 for loop in made)
     print(f"{len(made)} loops on {world} processes, {resumed} resumed, {again} fitted again: {worst:.2g} at most")
     assert worst <= 1e-12
+
+
+def _resumes(method: str, world: int, saved_by: int, folder: Path) -> list[tuple[str, Callable[[], Any]]]:
+    return [
+        (
+            f"{method}, {kind}, {saved_by}",
+            partial(_numbered, method, world, ckpt_path=folder / f"{method} {saved_by}" / f"{file}.ckpt"),
+        )
+        for kind, file in KINDS.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def of_four(folder: Path, results: Any) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """By the number of devices that saved and that go on: what each rank came to."""
+    out, by_four, by_two = folder / "four", [], []
+    for method in RESUMED:
+        by_four.append((f"{method} saves", partial(_numbered, method, 4, save=folder / f"{method} 4")))
+        for saved_by in (4, 2, 1):
+            by_four += _resumes(method, 4, saved_by, folder)
+        by_two += _resumes(method, 2, 4, folder)
+    four, two = run_in_processes(by_four, out, 4), run_in_processes(by_two, out / "two", 2)
+    one = [{name: case() for method in RESUMED for name, case in _resumes(method, 1, 4, folder)}]
+    return {(4, 4): four, (2, 4): four, (1, 4): four, (4, 2): two, (4, 1): one}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved_by", "goes_on"), [(4, 4), (2, 4), (1, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", RESUMED)
+def test_a_checkpoint_of_four_devices_or_for_four_is_gone_on_from(
+    method: str, kind: str, saved_by: int, goes_on: int, of_four: Any
+) -> None:
+    _, whole = _numbered(method, 1)
+    found = [rank[f"{method}, {kind}, {saved_by}"] for rank in of_four[saved_by, goes_on]]
+    assert len(found) == goes_on
+    if kind == "middle" and saved_by != goes_on:
+        for message in found:
+            assert "training goes on inside an epoch with" in message
+            assert "devices" in message
+        return
+    made = 7 if kind == "middle" else 6
+    for _, lrs in found:
+        assert lrs == pytest.approx(whole[made:], rel=1e-12)
+    for epoch in (1, 2):
+        read = sorted(sample for seen, _ in found for sample in seen[epoch])
+        left = range(48)
+        if kind == "middle" and epoch == 1:  # of a loader without a state Lightning reads as many batches as are left
+            left = range(16, 48) if method == "ramp" else range(40)
+        assert read == list(left)
