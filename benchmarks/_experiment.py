@@ -49,6 +49,12 @@ def facts(run: Run) -> Record:
     return written
 
 
+def existing(store: ResultStore, runs: Iterable[Run]) -> list[Record]:
+    """The records of the runs that exist, in the order given."""
+    loaded = (store.load(run.name, facts(run)) for run in runs)
+    return [record for record in loaded if record is not None]
+
+
 @dataclass(frozen=True)
 class Work:
     """Makes one run and writes it down; picklable, so that it can work in a process of its own."""
@@ -96,8 +102,7 @@ class Experiment(Generic[RunT]):
 
     def records(self, runs: Iterable[RunT]) -> list[Record]:
         """Of the runs that exist, in the order given."""
-        loaded = (self.store.load(run.name, facts(run)) for run in runs)
-        return [record for record in loaded if record is not None]
+        return existing(self.store, runs)
 
     def missing(self, runs: Iterable[RunT]) -> list[RunT]:
         """The runs that do not exist, each once."""

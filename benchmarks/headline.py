@@ -32,17 +32,14 @@ that exist. The default is made for one CPU core. ``--full``: 50 000 images, 20 
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks import headline_report as report
-from benchmarks._common import RESULTS, ResultStore, clock, command_line, quiet_process, run_all
+from benchmarks._common import RESULTS, ResultStore, command_line
+from benchmarks._experiment import Experiment, existing
 from benchmarks.headline_arms import ARMS, TUNED
 from benchmarks.headline_run import TUNING_SEED, Config, parameters_of, train
 from benchmarks.headline_tasks import TASKS, Task
@@ -110,62 +107,33 @@ def best_learning_rates(protocol: Protocol, records: Sequence[dict[str, Any]]) -
     return best
 
 
-def records_of(configs: Sequence[Config], store: ResultStore) -> list[dict[str, Any]]:
-    """The results that exist."""
-    loaded = (store.load(config.name, asdict(config)) for config in configs)
-    return [record for record in loaded if record is not None]
-
-
-def missing(configs: Sequence[Config], store: ResultStore) -> list[Config]:
-    """Those that have no result yet."""
-    return [config for config in configs if store.load(config.name, asdict(config)) is None]
-
-
 def config_of(task: Task, arm: str, lr: float, seed: int) -> Config:
     """A run of the task."""
     sizes = (task.epochs, task.train_size, task.val_size, task.batch_size)
     return Config(task.name, arm, lr, seed, *sizes, parameters_of(task.name))
 
 
-# ---------------------------------------------------------------------- the command
-def work(config: Config, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down; in a process of its own where there are several."""
-    quiet_process()
-    ResultStore(folder).save(config.name, train(config, data_dir))
+def records(store: ResultStore, protocol: Protocol = DEFAULT) -> list[dict[str, Any]]:
+    """The compared runs that exist, the baselines at their best rates."""
+    best = best_learning_rates(protocol, existing(store, search(protocol)))
+    return existing(store, compared(protocol, best))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the table and the picture."""
     options = command_line(__doc__, "50 000 images, 20 epochs, 5 seeds: hours, not measured", FOLDER, arguments)
     protocol = FULL if options.full else DEFAULT
-    store = ResultStore(options.results)
-    if options.dry_run:
-        _show_plan(protocol, store)
-        return
-    if not options.report:
-        do = functools.partial(work, data_dir=options.data_dir, folder=options.results)
-        label = operator.attrgetter("label")
-        run_all(do, missing(search(protocol), store), options.jobs, label, "search")
-        best_lr = best_learning_rates(protocol, records_of(search(protocol), store))
-        run_all(do, missing(compared(protocol, best_lr), store), options.jobs, label, "compared")
-    write(protocol, store, options.results.parent / protocol.name)
-
-
-def write(protocol: Protocol, store: ResultStore, target: Path) -> None:
-    """Write and print the table and the picture of the runs that exist."""
-    searched = records_of(search(protocol), store)
-    wanted = compared(protocol, best_learning_rates(protocol, searched))
-    report.write(target, searched, records_of(wanted, store), protocol.tasks, tuple(ARMS), protocol.seeds)
-
-
-def _show_plan(protocol: Protocol, store: ResultStore) -> None:
-    again = dict.fromkeys(((task.name, arm) for task in protocol.tasks for arm in TUNED), -1.0)  # not known yet
-    again.update(best_learning_rates(protocol, records_of(search(protocol), store)))
-    todo = missing([*search(protocol), *compared(protocol, again)], store)
-    print("\n".join(config.label for config in todo))
     cost = {task.name: task.cpu_seconds for task in protocol.tasks}
-    seconds = sum(cost[config.model] for config in todo)
-    print(f"{len(todo)} runs to make: about {clock(math.ceil(seconds))} on one idle core")
+    experiment: Experiment[Config] = Experiment.from_options(options, train, lambda config: cost[config.model])
+    if options.dry_run:
+        unknown = dict.fromkeys(((task.name, arm) for task in protocol.tasks for arm in TUNED), -1.0)
+        best = unknown | best_learning_rates(protocol, experiment.records(search(protocol)))
+        experiment.show([*search(protocol), *compared(protocol, best)])
+        return
+    searched = experiment.make(search(protocol), "search")
+    found = experiment.make(compared(protocol, best_learning_rates(protocol, searched)), "compared")
+    target = options.results.parent / protocol.name
+    report.write(target, searched, found, protocol.tasks, tuple(ARMS), protocol.seeds)
 
 
 if __name__ == "__main__":

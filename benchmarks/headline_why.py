@@ -1,7 +1,7 @@
 """Why `headline` comes out as it does: what a climb costs, how short it may be, what the learning rate finder reads
 from its sweep, and what hypergradients do after the switch.
 
-    python -m benchmarks.headline_why [--data-dir FOLDER] [--report]
+    python -m benchmarks.headline_why [--data-dir FOLDER] [--dry-run] [--report] [--jobs 2]
 
 Everything is judged on the validation images of Fashion-MNIST, with a seed that `headline` does not have: the setting
 of its arm "AdaptiveWarmup, short climb" was chosen here, before that arm was run: the one with the best mean over the
@@ -13,9 +13,6 @@ One JSON per run in ``benchmarks/results/headline_why/``: a run whose file exist
 
 from __future__ import annotations
 
-import argparse
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,13 +25,13 @@ from lightning import Callback, LightningModule, Trainer
 from benchmarks._common import (
     RESULTS,
     ResultStore,
+    command_line,
     markdown_table,
-    quiet_process,
-    run_all,
     t_interval,
     write_keeping_findings,
 )
-from benchmarks.headline import DEFAULT, FOLDER, best_learning_rates, config_of, records_of, search
+from benchmarks._experiment import Experiment, existing, facts
+from benchmarks.headline import DEFAULT, FOLDER, best_learning_rates, config_of, search
 from benchmarks.headline_arms import ARMS, steepest_per_step, suggestion
 from benchmarks.headline_run import Config, train
 from benchmarks.headline_tasks import TASKS
@@ -53,22 +50,26 @@ DEFAULT_CLIMB, HYPER = "AdaptiveWarmup", "AdaptiveWarmup + HypergradientDescent"
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Config):
     """A run that is not one of `headline`'s: the setting of a climb in words, or an arm of `headline`."""
 
-    setting: str
-    config: Config
+    setting: str = ""
+
+    @classmethod
+    def of(cls, setting: str, config: Config) -> Run:
+        """A run of `headline` in a setting of its own."""
+        return cls(**asdict(config), setting=setting)
 
     @property
     def name(self) -> str:
         """A file name that no other run has."""
         words = self.setting.replace(", ", "-").replace(" + ", "-").replace(" ", "-").replace("=", "")
-        return f"{self.config.model}_{words}_epochs{self.config.epochs}_seed{self.config.seed}"
+        return f"{self.model}_{words}_epochs{self.epochs}_seed{self.seed}"
 
     @property
     def label(self) -> str:
         """The run in words."""
-        return f"{self.config.model}, {self.setting}, {self.config.epochs} epochs, seed {self.config.seed}"
+        return f"{self.model}, {self.setting}, {self.epochs} epochs, seed {self.seed}"
 
 
 def _climb(setting: str) -> Callable[[], list[Callback]]:
@@ -77,17 +78,17 @@ def _climb(setting: str) -> Callable[[], list[Callback]]:
 
 def runs() -> list[Run]:
     """Every run, seed by seed."""
-    best = best_learning_rates(DEFAULT, records_of(search(DEFAULT), ResultStore(FOLDER)))
+    best = best_learning_rates(DEFAULT, existing(ResultStore(FOLDER), search(DEFAULT)))
     found = []
     for seed in SEEDS:
         for network in NETWORKS:
             task = TASKS[network]
             tuned = config_of(task, "AdamW, tuned", best[network, "AdamW, tuned"], seed)
-            found += [Run("AdamW, tuned", tuned), Run("AdamW, tuned", replace(tuned, epochs=SHORT_EPOCHS))]
-            found += [Run(name, config_of(task, name, 1.0, seed)) for name in (DEFAULT_CLIMB, HYPER)]
-            found += [Run(name, config_of(task, DEFAULT_CLIMB, 1.0, seed)) for name in CLIMBS]
+            found += [Run.of("AdamW, tuned", tuned), Run.of("AdamW, tuned", replace(tuned, epochs=SHORT_EPOCHS))]
+            found += [Run.of(name, config_of(task, name, 1.0, seed)) for name in (DEFAULT_CLIMB, HYPER)]
+            found += [Run.of(name, config_of(task, DEFAULT_CLIMB, 1.0, seed)) for name in CLIMBS]
             finder = config_of(task, "LearningRateFinder", 1e-3, seed)
-            found.append(Run("LearningRateFinder", replace(finder, epochs=SWEEP_EPOCHS)))
+            found.append(Run.of("LearningRateFinder", replace(finder, epochs=SWEEP_EPOCHS)))
     return found
 
 
@@ -107,9 +108,9 @@ class Watch(Callback):
             self.factors += self.method.state_dict()["hypergradient"]["learner"]["factors"][:1] or [1.0]
 
 
-def make(run: Run, data_dir: str | None) -> dict[str, Any]:
+def make(run: Run, data_dir: str | None = None) -> dict[str, Any]:
     """Make one run; of the finder the sweep alone is used."""
-    arm = ARMS[run.config.arm]
+    arm = ARMS[run.arm]
     sweep: dict[str, Any] = {}
     if run.setting in CLIMBS:
         arm = replace(arm, callbacks=_climb(run.setting))
@@ -125,25 +126,15 @@ def make(run: Run, data_dir: str | None) -> dict[str, Any]:
     methods = arm.callbacks()
     watch = Watch(next((method for method in methods if isinstance(method, HypergradientDescent)), None))
     arm = replace(arm, callbacks=lambda: methods)
-    record = train(run.config, data_dir, arm, [watch], validates=True)
+    record = train(run, data_dir, arm, [watch], validates=True)
     last = len(watch.losses) // 8
     return {
         **record,
-        "config": _facts(run),
+        "config": facts(run),
         "train_loss": fmean(watch.losses[-last:]),
         "factors": watch.factors,
         "sweep": sweep,
     }
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    return {**asdict(run.config), "setting": run.setting}
-
-
-def work(run: Run, data_dir: str | None, folder: Path) -> None:
-    """Make one run and write it down."""
-    quiet_process()
-    ResultStore(folder).save(run.name, make(run, data_dir))
 
 
 # ---------------------------------------------------------------------- the table
@@ -212,18 +203,12 @@ def write(target: Path, records: Sequence[Record]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the runs that are missing; write and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", help="folder with the files of Fashion-MNIST, if not in a usual place")
-    parser.add_argument("--report", action="store_true", help="make no run, write the tables of those there are")
-    options = parser.parse_args(arguments)
-    store = ResultStore(OWN)
-    every = runs()
-    if not options.report:
-        todo = [run for run in every if store.load(run.name, _facts(run)) is None]
-        do = functools.partial(work, data_dir=options.data_dir, folder=OWN)
-        run_all(do, todo, 1, operator.attrgetter("label"), "run")
-    loaded = (store.load(run.name, _facts(run)) for run in every)
-    write(OWN.with_suffix(".md"), [record for record in loaded if record is not None])
+    options = command_line(__doc__, "nothing more is known here", OWN, arguments)
+    experiment: Experiment[Run] = Experiment.from_options(options, make, lambda run: TASKS[run.model].cpu_seconds)
+    if options.dry_run:
+        experiment.show(runs())
+        return
+    write(options.results.with_suffix(".md"), experiment.make(runs(), "run"))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,7 @@ def _existing(configs: Iterable[Any], store: ResultStore) -> Records:
 @functools.cache
 def headline_records() -> list[dict[str, Any]]:
     """The runs of `headline` that are compared."""
-    protocol, store = headline.DEFAULT, ResultStore(headline.FOLDER)
-    best = headline.best_learning_rates(protocol, headline.records_of(headline.search(protocol), store))
-    return headline.records_of(headline.compared(protocol, best), store)
+    return headline.records(ResultStore(headline.FOLDER))
 
 
 def _of_headline(task: str, arm: str) -> Records:

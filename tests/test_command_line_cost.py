@@ -57,8 +57,8 @@ def _trained(folder: Path, logger: Any, *callbacks: Any) -> Path:
     torch.manual_seed(0)
     data = DataLoader(TensorDataset(torch.randn(256, 3)), batch_size=8, shuffle=True)
     trainer = Trainer(
-        max_epochs=4, accelerator="cpu", devices=1, logger=logger(folder), callbacks=list(callbacks), log_every_n_steps=1,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=4, accelerator="cpu", devices=1, logger=logger(folder), callbacks=list(callbacks),
+        log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Module(), data)
     return folder

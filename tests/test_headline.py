@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks import headline, headline_picture, headline_report, headline_why
 from benchmarks._common import ResultStore
+from benchmarks._experiment import existing
 from benchmarks.headline import DEFAULT
 from benchmarks.headline_arms import ARMS, TUNED, steepest_per_step
 from benchmarks.headline_report import Price, mean_curve, reached_at, rows, summary, targets
@@ -124,7 +125,7 @@ def test_report_is_written_from_the_runs_that_exist_and_names_the_others(
     for config in searched:
         made = record(config.arm, [0.5, 0.8], config.lr, 0, config.model)
         store.save(config.name, made | {"config": asdict(config)})
-    best = headline.best_learning_rates(DEFAULT, headline.records_of(searched, store))
+    best = headline.best_learning_rates(DEFAULT, existing(store, searched))
     for config in headline.compared(DEFAULT, best):
         if config.seed == 1 and config.arm in (*TUNED, "AdaptiveWarmup"):
             values = [4.0, 3.0, 2.0] if config.model == "byte LM" else [0.3, 0.5, 0.8]

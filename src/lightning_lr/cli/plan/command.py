@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_lr.cli.errors import ConfigurationError, refusing
+from lightning_lr.cli.nearest import did_you_mean
 from lightning_lr.cli.plan.activation_memory import configured_policy
 from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
 from lightning_lr.cli.plan.model import Plan
@@ -21,7 +22,6 @@ from lightning_lr.cli.plan.options import PlanOptions, parse_options
 from lightning_lr.cli.plan.state_memory import configured_sharding
 from lightning_lr.cli.plan.table import picture_lines, plan_table, plan_title
 from lightning_lr.cli.printable import cell
-from lightning_lr.cli.nearest import did_you_mean
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lightning_lr.cli.errors import ConfigurationError
+from lightning_lr.cli.nearest import did_you_mean
 from lightning_lr.cli.report.differences import differences, names_of
 from lightning_lr.cli.report.record import RunRecord
 from lightning_lr.cli.report.summary import is_loss, is_score, main_metrics, model_metrics, progress_of, stage_of
 from lightning_lr.cli.smoothing import running_mean, smoothing_window
-from lightning_lr.cli.nearest import did_you_mean
 
 BETTER = ("higher", "lower")
 AXES = ("samples", "updates", "seconds")
