@@ -922,8 +922,8 @@ claim("README.md", f"a GRU with AdamW ends {PM} points behind", lambda: runs.beh
 for _document in (SEARCH, "README.md"):
     claim(
         _document,
-        f"{PM} points ahead of the grid's rate over five pairs of task and optimizer that had no say in its design (ten "
-        f"seeds each, {{}} points behind at worst), and {PM} points behind over six that it was designed on",
+        f"{PM} points ahead of the grid's rate over five pairs of task and optimizer that had no say in its design "
+        f"(ten seeds each, {{}} points behind at worst), and {PM} points behind over six that it was designed on",
         lambda: flat(_ahead(runs.over_pairs(NO_SAY)), runs.over_pairs(DESIGNED_ON)[:2]),
     )
     claim(
