@@ -31,7 +31,7 @@ class Meant:
 
 BY_DESIGN: tuple[Meant, ...] = (
     Meant(
-        "test_resume_callback_state_saved_by_type_stateful",
+        "test_resume_callback_state_saved_by_type_stateful|test_fit_can_fail_during_validation",
         "a ramp goes on with the batch after the last one that was trained on, where Lightning reads the loader from "
         "its beginning again",
         arms="BatchSizeRamp|all and a ramp",

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -209,6 +210,15 @@ def test_a_share_of_an_epoch_validates_as_often_by_samples_as_without_the_ramp(s
     # after the first micro-batch with which a multiple is read; one that passes two is followed by one validation
     ends = [*accumulate(size for e in range(5) for size in sizes.sizes[e])]
     assert ramped.at == sorted({min(end for end in ends if end >= at) for at in multiples})
+
+
+@pytest.mark.skipif(lightning.__version__ < "2.6", reason="an interval by time came with Lightning 2.6")
+def test_validation_by_time_is_left_to_lightning() -> None:
+    seen, read = Validations(), Read()
+    fit([ramp(), seen, read], loader=DataLoader(data(64), batch_size=4), validation=DataLoader(data(8), batch_size=8),
+        num_sanity_val_steps=0, val_check_interval="01:00:00:00")  # fmt: skip
+    assert [sum(sizes) for sizes in read.sizes.values()] == [64, 64, 64]
+    assert seen.at == []  # not after a day yet
 
 
 def test_a_share_of_an_epoch_of_a_reloaded_loader_is_that_of_the_new_one() -> None:

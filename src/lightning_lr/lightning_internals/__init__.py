@@ -63,6 +63,7 @@ from lightning_lr.lightning_internals.loop import (
     time_limit,
     update_ends,
     validates_over_epochs,
+    validation_interval,
     why_no_end,
 )
 from lightning_lr.lightning_internals.optimizers import (
@@ -214,6 +215,7 @@ __all__ = [
     "update_ends",
     "validates_callbacks",
     "validates_over_epochs",
+    "validation_interval",
     "weights_finite",
     "why_gradients_hidden",
     "why_no_branches",

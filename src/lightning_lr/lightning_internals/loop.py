@@ -166,6 +166,11 @@ def batches_counted(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
 
 
+def validation_interval(trainer: Trainer) -> int | float | None:
+    """``val_check_interval`` in batches or as a share of an epoch; ``None`` where it is a time (from 2.6 on)."""
+    return getattr(trainer, "val_check_interval", None)
+
+
 def validates_over_epochs(trainer: Trainer) -> bool:
     """Whether a whole ``val_check_interval`` counts on from epoch to epoch."""
     return trainer.check_val_every_n_epoch is None
@@ -198,8 +203,9 @@ def set_epoch_length(trainer: Trainer, micro_batches: int) -> None:
     loop.max_batches = micro_batches
     combined.limits = [micro_batches] * len(combined.flattened)
     fetcher.length = micro_batches
-    if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
-        trainer.val_check_batch = max(1, int(micro_batches * trainer.val_check_interval))
+    interval = validation_interval(trainer)
+    if isinstance(interval, float) and trainer.val_check_batch is not None:
+        trainer.val_check_batch = max(1, int(micro_batches * interval))
 
 
 def roll_back_to(trainer: Trainer, micro_batch: int) -> None:

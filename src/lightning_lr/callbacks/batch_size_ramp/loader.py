@@ -163,7 +163,7 @@ class RampedLoader:
             self._sampler.told = None
         sizes = self.windows(epoch).micro_sizes
         internals.set_epoch_length(trainer, len(sizes))
-        interval = trainer.val_check_interval
+        interval = internals.validation_interval(trainer)
         if isinstance(interval, ValidationInterval):
             of_the_run = internals.validates_over_epochs(trainer)
             earlier, before = (epoch * interval.in_epoch, counted) if of_the_run else (0, 0)
@@ -174,7 +174,7 @@ class RampedLoader:
 
     def _validate_by_samples(self, trainer: Trainer, batch_size: int, batches: int) -> None:
         """A ``val_check_interval`` counts the loader's own batches, or is a share of them, which the ramp changes."""
-        interval = trainer.val_check_interval
+        interval = internals.validation_interval(trainer)
         self._given_batch_size, self._given_batches = batch_size, batches
         if isinstance(interval, int) and not isinstance(interval, bool):
             trainer.val_check_interval = ValidationInterval(interval, batches)
