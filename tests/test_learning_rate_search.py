@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,26 @@ def found(module: LightningModule, **arguments: Any) -> LearningRateSearch:
 def test_the_choice_does_not_depend_on_the_scale_of_the_loss(scale: float) -> None:
     plain, scaled = found(Scaled(1.0, adamw_of)), found(Scaled(scale, adamw_of))
     assert scaled.rate == pytest.approx(plain.rate, rel=0.02)
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**10])
+def test_where_a_scale_of_the_loss_rounds_nothing_every_score_and_the_choice_are_the_same_to_the_bit(
+    scale: float,
+) -> None:
+    """Powers of two, and AdamW's eps scaled with the loss: the optimizer makes the very same updates."""
+
+    def scaled_eps(module: LightningModule) -> Any:
+        return torch.optim.AdamW(module.parameters(), lr=1.0, eps=1e-8 * scale)
+
+    def usual_eps(module: LightningModule) -> Any:
+        return torch.optim.AdamW(module.parameters(), lr=1.0, eps=1e-8)
+
+    plain, scaled = found(Scaled(1.0, usual_eps)).result, found(Scaled(scale, scaled_eps)).result
+    assert plain is not None
+    assert scaled is not None
+    assert scaled.rate == plain.rate
+    for ours, theirs in zip(chain(*scaled.heats), chain(*plain.heats), strict=True):
+        assert ours["scores"] == [score * scale for score in theirs["scores"]]
 
 
 @pytest.mark.parametrize("lr", [1e-12, 1e6])

@@ -943,6 +943,38 @@ claim(
 )
 
 
+claim(
+    SEARCH,
+    "within a factor of {} for the GRU with SGD, {} for the autoencoder with SGD, {} and {} for digits with SGD and "
+    "AdamW; more for the GRU ({}), the MLP ({}) and the autoencoder ({}) with AdamW, the ResNet with LAMB ({}) and the "
+    "MLP with SGD ({})",
+    lambda: [
+        runs.spread_of_choice(*pair)
+        for pair in (
+            ("GRU", "SGD"), ("autoencoder", "SGD"), ("digits", "SGD"), ("digits", "AdamW"), ("GRU", "AdamW"),
+            ("MLP", "AdamW"), ("autoencoder", "AdamW"), ("ResNet", "LAMB"), ("MLP", "SGD"),
+        )
+    ],
+)  # fmt: skip
+claim(SEARCH, "moves the GRU's choice by {} % in the median and {} times at most", runs.poisoned_choices)
+claim(
+    SEARCH,
+    "it moves the GRU's choice by up to {} %, not",
+    lambda: runs.scaled_choices("as it comes, single precision")[:1],
+)
+claim(
+    SEARCH,
+    "its score moves by {} %, those of stable rates by {}",
+    lambda: runs.scaled_choices("as it comes, single precision")[1:],
+)
+claim(
+    SEARCH,
+    "between {} % less and {} % more than its updates' share of the run",
+    lambda: [-min(runs.time_of_race()), max(runs.time_of_race())],
+)
+claim(SEARCH, "It takes {} to {} updates of a budget of 128", lambda: runs.ends(runs.prices_of_choices()))
+
+
 def _ahead(distance: Iterable[float]) -> list[float]:
     """A distance behind as one ahead, with what stands after it unchanged."""
     mean, *rest = distance

@@ -152,12 +152,7 @@ def behind_tuned(task: str, optimizer: str, budget: Any = "auto") -> Numbers:
             for seed, run in headline(task, f"{optimizer}, tuned").items()
         }
     else:
-        runs = where(SEARCHED, task=task, optimizer=optimizer, budget=None)
-        given = {
-            r["config"]["seed"]: r
-            for r in runs
-            if r["config"].get("lr") and "budget" in r["config"] and r["config"]["seed"] > 0
-        }
+        given = _at_tuned_rate(task, optimizer)
     return paired(given, searched(task, optimizer, budget), _test)
 
 
@@ -170,6 +165,31 @@ def over_pairs(pairs: Iterable[tuple[str, str]], behind: Callable[[str, str], Nu
     """Mean distance over pairs of task and optimizer with its interval, and the worst, in points; 0.1 bits are one."""
     found = [behind(*pair)[0] * (10 if pair[0] == "byte LM" else 1) for pair in pairs]
     return *mean_and_half_width(found), max(found)
+
+
+def arm_behind(task: str, arm: str) -> Numbers:
+    """How far another way is behind the tuned AdamW, paired by seed."""
+    return paired(_at_tuned_rate(task, "AdamW"), by_seed(SEARCHED, None, task=task, arm=arm), _test)
+
+
+def added_to_search(task: str, arm: str) -> Numbers:
+    """How far a search with something added is ahead of the search alone, paired by seed, with AdamW."""
+    return paired(by_seed(SEARCHED, None, task=task, arm=arm), searched(task, "AdamW"), _test)
+
+
+def added_price(tasks: Iterable[str], arm: str) -> float:
+    """The mean price of it, in runs."""
+    return statistics.fmean(r["price"] for task in tasks for r in by_seed(SEARCHED, None, task=task, arm=arm).values())
+
+
+def _at_tuned_rate(task: str, optimizer: str) -> Seeds:
+    """The runs of 256 updates of a small task at its tuned rate, which alone has seeds above 0."""
+    of_pair = where(SEARCHED, task=task, optimizer=optimizer, budget=None)
+    return {
+        r["config"]["seed"]: r
+        for r in of_pair
+        if r["config"].get("lr") and "budget" in r["config"] and r["config"]["seed"] > 0
+    }
 
 
 def _test(record: Mapping[str, Any]) -> float:
@@ -186,9 +206,51 @@ def searched_price_long(pairs: Iterable[tuple[str, str]]) -> float:
     return max(r["price"] / r["updates"] for pair in pairs for r in searched_long(*pair).values())
 
 
-def chosen_rates(task: str, optimizer: str) -> list[float]:
-    """The rates that 20 searches chose, `learning_rate_search_choice`."""
-    return [rate for rate, _ in document(f"{SEARCHED}/choice.json")["seeds"][f"{task}, {optimizer}"]]
+def choices() -> Any:
+    """The record of `learning_rate_search_choice`."""
+    return document(f"{SEARCHED}/choice.json")
+
+
+def spread_of_choice(task: str, optimizer: str) -> float:
+    """The highest rate that 20 searches chose, over the lowest."""
+    rates = [rate for rate, _ in choices()["seeds"][f"{task}, {optimizer}"]]
+    return max(rates) / min(rates)
+
+
+def poisoned_choices() -> Numbers:
+    """By how many percent the GRU's choice moves in the median with shuffled labels in a batch, and how many times at
+    most."""
+    clean, poisoned = (choices()[part]["GRU, AdamW"] for part in ("seeds", "poisoned"))
+    moved = [max(a / b, b / a) for (a, _), (b, _) in zip(clean, poisoned, strict=True)]
+    return 100 * (statistics.median(moved) - 1), max(moved)
+
+
+def scaled_choices(how: str) -> Numbers:
+    """By how many percent the choice moves where the loss is scaled, and a score: at rates from 0.3 to 0.4, and at
+    lower ones."""
+    runs = choices()["scaled"][how]
+    choice = max(abs(rate / run["rates"][0] - 1) for run in runs for rate in run["rates"])
+    moved: dict[bool, float] = {True: 0.0, False: 0.0}
+    for run in runs:
+        first, *others = run["scores"]
+        for rate, score in first.items():
+            if float(rate) < 0.4:
+                away = max(abs(other[rate] / score - 1) for other in others)
+                moved[float(rate) > 0.3] = max(away, moved[float(rate) > 0.3])
+    return 100 * choice, 100 * moved[True], moved[False]
+
+
+def time_of_race() -> list[float]:
+    """By how many percent a race takes longer than its updates' share of the run: medians, by pair."""
+    return [
+        100 * (statistics.median(race / run / (price / 256) for race, run, price in taken) - 1)
+        for taken in choices()["times"].values()
+    ]
+
+
+def prices_of_choices() -> list[float]:
+    """The updates that races took."""
+    return [price for found in choices()["seeds"].values() for _, price in found]
 
 
 def updates_of_a_sweep() -> float:
