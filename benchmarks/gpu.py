@@ -354,9 +354,9 @@ def checkpointing(size: Size) -> dict[str, Any]:
 def compiled(size: Size) -> dict[str, Any]:
     """The hypergradient of steps whose network is compiled, and its sums inside a CUDA graph."""
     device, found = device_now(), {}
-    for way in ("eager", "compiled") if size is FULL else ("eager",):
+    for way in ("eager", "compiled"):
         torch.manual_seed(0)
-        network = Network("gpt", size).to(device)
+        network = Network("gpt", size).to(device).eval()  # dropout draws other numbers when it is compiled
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, capturable=torch.cuda.is_available())
         estimator = AlignmentEstimator(optimizer)
         loss_of = torch.compile(network.loss) if way == "compiled" else network.loss
@@ -385,29 +385,30 @@ def compiled(size: Size) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- offload
 def offload(size: Size) -> dict[str, Any]:
-    """The largest GPT that stage 3 trains with parameters and optimizer on the host."""
-    if not torch.cuda.is_available():
-        return {"not measured": "no GPU"}
+    """The largest GPT that stage 3 trains with parameters and optimizer on the host; at toy size one is enough."""
     from lightning_lr.strategies import ZeROStrategy
 
-    largest, layers = None, 12
-    while layers <= 400:
+    largest, layers, most = None, size.layers, 400 if size is FULL else size.layers
+    while layers <= most:
         try:
-            big = Size(**{**size.__dict__, "layers": layers, "width": 4096, "batch": 4})
+            big = Size(**{**size.__dict__, "layers": layers, "width": 4096 if size is FULL else size.width, "batch": 4})
             module = Network("gpt", big)
             parameters = sum(p.numel() for p in module.parameters())
             trainer = Trainer(
-                max_steps=2, accelerator="gpu", devices=1, precision="bf16-mixed", logger=False, callbacks=[],
+                max_steps=2, accelerator="auto", devices=1, logger=False, callbacks=[],
+                precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
                 strategy=ZeROStrategy(stage=3, offload_optimizer=True, offload_parameters=True),
                 enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             trainer.fit(module, DataLoader(TensorDataset(*module.batch), batch_size=1))
-            largest = {"layers": layers, "parameters": parameters, "peak": torch.cuda.max_memory_allocated()}
+            peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+            largest = {"layers": layers, "parameters": parameters, "peak": peak, "updates": trainer.global_step}
         except (torch.cuda.OutOfMemoryError, MemoryError):
             break
         finally:
             gc.collect()
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         layers *= 2
     return {"largest": largest}
 
