@@ -328,7 +328,7 @@ def main() -> None:
         records.append(record)
         print(table([record]), flush=True)
     if not arguments.only:
-        (arguments.out.parent / f"{arguments.out.name}.md").write_text(table(records), encoding="utf-8")
+        arguments.out.parent.with_suffix(".md").write_text(table(records), encoding="utf-8")
 
 
 if __name__ == "__main__":

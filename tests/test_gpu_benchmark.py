@@ -40,8 +40,11 @@ def test_compiled_steps_and_offloading_run_at_toy_size(tmp_path: Path) -> None:
     compiled, offloaded = (tmp_path / "toy" / f"{part}.json" for part in ALONE)
     assert ran.returncode == 0, ran.stderr
     rows = json.loads(compiled.read_text())["found"]
+    # gradients in single precision, another order of sums
     for eager, fused in zip(rows["eager"], rows["compiled"], strict=True):
-        assert fused == pytest.approx(eager, rel=1e-3, abs=1e-12)  # gradients in single precision, another order of sums
+        assert fused == pytest.approx(
+            eager, rel=1e-3, abs=1e-12
+        )
     assert json.loads(offloaded.read_text())["found"]["largest"]["updates"] == 2
 
 

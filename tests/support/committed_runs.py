@@ -491,6 +491,25 @@ def small_step_overhead(callbacks: str) -> Numbers:
     return three(document("overhead_table/cells/target.json")["rows"][callbacks]["ratio"])
 
 
+def _cells(long: bool) -> list[dict[str, Any]]:
+    """Of the table of overhead, those whose bare update takes more than 10 ms, or less."""
+    files = sorted((RESULTS / "overhead_table" / "cells").glob("*.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return [cell for cell in found if (cell["bare_ms"] > 10) == long]
+
+
+def lengths_of_updates(long: bool) -> Numbers:
+    """Shortest and longest bare update of those cells, in ms."""
+    lengths = [cell["bare_ms"] for cell in _cells(long)]
+    return [min(lengths), max(lengths)]
+
+
+def worst_overhead(callbacks: str, long: bool) -> Numbers:
+    """Of the bare update, in the cell where it is most."""
+    ratios = [cell["rows"][callbacks]["ratio"] for cell in _cells(long) if callbacks in cell["rows"]]
+    return three(max(ratios, key=lambda ratio: ratio["median"]))
+
+
 def added_times_less() -> list[float]:
     ratios = [r["tensor by tensor over ours"] for r in document("hypergradient_cost.json")["rows"]]
     return [r["median"] for r in ratios if r is not None]
