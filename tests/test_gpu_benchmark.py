@@ -42,9 +42,7 @@ def test_compiled_steps_and_offloading_run_at_toy_size(tmp_path: Path) -> None:
     rows = json.loads(compiled.read_text())["found"]
     # gradients in single precision, another order of sums
     for eager, fused in zip(rows["eager"], rows["compiled"], strict=True):
-        assert fused == pytest.approx(
-            eager, rel=1e-3, abs=1e-12
-        )
+        assert fused == pytest.approx(eager, rel=1e-3, abs=1e-12)
     assert json.loads(offloaded.read_text())["found"]["largest"]["updates"] == 2
 
 
