@@ -966,6 +966,24 @@ claim(
 )
 
 
+_SMALL = ("GRU", "MLP", "autoencoder", "digits")
+_FOUR = f"{PM}, {PM}, {PM} and {PM}"
+
+
+def _behind_the_search(arm: str) -> list[float]:
+    return flat(*(_ahead(runs.added_to_search(task, arm)) for task in _SMALL))
+
+
+claim(
+    SEARCH,
+    f"by {_FOUR} points where the default budget is divided, and by {_FOUR} where it is doubled",
+    lambda: [*_behind_the_search("search again, same price"), *_behind_the_search("search again, twice the price")],
+)
+claim(
+    SEARCH,
+    f"behind the search alone by {_FOUR} points",
+    lambda: _behind_the_search("search + HypergradientDescent"),
+)
 claim(
     SEARCH,
     "within a factor of {} for the GRU with SGD, {} for the autoencoder with SGD, {} and {} for digits with SGD and "
