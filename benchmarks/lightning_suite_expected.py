@@ -31,11 +31,12 @@ class Meant:
 
 BY_DESIGN: tuple[Meant, ...] = (
     Meant(
-        "test_resume_callback_state_saved_by_type_stateful|test_fit_can_fail_during_validation",
+        "test_(resume_callback_state_saved_by_type_stateful|fit_can_fail_during_validation|result_collection_reload|"
+        "hpc_restore_attempt|strict_loading)",
         "a ramp goes on with the batch after the last one that was trained on, where Lightning reads the loader from "
         "its beginning again",
         arms="BatchSizeRamp|all and a ramp",
-        why="^checkpoint: weights, fit: weights$",
+        why="^(checkpoint: weights, )?fit: weights$",
     ),
     Meant(
         "test_restart_from_last_with_val_parity",
@@ -47,6 +48,11 @@ BY_DESIGN: tuple[Meant, ...] = (
         "test_stochastic_weight_avg",
         "the arm gives the module a batch norm to act on, and with one StochasticWeightAveraging makes another epoch",
         arms="GhostBatchNorm",
+    ),
+    Meant(
+        "test__training_step__epoch_end__flow_scalar",
+        "the test asserts that nothing is logged, and our callbacks log",
+        why=r"^AssertionError: assert \d+ == 0\n \+  where \d+ = len\(\{",
     ),
     Meant(
         "test_timer_(stops|resume)_training",

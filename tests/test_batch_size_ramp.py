@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Seque
 from lightning_lr import AdaptiveRamp, Cosine, GradientNoiseScale, LearningRateSchedule
 from lightning_lr.batch_size import CurveRamp, RampPlan, StepRamp
 from lightning_lr.callbacks import BatchSizeRamp, total_updates
-from tests.support.toy import Probe, Toy, data, fit, weights
+from tests.support.toy import Probe, Stream, Toy, data, fit, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -282,6 +282,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale()}, "give a max_micro_batch_size below 8"),
     "adaptive without epochs": (
         {"schedule": AdaptiveRamp()}, {"extra": GradientNoiseScale(), "max_steps": 5}, "end it by max_epochs"),
+    "time alone": ({}, {"max_epochs": -1, "max_time": "00:00:01:00"},
+                   "^BatchSizeRamp: the batches are planned over epochs or updates, and max_time alone tells neither"),
+    "time alone over a stream": (
+        {}, {"max_epochs": -1, "max_time": "00:00:01:00", "loader": DataLoader(Stream(48), batch_size=4)},
+        "^BatchSizeRamp: the batches are planned over epochs or updates, and max_time alone tells neither"),
     "loader of another kind": ({}, {"loader": [data()[:4]] * 3, "max_steps": 5}, "use a DataLoader"),
 }  # fmt: skip
 

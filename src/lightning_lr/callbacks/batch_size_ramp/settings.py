@@ -159,6 +159,11 @@ class RampSettings:
             MisconfigurationException: where it does not fit into the run, or the batch size of the loader is not known.
         """
         epoch = shape.epoch
+        if shape.max_epochs is None and shape.max_updates is None:
+            raise MisconfigurationException(
+                "BatchSizeRamp: the batches are planned over epochs or updates, and max_time alone tells neither; set "
+                "max_epochs or max_steps too (max_time may still end the run before)"
+            )
         if is_streamed(shape):
             return self._streamed_plan_for(shape, decided)
         if epoch.micro_batch_size is None or epoch.device_samples is None:
