@@ -628,6 +628,7 @@ for _words, _network in {
     "ViT, 12": "vit",
     "Llama, 16": "llama",
     "T5, 12 + 12": "t5",
+    "Mamba, 24": "mamba",
     "ResNet-14 of the examples": "resnet14",
     "GPT of the examples": "gpt",
 }.items():

@@ -128,8 +128,19 @@ def _is_called(parts: Sequence[Named], names: Iterable[str], kind: re.Pattern[st
 
 def _alike(module: nn.Module) -> bool:
     """Whether the elements of a list are blocks of one kind, not the attention and the MLP of one block."""
-    kinds = [roles.signature(child) for _, child in children(module)]
-    return any(a <= b or b <= a for a, b in pairwise(kinds))
+    kinds = [
+        {(name, type(part)) for name, part in child.named_modules() if is_leaf(part)} for _, child in children(module)
+    ]
+    names = [roles.signature(child) for _, child in children(module)]
+    return any(
+        (a <= b or b <= a) and _same_types(*k) for (a, b), k in zip(pairwise(names), pairwise(kinds), strict=True)
+    )
+
+
+def _same_types(one: set[tuple[str, type]], other: set[tuple[str, type]]) -> bool:
+    """Whether what has one name in two blocks has one type: not a convolution over tokens and a linear layer."""
+    types = dict(one)
+    return all(types.get(name, kind) is kind for name, kind in other)
 
 
 def in_turn(lists: Sequence[Named], path: str) -> Iterator[list[Named]]:

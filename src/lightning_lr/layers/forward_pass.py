@@ -78,11 +78,15 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
     """
     if type(module).__module__.startswith("torch.jit"):
         return None
+    wanted = [name for name, child in module._modules.items() if child is not None and list(child.parameters())]
+    best: Visits | None = None
     for name in entries(module):
+        if best is not None and (name != "training_step" or best.has(*wanted)):
+            break
         found = _fullest(module, getattr(type(module), name))
-        if found is not None:
-            return found
-    return None
+        if best is None or (found is not None and len(found.position) > len(best.position)):
+            best = found
+    return best
 
 
 def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
@@ -94,16 +98,22 @@ def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
             best = visits
         if visits is None or (visits.has(*wanted) and _whole_lists(module, visits)):
             break
-    if best is not None and not best.has(*wanted):  # an optional input may be what the others read
-        more = _any_way(_Run(module, forward, DRAWS[1], None, optional=True))
-        best = best.joined_with(more) or best if more is not None else best
+    for as_tensors in (False, True):
+        if best is not None and (best.has(*wanted) or as_tensors):
+            break
+        # an optional input may be what the others read, or what a decoder cannot do without
+        more = _any_way(_Run(module, forward, DRAWS[1], None, optional=True, as_tensors=as_tensors))
+        if best is None:
+            best = more
+        elif more is not None:
+            best = best.joined_with(more) or best
     return best
 
 
 def _any_way(run: _Run) -> Visits | None:
     """What is seen whichever way the code decides; a way that the code itself refuses is none."""
     lists = [len(child) for child in run.module._modules.values() if isinstance(child, nn.ModuleList)]
-    for turns in dict.fromkeys((max([2, *lists]), 2)):
+    for turns in sorted({2, *(length for length in lists if length > 1)}, reverse=True):
         tracer = SymbolTracer(False, turns)
         found, refused = run.on(tracer)
         if found is not None or refused:
@@ -117,6 +127,10 @@ def _any_way(run: _Run) -> Visits | None:
     if tracer.was_counted and found is not None:
         once, _ = run.on(SymbolTracer(False, 1))
         found = found if once is None else found.joined_with(once)
+        most = 1 + max((len(m) for m in run.module.modules() if isinstance(m, nn.ModuleList)), default=0)
+        often = run.on(SymbolTracer(False, most))[0] if most > turns and not tracer.was_asked else None
+        if found is not None and often is not None and often.says_more_than(found):
+            found = often  # of the outputs of all blocks, the code takes some by their number
     return found
 
 
@@ -130,6 +144,7 @@ class _Run:
         draw: what random numbers are.
         training: whether the module trains; ``None``: as it is.
         optional: whether inputs that are ``None`` by default are given.
+        as_tensors: whether what is unknown is a tensor to whoever asks.
     """
 
     module: nn.Module
@@ -137,11 +152,13 @@ class _Run:
     draw: float
     training: bool | None
     optional: bool = False
+    as_tensors: bool = False
 
     def on(self, tracer: SymbolTracer) -> tuple[Visits | None, bool]:
         """What is seen, and whether the code raised an error by itself."""
         missing: list[str] = []
         while True:
+            tracer.as_tensors = self.as_tensors
             try:
                 with undisturbed(), symbolic_factories(tracer, self.draw):
                     stand_in = copied(self.module)

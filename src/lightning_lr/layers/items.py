@@ -26,6 +26,7 @@ class Item:
         bears: whether blocks are somewhere in it.
         is_block: a layer by itself: one of several siblings that are counted through.
         is_list: equally long lists, or one.
+        is_mixed: lists of which the elements are called in turn, though not one by one: each is a layer.
         is_aside: no blocks, next to those of others: an embedding of a second input that only the head reads.
     """
 
@@ -35,6 +36,7 @@ class Item:
     is_block: bool = False
     is_list: bool = False
     is_aside: bool = False
+    is_mixed: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -50,10 +52,12 @@ def items_of(
     structure: Structure, module: nn.Module, inside: Sequence[Named], visits: Visits | None, is_head: roles.IsHead
 ) -> list[Item]:
     """The children as items, in the order of a forward pass where one shows it, else of definition."""
-    counted = roles.numbered([(n, child) for n, child in inside if not is_head(n)])
+    counted = structure.counted(module, [(n, child) for n, child in inside if not is_head(n)])
     kinds = {type(child) for n, child in inside if n in counted}
     lists = [(n, c) for n, c in inside if not is_head(n) and isinstance(c, nn.ModuleList | nn.ModuleDict)]
     in_turn = {n: together for together in _zipped(structure, lists, inside, visits) for n, _ in together}
+    mixed = {n: together for together in _mixed([part for part in lists if part[0] not in in_turn], visits)
+             if any(structure.is_list(*part) for part in together) for n, _ in together}  # fmt: skip
     items: list[Item] = []
     done: set[str] = set()
     for name, child in inside:
@@ -62,6 +66,10 @@ def items_of(
         if name in in_turn:
             done |= {n for n, _ in in_turn[name]}
             items.append(Item(name, in_turn[name], bears=True, is_list=True))
+            continue
+        if name in mixed:
+            done |= {n for n, _ in mixed[name]}
+            items.append(Item(name, mixed[name], bears=True, is_list=True, is_mixed=True))
             continue
         bears = not is_head(name) and not structure.is_aside(module, name) and structure.bears(name, child)
         is_list = bears and structure.is_list(name, child) and group_matcher(child) is None
@@ -190,9 +198,8 @@ def steps_of(item: Item, visits: Visits) -> list[list[str]]:
     Empty where the pass did not call each of them.
     """
     units: dict[str, list[str]] = {}
-    for name, module in item.children:
-        for key, _ in children(module):
-            units.setdefault(key, []).append(joined(name, key))
+    for key, name, _ in elements_of(item):
+        units.setdefault(key, []).append(name)
     if not all(unit in visits.position for names in units.values() for unit in names):
         return []
     steps: list[list[str]] = []
@@ -202,6 +209,32 @@ def steps_of(item: Item, visits: Visits) -> list[list[str]]:
         else:
             steps.append([key])
     return steps
+
+
+def elements_of(item: Item) -> Iterator[tuple[str, str, nn.Module]]:
+    """What layer an element of lists belongs to, its name, and itself."""
+    for name, module in item.children:
+        for key, element in children(module):
+            yield joined(name, key) if item.is_mixed else key, joined(name, key), element
+
+
+def _mixed(lists: Sequence[Named], visits: Visits | None) -> list[list[Named]]:
+    """Lists that feed each other in turn, but not one by one: an upsampling, then three of another list."""
+    found: list[list[Named]] = []
+    for name, module in lists if visits is not None else ():
+        if visits is None or not isinstance(module, nn.ModuleList) or not _is_called_whole(name, module, visits):
+            continue
+        for together in found:
+            if all(visits.reaches([n], [name]) and visits.reaches([name], [n]) for n, _ in together):
+                together.append((name, module))
+                break
+        else:
+            found.append([(name, module)])
+    return [together for together in found if len(together) > 1]
+
+
+def _is_called_whole(name: str, module: nn.Module, visits: Visits) -> bool:
+    return len(visits.elements(name)) == len(list(children(module))) > 1
 
 
 def _all_norms(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lightning_lr.layers.names import joined
-from lightning_lr.layers.tree import Leaf, Node, Series, leaves
+from lightning_lr.layers.tree import Leaf, Node, Series, leaves, lowest
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Reading:
             if with_stem and between:
                 self.parts.append(Leaf(joined(path, "stem"), between))
             else:
-                next(leaves(other.parts[0])).parameters[:0] = between
+                lowest(other.parts[0]).parameters[:0] = between
         else:
             self.after += [*other.stem, *other.lead]
         self.parts += other.parts

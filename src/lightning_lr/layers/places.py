@@ -49,7 +49,7 @@ def places_of(
             towers = [i for i, g in enumerate(groups) if any(roles.MODALITY.fullmatch(b.name) for b in g)]
             places[name] = str(min(max(towers, default=seen), last - 1)) if towers else _by_place(seen)
         elif roles.is_stem(name, module):
-            places[name] = "stem"
+            places[name] = _by_place(_named_after(name, groups, order) if visits is not None else -1)
         elif roles.INPUT.fullmatch(name) and name not in order and seen >= 0:
             backbones = [i for i, g in enumerate(groups[:-1]) if any(roles.BACKBONE.fullmatch(b.name) for b in g)]
             places[name] = str(max(backbones)) if backbones else _by_place(seen)
@@ -102,12 +102,28 @@ def stems_of_towers(
 def heads_of(structure: Structure, own: Sequence[str], inside: Sequence[Named], visits: Visits | None) -> roles.IsHead:
     """Heads by name; one with blocks whose output another part reads is none."""
     by_name = roles.heads([*((name, None) for name in own), *inside])
-    others = [name for name, _ in inside if not by_name(name)]
+    others = [
+        name for name, child in inside
+        if not by_name(name)
+        and (visits is None or not isinstance(child, nn.ModuleList) or not visits.feeds_nothing(name))
+    ]  # fmt: skip
     misnamed = {
         name for name, child in inside
-        if visits is not None and by_name(name) and structure.bears(name, child) and visits.reaches([name], others)
+        if visits is not None and by_name(name) and structure.bears(name, child) and visits.teaches(name, others)
     }  # fmt: skip
     return lambda name: by_name(name) and name not in misnamed
+
+
+def _named_after(name: str, groups: Sequence[Sequence[Item]], order: Mapping[str, int]) -> int:
+    """The last group that the text of ``forward`` uses before it names a part; -1: the first, or all, come later.
+
+    For what no forward pass calls, such as the input of a decoder that depends on labels.
+    """
+    members = [[n for item in group for n in members_of(item)] for group in groups]
+    if name not in order or any(n not in order for group in members for n in group):
+        return -1
+    before = [i for i, group in enumerate(members) if max(order[n] for n in group) < order[name]]
+    return -1 if len(before) == len(groups) else max(before, default=-1)
 
 
 def _by_place(seen: int) -> str:

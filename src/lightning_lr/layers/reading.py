@@ -16,15 +16,15 @@ from lightning_lr.layers import roles
 from lightning_lr.layers.blocks import blocks_of, in_turn, rnn_layers
 from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.grouping import groups_of
-from lightning_lr.layers.items import Item, items_of, members_of, names_of, steps_of
+from lightning_lr.layers.items import Item, elements_of, items_of, members_of, names_of, steps_of
 from lightning_lr.layers.matcher import group_matcher, matched_layers
 from lightning_lr.layers.names import children, is_leaf, is_normalization, joined, names_in
 from lightning_lr.layers.parts import Reading, own_of
 from lightning_lr.layers.places import heads_of, place_of_own, places_of, stems_of_towers
-from lightning_lr.layers.structure import Structure, is_stacked_rnn
-from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, leaves
+from lightning_lr.layers.structure import Named, Structure, is_stacked_rnn
+from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, depth_of, leaves
 from lightning_lr.layers.visits import Visits
-from lightning_lr.layers.without_blocks import plain_parts
+from lightning_lr.layers.without_blocks import definition_order, plain_parts
 from lightning_lr.layers.woven import weave, woven_in
 
 
@@ -53,6 +53,10 @@ class TreeReader:
         tree = self._read("", self.model, "").tree()
         if sum(bool(leaf.parameters) for leaf in leaves(tree)) < 2 < len(list(children(self.model))):
             return None  # all blocks are in outputs, so that everything was taken for the head
+        if self.structure.small:
+            parts, seen = definition_order(self.model, self.structure.passes)
+            if seen and depth_of(parts) > depth_of(tree):
+                return None  # a Sequential among other parts of a chain
         return tree
 
     def _read(self, name: str, module: nn.Module, path: str, on_backbone: bool = False) -> Reading:
@@ -147,11 +151,13 @@ class TreeReader:
 
     def _called_list(self, item: Item, path: str, on_backbone: bool, steps: Sequence[Sequence[str]]) -> Reading:
         """A list in the order in which a forward pass calls its elements; those of one step stand side by side."""
-        elements = {i: [(joined(joined(path, n), i), m) for n, c in item.children for k, m in children(c) if k == i]
-                    for step in steps for i in step}  # fmt: skip
+        elements: dict[str, list[Named]] = {}
+        for key, name, element in elements_of(item):
+            elements.setdefault(key, []).append((joined(path, name), element))
         reading, series = Reading(), list[str]()
         for step in [*steps, None]:
-            if step is not None and len(step) == 1:
+            between = step is not None and item.is_mixed and all(is_leaf(m) for i in step for _, m in elements[i])
+            if step is not None and len(step) == 1 and not between:
                 series += step
                 continue
             if series:
@@ -159,6 +165,9 @@ class TreeReader:
                 series = []
             if step is None:
                 break
+            if between:  # an upsampling before the next blocks
+                reading.after += [p for i in step for at, m in elements[i] for p in names_in(m, at)]
+                continue
             towers, read = list[Node](), Reading()
             for i in step:
                 here, module = elements[i][0]
@@ -171,6 +180,8 @@ class TreeReader:
                 read.head += tower.head
             read.parts = [Series([Parallel(towers)])]
             reading.follow(read, joined(path, item.name))
+        if not reading.parts:
+            return blocks_of(self.structure, list(elements.values()), [])
         own = [name for n, c in item.children for name in own_of(c, joined(path, n))]
         if own:
             next(leaves(reading.parts[0])).parameters[:0] = own

@@ -21,18 +21,19 @@ def source_order(module: nn.Module) -> dict[str, int]:
     What it calls of the class's own methods is followed (:func:`entries`).
     """
     kind: Any = type(module)
-    uses = (dict.fromkeys(_uses_in(kind, name)) for name in entries(module))
-    return {used: place for place, used in enumerate(next(filter(None, uses), ()))}
+    uses = [dict.fromkeys(_uses_in(kind, name)) for name in entries(module)]
+    most = max(uses, key=lambda used: len(used.keys() & module._modules.keys()), default={})
+    return {used: place for place, used in enumerate(most)}
 
 
 def entries(module: nn.Module) -> list[str]:
-    """Methods through which a module is used: ``forward``; a LightningModule without one has its ``training_step``.
+    """Methods through which a module is used: ``forward``, and a LightningModule's ``training_step``.
 
     A module with neither is used through other methods (``act``, ``encode``, ``loss``): those that use some of its
     children, the one that uses most of them first.
     """
     kind: Any = type(module)
-    first = [name for name in ("forward", "training_step") if is_defined(getattr(kind, name, None))][:1]
+    first = [name for name in ("forward", "training_step") if is_defined(getattr(kind, name, None))]
     if kind.__module__.startswith("torch.") or (first and _uses_in(kind, first[0])):
         return first
     own = [name for name in dir(kind) if not name.startswith("_") and _is_own_method(kind, name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -35,9 +36,25 @@ class Structure:
         if group_matcher(module) is not None or self.is_list(name, module) or is_stacked_rnn(module):
             return True
         inside = list(children(module))
-        if roles.numbered(inside):
+        if self.counted(module, inside):
             return True
         return any(self.bears(n, child) for n, child in inside if not self.is_aside(module, n))
+
+    def counted(self, module: nn.Module, inside: Sequence[Named], path: str = "?") -> set[str]:
+        """Names of children that are counted through; those that a forward pass shows side by side are no series."""
+        names = roles.numbered(inside)
+        visits = self.passes.of(module, path) if names else None
+        families: dict[str, list[str]] = {}
+        for name in names:
+            if (found := roles.NUMBERED.fullmatch(name)) is not None:
+                families.setdefault(found.group(1), []).append(name)
+        for family in families.values() if visits is not None else ():
+            small = all(not self.bears(name, child) for name, child in inside if name in family)
+            if visits is None or not small or not visits.has(*family):
+                continue
+            if not any(visits.enters(one, [other]) for one in family for other in family if one != other):
+                names -= {*family}
+        return names
 
     def is_aside(self, parent: nn.Module, name: str, path: str = "?") -> bool:
         """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""

@@ -8,7 +8,8 @@ decide is decided by whoever makes the tracer: each ``if`` one way or the other,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,18 @@ class Symbol(fx.Proxy):
 
     tracer: SymbolTracer
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what ``isinstance`` asks
+        return Tensor if object.__getattribute__(self, "tracer").as_tensors else type(self)
+
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
 
+    def __getitem__(self, key: Any) -> Symbol:
+        return self.tracer.element(self, key)
+
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.add_sources(self, (key, value))
+        self.tracer.write(self, key, value)
 
     def __index__(self) -> int:
         return self.tracer.length()
@@ -79,11 +87,17 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         super().__init__(fx.Graph())
         self.answer, self.turns = answer, turns
         self.was_asked = self.was_counted = False
+        self.as_tensors = False
+        """Whether a symbol is a tensor to ``isinstance``."""
         self._loops: dict[tuple[Any, int], int] = {}
         self.visits = Visits()
         self._names: list[str] = [""]  # an input of the module
         self._bits: dict[str, int] = {"": 0}
         self._sources: dict[fx.Node, int] = {}
+        self._learning: dict[fx.Node, int] = {}
+        """Of the sources, those that a gradient reaches."""
+        self._written: dict[fx.Node, tuple[int, dict[int, Symbol]]] = {}
+        """What a symbol came from before something was written into it, and what was written at which index."""
         self._parameter: dict[fx.Node, str] = {}
         self._used: dict[str, int] = {}
         self._own: set[str] = set()
@@ -102,9 +116,11 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
             if name in self._own and name not in self.visits.position and sources != alone:
                 self._note(name, sources & ~alone, True)
         self._sources[node] = sources
+        cut = kind == "call_method" and target == "detach"
+        self._learning[node] = 0 if cut else self._learning_of(node.all_input_nodes)
         in_place = kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__")
         if in_place and args and isinstance(args[0], fx.Node):
-            self._sources[args[0]] = sources
+            self._sources[args[0]], self._learning[args[0]] = sources, self._learning[node]
         return node
 
     def create_arg(self, a: Any) -> Any:
@@ -142,10 +158,29 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         self.was_asked = True
         return 1e30 if self.answer else 0.0
 
-    def add_sources(self, obj: fx.Proxy, values: Any) -> None:
-        """Write values into what a symbol stands for."""
-        made = self.made(values)
-        self._sources[obj.node] = self._sources.get(obj.node, 0) | self._sources[made.node]
+    def write(self, obj: Symbol, key: Any, value: Any) -> None:
+        """Write a value into what a symbol stands for: at an index, where only that element changes, or anywhere."""
+        made, node = self.made(key, value), obj.node
+        before, elements = self._written.get(node, (self._sources.get(node, 0), {}))
+        if isinstance(key, int) and isinstance(value, Symbol):
+            elements[key] = value
+        else:
+            before, elements = before | self._sources[made.node], {}
+        self._written[node] = before, elements
+        self._sources[node] = self._sources.get(node, 0) | self._sources[made.node]
+        self._learning[node] = self._learning.get(node, 0) | self._learning[made.node]
+
+    def element(self, obj: Symbol, key: Any) -> Symbol:
+        """What was written at an index, or what the symbol came from before anything was."""
+        before, elements = self._written.get(obj.node, (0, {}))
+        if isinstance(key, int) and key in elements:
+            return elements[key]
+        others = elements and isinstance(key, int) and all((key < 0) == (other < 0) for other in elements)
+        found = self.create_proxy("call_function", operator.getitem, (obj, key), {})
+        assert isinstance(found, Symbol)
+        if others:  # the last of all may be any of those that are counted from the first
+            self._sources[found.node] = before
+        return found
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """A check of the input passes, a loop ends after some turns, and else the answer is the one that was given."""
@@ -186,10 +221,12 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         if itself and not self._named(self._sources[made.node]):
             self.visits.alone.add(unit)
         self._note(unit, self._sources[made.node], itself)
+        cut = self._named(self._sources[made.node] & ~self._learning[made.node])
+        self.visits.cut[unit] = self.visits.cut.get(unit, cut) & cut
         self.visits.entered.setdefault(unit, set()).update(self._named(self._sources[made.node]))
-        self._sources[made.node] |= self._bit(unit)
+        self._come_from(made.node, unit)
         if held is not None:
-            self._sources[made.node] |= self._bit(f"{held.holder}:{held.unit}")
+            self._come_from(made.node, f"{held.holder}:{held.unit}")
         return made
 
     def _call_of_held(self, held: Held, node: fx.Node) -> None:
@@ -209,10 +246,10 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         made = self.made()
         if own:
             self._own.add(unit)
-            self._sources[made.node] = self._bit(unit)
+            self._come_from(made.node, unit)
             return made
         if unit:
-            self._sources[made.node] = self._bit(unit)
+            self._come_from(made.node, unit)
             self._parameter[made.node] = unit
         return made
 
@@ -230,6 +267,17 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
                 self.visits.before[unit] = set()
         self.visits.held = {name: visits.with_parts() for name, visits in self.visits.held.items()}
         return self.visits.with_parts()
+
+    def _come_from(self, node: fx.Node, unit: str) -> None:
+        bit = self._bit(unit)
+        self._sources[node] |= bit
+        self._learning[node] |= bit
+
+    def _learning_of(self, nodes: Iterable[fx.Node]) -> int:
+        found = 0
+        for node in nodes:
+            found |= self._learning.get(node, 0)
+        return found
 
     def _bit(self, unit: str) -> int:
         if unit not in self._bits:

@@ -45,6 +45,17 @@ def leaves(node: Node) -> Iterator[Leaf]:
             yield from leaves(part)
 
 
+def depth_of(node: Node) -> int:
+    """How many layers there are from the lowest to the top."""
+    return 1 + max(distances(node).values(), default=-1)
+
+
+def lowest(node: Node) -> Leaf:
+    """The first of the layers that are farthest from the top."""
+    distance = distances(node)
+    return max(distance, key=lambda leaf: distance[leaf]) if distance else next(leaves(node))
+
+
 def distances(node: Node) -> dict[Leaf, int]:
     """Distance from the top of each layer that has parameters."""
     found: dict[Leaf, int] = {}

@@ -26,6 +26,7 @@ class Visits:
         alone: children that were called, at least once, on nothing that comes from another one.
         own_input: children whose first argument, in their first call, comes from the input of the module.
         next_to: child to what is in an argument of it that is called as what an encoder made, and in no other one.
+        cut: child to what reaches the input of all its calls through ``detach`` only.
         itself: what was called itself, not only in parts (``self.net.conv1(x)``) or by its weight.
         held: for each child without a forward, of which only parts are called, the same about these.
     """
@@ -38,6 +39,7 @@ class Visits:
     alone: set[str] = field(default_factory=set)
     own_input: set[str] = field(default_factory=set)
     next_to: dict[str, set[str]] = field(default_factory=dict)
+    cut: dict[str, set[str]] = field(default_factory=dict)
     itself: set[str] = field(default_factory=set)
     held: dict[str, Visits] = field(default_factory=dict)
 
@@ -53,6 +55,12 @@ class Visits:
         """Whether the output of one child is in the input of another one."""
         sources = {unit for name in first for unit in self._units(name)}
         return any(not sources.isdisjoint(self.before[unit]) for name in second for unit in self._units(name))
+
+    def teaches(self, first: str, second: Sequence[str]) -> bool:
+        """Whether a child is in the input of another one, and not through ``detach`` alone."""
+        own = set(self._units(first))
+        readers = (unit for name in second for unit in self._units(name))
+        return any(not (own & self.before[unit]) <= self.cut.get(unit, set()) for unit in readers)
 
     def enters(self, name: str, children: Sequence[str]) -> bool:
         """Whether a parameter, a child or a part of it is in the input of any call of some children."""
@@ -125,9 +133,16 @@ class Visits:
         both = sorted(part.position, key=lambda unit: part.position[unit])
         if any(full.position[a] > full.position[b] for a, b in pairwise(both)):
             return None
-        if any(part.before[unit] != full.before[unit] & part.position.keys() for unit in both):
+        if any((part.before[unit] ^ (full.before[unit] & part.position.keys())) - {unit} for unit in both):
             return None
         return full
+
+    def says_more_than(self, other: Visits) -> bool:
+        """Whether the same calls, in the same order, read at least what they read in another pass."""
+        same = sorted(self.position, key=self.position.__getitem__) == sorted(
+            other.position, key=other.position.__getitem__
+        )
+        return same and all(other.before[unit] <= self.before[unit] for unit in self.position)
 
     def _units(self, name: str) -> Iterator[str]:
         return (unit for unit in self.position if unit == name or unit.startswith(f"{name}."))

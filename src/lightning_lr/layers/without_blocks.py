@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from lightning_lr.layers import roles
@@ -25,6 +27,8 @@ def definition_order(model: nn.Module, passes: Passes) -> tuple[Series, bool]:
 
 def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tuple[list[Node], bool]:
     inside = list(children(module))
+    holders = _held_by_another(inside)
+    inside = [part for part in inside if part[0] not in holders]
     own = [name for name, p in module._parameters.items() if p is not None]
     visits = passes.of(module, path)
     seen = visits is not None and visits.has(*(name for name, _ in inside))
@@ -76,12 +80,25 @@ def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -
                 parts.append(Leaf(joined(here, "head"), inner))
             nodes[name] = Series(parts)
     head += [p for name, child in tops for p in names_in(child, joined(path, name))]
+    for name, holder in holders.items():
+        within = next(leaves(nodes[holder])).parameters if holder in nodes else head
+        within += names_in(module._modules[name], joined(path, name))  # type: ignore[arg-type]
     head += [joined(path, name) for name in own if by_name(name)]
     first = [joined(path, name) for name in own if not by_name(name) and name not in nodes]
     stem = Leaf(joined(path, "stem"), first, stem=True)
     if (seen or used) and visits is not None:
         return [stem, *_levels(nodes, visits)], certain
     return [stem, *nodes.values()], certain
+
+
+def _held_by_another(inside: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
+    """Children that are registered in a sibling too, which calls them: to that sibling."""
+    found: dict[str, str] = {}
+    for name, child in inside:
+        for other, holder in inside:
+            if holder is not child and any(part is child for part in holder.modules()):
+                found[name] = other
+    return found
 
 
 def _levels(nodes: dict[str, Node], visits: Visits) -> list[Node]:
