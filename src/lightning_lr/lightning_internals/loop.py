@@ -125,8 +125,8 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     if not (done > 0 and done == vars(batches.current)["processed"]):
         return
     at_batch_end, counted = loop.epoch_loop.restarted_on_train_batch_end, _epoch_is_counted(trainer)
-    if batches.is_last_batch and not counted and loop.epoch_loop.val_loop.restarted_mid_evaluation:
-        return  # the validation was interrupted: Lightning goes on with it, and ends the epoch after it
+    if finishes_validation(trainer):
+        return
     if not batches.is_last_batch:
         # Where an earlier batch was skipped or interrupted, Lightning's totals differ, and it does not see that this
         # one is done: it would be trained on twice.
@@ -146,6 +146,16 @@ def begin_epoch_after_resume(trainer: Trainer) -> None:
     for counts in (loop.epoch_progress.current, loop.epoch_progress.total):
         # under max_steps a checkpoint of on_train_epoch_end leaves its epoch half counted; it would be trained again
         counts.completed = vars(counts)["processed"]
+
+
+def finishes_validation(trainer: Trainer) -> bool:
+    """Whether a fit begins with the validation after an epoch's last batch, which was interrupted.
+
+    Lightning goes on with it, by the length of that epoch, and ends the epoch after it.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    last = loop.restarting and loop.batch_progress.is_last_batch and not _epoch_is_counted(trainer)
+    return bool(last and loop.val_loop.restarted_mid_evaluation)
 
 
 def _mend_callbacks(trainer: Trainer) -> None:

@@ -98,7 +98,11 @@ class RampedLoader:
             self._place(trainer)
             internals.restart_iterator(trainer)
         epoch, micro_batch = internals.starting_position(trainer)
-        self._set_length(trainer, epoch, internals.batches_counted(trainer) - micro_batch)
+        counted = internals.batches_counted(trainer) - micro_batch
+        if internals.finishes_validation(trainer):  # of the epoch before, whose end Lightning finds by its length
+            epoch -= 1
+            counted -= len(self.windows(epoch).micro_sizes)
+        self._set_length(trainer, epoch, counted)
 
     def recut(self, trainer: Trainer, plan: RampPlan) -> None:
         """Before training: cut the same samples into other micro-batches, as if the plan had been this from the start.
