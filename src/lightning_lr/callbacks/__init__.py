@@ -16,7 +16,7 @@ from lightning_lr.callbacks.learning_rate_scaling import LearningRateScaling
 from lightning_lr.callbacks.learning_rate_schedule import LearningRateSchedule
 from lightning_lr.callbacks.learning_rate_search import LearningRateSearch
 from lightning_lr.callbacks.normalized_weight_decay import NormalizedWeightDecay
-from lightning_lr.callbacks.run import total_updates
+from lightning_lr.callbacks.run_shape import total_updates
 from lightning_lr.panels import MetricPanel
 
 __all__ = [

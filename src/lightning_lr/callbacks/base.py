@@ -27,7 +27,8 @@ from lightning_lr.callbacks.given_as_class import HookOfObject
 from lightning_lr.callbacks.module_scheduler import ModuleScheduler, check_agreement, refuse_module_scheduler
 from lightning_lr.callbacks.optimizers import Indices, check_indices, chosen_indices
 from lightning_lr.callbacks.pytorch_lightning_check import refuse_mirror, warn_of_mirror
-from lightning_lr.callbacks.run import CountSamples, Run, in_words_of
+from lightning_lr.callbacks.run import CountSamples, Run
+from lightning_lr.callbacks.run_shape import in_words_of
 from lightning_lr.checks import name_arguments
 from lightning_lr.curves import Phase
 from lightning_lr.learning_rate import HyperparameterWriter

@@ -18,7 +18,7 @@ from lightning_lr.batch_size.ramped_shape import RampedShape
 from lightning_lr.batch_size.streamed_shape import StreamedShape
 from lightning_lr.callbacks.base import members_of
 from lightning_lr.callbacks.batch_size_ramp.streaming import StreamedWindows
-from lightning_lr.callbacks.run import run_shape
+from lightning_lr.callbacks.run_shape import run_shape
 from lightning_lr.progress import RunShape
 
 

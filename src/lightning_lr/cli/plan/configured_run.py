@@ -22,7 +22,7 @@ from lightning_lr import lightning_internals as internals
 from lightning_lr.activations import CheckpointPolicy
 from lightning_lr.callbacks import ActivationCompression
 from lightning_lr.callbacks.base import MethodCallback
-from lightning_lr.callbacks.run import accumulation_of, updates_of_trial
+from lightning_lr.callbacks.run_shape import accumulation_of, updates_of_trial
 from lightning_lr.cli.errors import ConfigurationError, described
 from lightning_lr.cli.plan.activation_memory import activation_summary, compression_summary
 from lightning_lr.cli.plan.cost import with_costs
