@@ -129,7 +129,8 @@ def _is_called(parts: Sequence[Named], names: Iterable[str], kind: re.Pattern[st
 def _alike(module: nn.Module) -> bool:
     """Whether the elements of a list are blocks of one kind, not the attention and the MLP of one block."""
     kinds = [
-        {(name, type(part)) for name, part in child.named_modules() if is_leaf(part)} for _, child in children(module)
+        {(name, type(part)) for name, part in child.named_modules() if part._parameters}
+        for _, child in children(module)
     ]
     names = [roles.signature(child) for _, child in children(module)]
     return any(

@@ -149,7 +149,8 @@ def _zipped(
                 together.append((n, other))
         waiting = [(n, c) for n, c in waiting if all(n != m for m, _ in together)]
         if len(together) > 1:
-            yield sorted(together, key=lambda part: place[part[0]])
+            called = visits is not None and visits.has(*(n for n, _ in together))
+            yield sorted(together, key=lambda part: visits.at([part[0]]) if called and visits else place[part[0]])
 
 
 def names_of(item: Item, path: str) -> list[str]:

@@ -661,3 +661,33 @@ class Impala(nn.Module):
         x = self.hidden_fc(torch.flatten(x, 1).relu()).relu()
         self._value = self.value_fc(x)
         return self.logits_fc(x), self._value.squeeze(1)
+
+
+class Dropped(Layer):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop_path: nn.Module = nn.Dropout(rate) if rate else nn.Identity()
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.drop_path(super().forward(x))  # type: ignore[no-any-return]
+
+
+@right(
+    "embeds.0 block.0.0 block.0.1|norm.0 embeds.1|block.1.0 block.1.1|norm.1 head",
+    name="stages of blocks of which the first drops nothing",
+)
+class Stages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeds, self.norm = layers(2, Conv), layers(2, lambda: nn.LayerNorm(4))
+        self.block = nn.ModuleList(nn.ModuleList([Dropped(stage * 0.1), Dropped(0.1)]) for stage in range(2))
+        self.head = lin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for embed, blocks, norm in zip(self.embeds, self.block, self.norm, strict=True):
+            x = embed(x).flatten(2).transpose(1, 2)
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            x = norm(x).transpose(1, 2).reshape(len(x), 4, 2, 2)
+        y: Tensor = self.head(x.mean((2, 3)))
+        return y
