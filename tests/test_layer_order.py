@@ -225,7 +225,9 @@ def tower(layers: int, **more: nn.Module) -> nn.Module:
               ("generator", "discriminator"), ("query_encoder", "passage_encoder"), ("actor", "critic")]
 )  # fmt: skip
 def test_towers_end_at_the_same_top(names: tuple[str, str]) -> None:
-    found = distances(Parts(**dict(zip(names, (tower(2), tower(2)), strict=True)), logit_scale=nn.Linear(1, 1)))
+    parts = dict(zip(names, (tower(2), tower(2)), strict=True))
+    # without a forward, a text model may as well read what a vision model makes
+    found = distances(Parts(**parts, logit_scale=nn.Linear(1, 1)), silent="vision_model" not in names)
     for name in names:
         assert of(found, f"{name}.embeddings", f"{name}.layers.0", f"{name}.layers.1") == [3, 2, 1]
 
@@ -252,6 +254,45 @@ def test_an_autoencoder_is_a_series_and_a_sequence_to_sequence_model_has_two_tow
 def test_siblings_of_one_class_without_a_number_are_a_guess() -> None:
     with pytest.warns(UserWarning, match="is a guess: ham, eggs are taken to follow one another"):
         discover(Parts(ham=tower(2), eggs=tower(2)))
+
+
+class WithTokenizer(nn.Module):
+    """A tower that reads images where there are some, a tokenizer that training never calls, a language model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_model = tower(2)
+        self.aligner = nn.Linear(8, 8)
+        self.tokenizer = tower(5)
+        self.language_model = tower(3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.language_model(x)
+
+
+def test_what_no_forward_pass_calls_shifts_nothing_and_is_said() -> None:
+    with pytest.warns(UserWarning, match="is a guess: tokenizer: called by no forward pass, and taken to feed nothing"):
+        discover(WithTokenizer())
+    found = distances(WithTokenizer(), silent=False)
+    assert of(found, "tokenizer", *(f"language_model.layers.{i}" for i in range(3))) == [0, 3, 2, 1]
+    assert of(found, "aligner", "language_model.embeddings") == [4, 4]
+    assert of(found, *(f"vision_model.layers.{i}" for i in range(2)), "vision_model.embeddings") == [6, 5, 7]
+
+
+class Unreadable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_model, self.text_model = tower(2), tower(3)
+
+    def forward(self, x: Tensor) -> Any:
+        raise RuntimeError(f"{float(x.sum())}")
+
+
+def test_towers_that_are_told_by_their_names_alone_are_a_guess() -> None:
+    with pytest.warns(UserWarning, match="are taken to stand side by side by their names"):
+        discover(Unreadable())
+    found = distances(Unreadable(), silent=False)
+    assert of(found, "vision_model.layers.1", "text_model.layers.2") == [0, 0]
 
 
 # ---------------------------------------------------------------------- recurrent layers

@@ -11,8 +11,24 @@ from lightning_lr.layers.structure import Structure
 from lightning_lr.layers.visits import Visits
 
 
+def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[str]:
+    """Sub-models beside a language model that no forward pass calls, such as a tokenizer of images.
+
+    Nobody trains what is not called; it must not shift the others. A name such as ``vision_tower`` speaks for itself:
+    its input may be optional.
+    """
+    models = [item for item in items if item.is_model]
+    if visits is None or not any(roles.LANGUAGE.fullmatch(m.name) and visits.has(*members_of(m)) for m in models):
+        return []
+    called = [item for item in models if visits.has(*members_of(item))]
+    idle = [m.name for m in models if m not in called and not roles.says_what_it_reads(m.name)]
+    if idle:
+        structure.guesses.append(f"{', '.join(idle)}: called by no forward pass, and taken to feed nothing")
+    return idle
+
+
 def groups_of(
-    structure: Structure, items: Sequence[Item], visits: Visits | None, on_backbone: bool
+    structure: Structure, items: Sequence[Item], visits: Visits | None, on_backbone: bool, in_dict: bool
 ) -> list[list[Item]]:
     """What bears blocks, from input to head; what is in one group stands side by side."""
     bearing = [item for item in items if item.bears]
@@ -47,11 +63,16 @@ def groups_of(
             else:
                 groups.append([item])
         return groups
-    return _groups_by_name(structure, items, bearing, models, twins)
+    return _groups_by_name(structure, items, bearing, models, twins, visits is None and not in_dict)
 
 
 def _groups_by_name(
-    structure: Structure, items: Sequence[Item], bearing: list[Item], models: list[Item], twins: dict[str, str]
+    structure: Structure,
+    items: Sequence[Item],
+    bearing: list[Item],
+    models: list[Item],
+    twins: dict[str, str],
+    unfollowed: bool = False,
 ) -> list[list[Item]]:
     halves = any(word in roles.words(item.name) for item in bearing for word in ("encoder", "decoder"))
     if len(bearing) > 1 and not models and not halves and roles.are_towers(item.name for item in bearing):
@@ -83,6 +104,8 @@ def _groups_by_name(
         len(models) == 2 and set(map(_role, names)) == {"encoder", "decoder"} and not twins
     ):
         order = [models]
+        if unfollowed and any(roles.MODALITY.fullmatch(name) for name in names):
+            structure.guesses.append(f"{', '.join(names)} are taken to stand side by side by their names")
     else:
         first = [item for item in models if roles.BACKBONE.fullmatch(item.name)]
         for item in [*first, *(item for item in models if item not in first)]:

@@ -9,13 +9,14 @@ one another, names and the order of definition decide (:mod:`~lightning_lr.layer
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_lr.layers import roles
 from lightning_lr.layers.blocks import blocks_of, in_turn, rnn_layers
 from lightning_lr.layers.forward_pass import Passes
-from lightning_lr.layers.grouping import groups_of
+from lightning_lr.layers.grouping import groups_of, idle_of
 from lightning_lr.layers.items import Item, elements_of, items_of, members_of, names_of, steps_of
 from lightning_lr.layers.matcher import group_matcher, matched_layers
 from lightning_lr.layers.names import children, is_leaf, is_normalization, joined, names_in
@@ -82,10 +83,12 @@ class TreeReader:
         is_head = heads_of(self.structure, own, inside, visits)
         woven = woven_in(self.structure, inside, visits, is_head)
         items = items_of(self.structure, module, [part for part in inside if part[0] not in woven], visits, is_head)
-        groups = groups_of(self.structure, items, visits, on_backbone)
+        idle = idle_of(self.structure, items, visits)
+        items = [replace(item, bears=False) if item.name in idle else item for item in items]
+        groups = groups_of(self.structure, items, visits, on_backbone, isinstance(module, nn.ModuleDict))
         on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in items if item.bears)
         order = self.structure.passes.order(module)
-        places = places_of(self.structure, items, groups, visits, is_head, order)
+        places = places_of(self.structure, items, groups, visits, is_head, order) | dict.fromkeys(idle, "head")
         owned = {name: place_of_own(name, groups, visits, is_head, order) for name in own}
         stems = stems_of_towers([*own, *(item.name for item in items if not item.bears)], groups, visits)
         for name in stems:

@@ -147,6 +147,12 @@ def are_towers(names: Iterable[str]) -> bool:
     return len(found) > 1 and all(found) and len(set(found)) == len(found)
 
 
+def says_what_it_reads(name: str) -> bool:
+    """Whether a sub-model's name tells its place among others: a tower, a projector, a language model, a half."""
+    kinds = (MODALITY, LANGUAGE, BACKBONE, FUSION, CONNECTOR)
+    return bool(words(name)) or any(kind.fullmatch(name) for kind in kinds)
+
+
 def are_opponents(one: str, other: str) -> bool:
     """Whether two networks are trained against one another, or one to judge the other, by their names."""
     a, b = words(one), words(other)
