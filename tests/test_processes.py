@@ -43,6 +43,8 @@ def _alive(pid: int) -> bool:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_ranks_end_with_the_process_that_started_them(how: signal.Signals, tmp_path: Path) -> None:
     script = (
+        # a shell starts what runs in the background with SIGINT ignored
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from functools import partial\nfrom pathlib import Path\n"
         "from tests.support.processes import run_in_processes\nfrom tests.test_processes import stay\n"
         f"folder = Path({str(tmp_path)!r})\nrun_in_processes([('stay', partial(stay, folder))], folder)\n"

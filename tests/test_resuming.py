@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lr import BatchSizeRamp, Cosine, HypergradientDescent, LearningRateSchedule, StepRamp
+from lightning_lr import BatchSizeRamp, Cosine, GradientNoiseScale, HypergradientDescent, LearningRateSchedule, StepRamp
 from lightning_lr.cli import main
 from lightning_lr.cli.report.record import RunRecord, find_run, read_run
 from lightning_lr.cli.report.resumed_run import read_whole_run
@@ -319,7 +319,11 @@ def test_a_checkpoint_of_an_exception_records_the_run_that_it_ends(tmp_path: Pat
     save = ModelCheckpoint(tmp_path, filename="stopped", save_on_exception=True, every_n_epochs=100)
     logger = CSVLogger(tmp_path)
     with pytest.raises(RuntimeError, match="stopped"):
-        fit([LearningRateSchedule(Cosine()), Stops(), save], logger=logger, enable_checkpointing=True)
+        fit(
+            [LearningRateSchedule(Cosine()), GradientNoiseScale(), Stops(), save],
+            logger=logger,
+            enable_checkpointing=True,
+        )
     checkpoint = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
     assert Path(checkpoint["lightning_lr"]["journals"]).parent == Path(logger.log_dir).resolve()
 

@@ -22,9 +22,12 @@ SIGNATURE = "lightning_lr"
 
 
 def sign(checkpoint: dict[str, Any], journals: Path | None) -> None:
-    """Record in a checkpoint which version saves it, and where the run writes its decisions."""
+    """Record in a checkpoint which version saves it, and where the run writes its decisions.
+
+    Several callbacks may sign; what one of them has recorded stays.
+    """
     where = {} if journals is None else {"journals": str(journals.resolve())}
-    checkpoint[SIGNATURE] = {"version": __version__, **where}
+    checkpoint[SIGNATURE] = {"version": __version__, **checkpoint.get(SIGNATURE, {}), **where}
 
 
 def journals_of(checkpoint: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from lightning_lr.layers.visits import Visits
 
 
 def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[str]:
-    """Sub-models beside a language model that no forward pass calls, such as a tokenizer of images.
+    """Sub-models next to a language model that no forward pass calls, such as a tokenizer of images.
 
     Nobody trains what is not called; it must not shift the others. A name such as ``vision_tower`` speaks for itself:
     its input may be optional.
