@@ -11,13 +11,13 @@ runs at the price of the search.
 The race's constants (the length of its warm-up, how cautiously the minimum is read, the default budget, what the guard
 asks for) were chosen on CNN, ViT and byte LM, seeds 1 to 3, and on three tasks made up for it: a regression, a residual
 network and an LSTM; the number of rates in a heat, the floor of the caution and the guard's steps on GRU, MLP and six
-more that were made up. GRU and MLP no longer judge it. Tasks that had no say,
-named here before their first run: GRU (digits, read row by row), MLP (Friedman's first regression problem),
-autoencoder (digits, noise removed), digits (an MLP with batch norm and dropout), ResNet (on digits, with LAMB), and
-MiniLM. All but the last are defined in `learning_rate_search_tasks`, with a grid of five that is moved on where the
-best rate is at its edge. At 1 024 updates the small tasks have a grid of their own; on CNN, ViT and byte LM (four times
-the data) the tuned rate is the best of five that a loop apart from Lightning made once, by its test metric: in favour
-of the grid.
+more that were made up; what is done on a plateau on those of `learning_rate_search_plateaus`. GRU and MLP no longer
+judge it. Tasks that had no say, named here before their first run: GRU (digits, read row by row), MLP (Friedman's first
+regression problem), autoencoder (digits, noise removed), digits (an MLP with batch norm and dropout), ResNet (on
+digits, with LAMB), and MiniLM. All but the last are defined in `learning_rate_search_tasks`, with a grid of five that
+is moved on where the best rate is at its edge. At 1 024 updates the small tasks have a grid of their own; on CNN, ViT
+and byte LM (four times the data) the tuned rate is the best of five that a loop apart from Lightning made once, by its
+test metric: in favour of the grid.
 
 One JSON per run in ``benchmarks/results/learning_rate_search/``: a run whose file exists is not made again.
 """

@@ -26,7 +26,8 @@ from lightning_lr import Constant, Cosine, LearningRateSchedule, LearningRateSea
 from lightning_lr.callbacks.search_run import _result
 from lightning_lr.cli import main
 from lightning_lr.lightning_internals import upcoming_batches
-from lightning_lr.search import Heats, Race, SearchResult, Start, Trial, plan_heats, read
+from lightning_lr.search import Choice, Heats, Race, SearchResult, Start, Trial, choose, plan_heats, read
+from lightning_lr.search.reading import after_plateau, learned_below
 from tests.support.toy import ResumableLoader, Toy, data, fit, quiet, two_groups, weights
 from tests.support.two_processes import ddp, run_in_two_processes
 
@@ -578,6 +579,43 @@ def test_a_first_batch_that_is_easy_makes_no_rate_explode(around: float | None) 
     assert race.spent >= sum(trial.price for trial in heat) + 2, "what was made again is paid for"
     if around is not None:
         assert max(abs(math.log10(rate / around)) for rate in train.trained) <= 1 + 1e-9, "narrow"
+
+
+@pytest.mark.parametrize(
+    ("scores", "share", "rate"),
+    [
+        ((2.3, 2.26, 1.5, math.inf), 0.05, 0.04),  # a plateau: a decade below the best nothing is learned
+        ((2.3, 2.05, 1.5, 2.9), 0.3125, 0.08),
+        ((2.3, 1.6, 1.5, 2.9), 0.875, 0.08),
+        ((2.3, 1.5, 1.9, math.inf), None, 0.08),  # the lowest rate is a decade below the best: nothing to see
+        ((1.5, 1.6, 1.9, math.inf), None, 0.08),
+        ((math.inf, math.inf, math.inf, math.inf), None, 0.08),
+    ],
+)
+def test_a_choice_after_a_plateau_is_halved(scores: tuple[float, ...], share: float | None, rate: float) -> None:
+    rates = (1e-3, 1e-2, 1e-1, 1.0)
+    heat = [Trial(r, (2.3,) * 8, (s,) * 4 if math.isfinite(s) else ()) for r, s in zip(rates, scores, strict=True)]
+    assert learned_below(heat) == (None if share is None else pytest.approx(share, abs=1e-12))
+    found = after_plateau(Choice(0.08, 0.05, 0.2, None), heat)
+    assert found == Choice(rate, min(0.05, rate), 0.2, None)
+
+
+@pytest.mark.parametrize(
+    ("second", "least", "around", "by"),
+    [(0.01, 0.0, None, 2.0), (0.6, 0.0, None, 1.0), (0.01, 0.0, 0.1, 1.0), (0.01, 0.09, None, None)],
+)
+def test_a_race_on_a_plateau_chooses_half_of_what_its_last_heat_says(
+    second: float, least: float, around: float | None, by: float | None
+) -> None:
+    """``second``: what the rate a decade below the best has learned in the first heat, of what the best one has."""
+    first = [Trial(rate, (2.0,) * 8, (2.0 - fall,) * 4) for rate, fall in ((0.001, 0), (0.01, second), (0.1, 1))]
+    last = [Trial(rate, (2.0,) * 16, (score,) * 5) for rate, score in ((0.03, 1.2), (0.1, 1.0), (0.3, 1.2))]
+    race = Race(Heats((8, 16), 128.0), Start(1e-3, 1e-3), lambda rate: max(rate, least), lambda *_: ((), ()), around)
+    race.trials = [first, last]
+    heat, choice = choose(race)
+    assert choice is not None
+    assert heat is last
+    assert choice.rate == (least if by is None else read(last).rate / by)
 
 
 def test_a_present_rate_is_kept_where_everything_around_it_diverges() -> None:

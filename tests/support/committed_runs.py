@@ -211,6 +211,28 @@ def choices() -> Any:
     return document(f"{SEARCHED}/choice.json")
 
 
+def reading(name: str, task: str) -> Numbers:
+    """How far another reading of the race is ahead on a task with AdamW, with the interval."""
+    mean, half, *_ = document("learning_rate_search_readings/readings.json")["figures"][name][f"{task}, AdamW"]
+    return mean, half
+
+
+def halved(pair: str) -> Numbers:
+    """What halving the choice on a plateau gains a problem, with the interval."""
+    mean, half = document("learning_rate_search_readings/plateaus.json")["figures"][pair]["ahead"]["halved"]
+    return mean, half
+
+
+def worst_of_halving() -> float:
+    """The most that it costs one of the ten pairs beside GRU and LSTM on digits, with AdamW."""
+    others = document("learning_rate_search_readings/plateaus.json")["figures"].keys() - {
+        "GRU, AdamW",
+        "rows, LSTM, AdamW",
+    }
+    assert len(others) == 10
+    return -min(halved(pair)[0] for pair in others)
+
+
 def spread_of_choice(task: str, optimizer: str) -> float:
     """The highest rate that 20 searches chose, over the lowest."""
     rates = [rate for rate, _ in choices()["seeds"][f"{task}, {optimizer}"]]

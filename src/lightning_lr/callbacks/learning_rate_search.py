@@ -43,7 +43,9 @@ class LearningRateSearch(MethodCallback):
     without a step on the batches that follow. All rates see the same batches with the same random numbers. A first heat
     of short schedules walks in decades, from where the optimizer's kind suggests, until the best has a worse one on
     either side; a heat of longer ones compares half decades around it; a Gaussian process over the log rate reads the
-    minimum. A loss that is not finite, or explodes, ends its candidate at once: it is a bad score and nothing more.
+    minimum. Where the first heat shows that training begins on a plateau (a decade below its best rate next to nothing
+    is learned), half of that is taken. A loss that is not finite, or explodes, ends its candidate at once: it is a bad
+    score and nothing more.
 
     Afterwards the run is where it was, to the bit: weights, buffers, optimizer, scaler, random numbers, the module's
     attributes and metrics, the loader's position. Callbacks, loggers and the progress bar see nothing of the race. It

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.callbacks.branch import Branches, forked
 from lightning_lr.callbacks.run import Run
 from lightning_lr.progress import RunShape
-from lightning_lr.search import Choice, Heats, Race, SearchResult, Trial, plan_heats, read, short_schedule, start_of
+from lightning_lr.search import Choice, Heats, Race, SearchResult, choose, plan_heats, short_schedule, start_of
 from lightning_lr.search.heats import SHORTEST, scored_on
 from lightning_lr.search.race import Schedule, Train
 
@@ -75,7 +74,7 @@ def search(
             )
         race = Race(heats, start_of(trainer.optimizers[0]), settings.within, train, present)
         race.run()
-        read_of, choice = _read(race)
+        read_of, choice = choose(race)
         if choice is not None:
             # every rank has read the same scores; what floating point makes of them is rank 0's, and all hold one rate
             shared = trainer.strategy.broadcast(choice.rate) if trainer.world_size > 1 else choice.rate
@@ -135,14 +134,6 @@ def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
         length if length + scored_on(length) <= there else there - scored_on(there) for length in heats.lengths
     )
     return replace(heats, lengths=lengths) if min(lengths) >= SHORTEST else None
-
-
-def _read(race: Race) -> tuple[Sequence[Trial], Choice | None]:
-    """The longest heat with a finite score, and the choice from it; none where every rate diverged."""
-    for heat in reversed(race.trials):
-        if any(math.isfinite(trial.score) for trial in heat):
-            return heat, read(heat)
-    return (), None
 
 
 def _result(race: Race, at: float, choice: Choice | None) -> SearchResult:

@@ -14,7 +14,7 @@ horizons, Wu et al. 2018, arXiv:1803.02021.
 from lightning_lr.search.heats import Heats, plan_heats, share_of
 from lightning_lr.search.kinds import Start, start_of
 from lightning_lr.search.race import Race, Trial, short_schedule
-from lightning_lr.search.reading import Choice, read
+from lightning_lr.search.reading import Choice, choose, read
 from lightning_lr.search.result import SearchResult
 from lightning_lr.search.settings import Budget, SearchSettings
 
@@ -27,6 +27,7 @@ __all__ = [
     "SearchSettings",
     "Start",
     "Trial",
+    "choose",
     "plan_heats",
     "read",
     "share_of",
