@@ -1,6 +1,6 @@
 """Compressed activations on networks that people use: saved bytes, gradients and the time of a step.
 
-    python -m benchmarks.compression_networks [--dry-run] [--report] [--only bert,llama]
+    python -m benchmarks.compression_networks [--dry-run] [--report] [--only bert,llama] [--profile mamba]
 
 Each network has its true depth (that of its smallest published size) and a small width, random weights, a random
 batch and dropout as it is by default; transformers' classes, and the ResNet and the GPT of ``examples``. In one
@@ -8,7 +8,8 @@ process, steps without compression and at 8, 4, auto-4 and 2 bits follow each ot
 that the hooks count, the CPU time of a step (forward and backward, one thread) relative to the bare step of its
 round, and the cosine between the gradient of a step and the bare gradient of the same dropout: of one step in the
 mean, and of the mean of all steps, which shows whether errors average out. One JSON per network in
-``benchmarks/results/compression_networks/``.
+``benchmarks/results/compression_networks/``. ``--profile`` measures nothing else and prints where a step at 4 bits
+spends its time.
 
 GACT, Liu et al. 2022, arXiv 2206.11357.
 """
@@ -16,13 +17,16 @@ GACT, Liu et al. 2022, arXiv 2206.11357.
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
+import pstats
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,6 +52,7 @@ FOLDER = RESULTS / "compression_networks"
 TABLE = RESULTS / "compression_networks.md"
 ARMS = ("8", "4", "auto-4", "2")
 ROUNDS = 5
+PROFILE_ROWS = 14
 """Steps of each arm that are counted; one more goes before."""
 
 
@@ -244,6 +249,40 @@ def measure(name: str) -> None:
     ResultStore(FOLDER).save(name, {"config": config(name), "result": result, "environment": environment()})
 
 
+def profiled(name: str, bits: int = 4) -> str:
+    """Where a step with compression spends its time: seconds in functions of ours and in the rest, tensors saved."""
+    network = NETWORKS[name]
+    one_thread_steady_memory()
+    torch.manual_seed(0)
+    model, batch = network.make().train(), network.batch()
+    compressor = ActivationCompressor(model, bits, kernels=Kernels("native"), seed=1)
+
+    def step(compressed: bool) -> float:
+        model.zero_grad(set_to_none=True)
+        begin = time.process_time()
+        with compressor.compressing(batch) if compressed else nullcontext():
+            loss = network.loss(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return time.process_time() - begin
+
+    step(True)
+    bare, plain = step(False), step(True)
+    profile = cProfile.Profile(time.process_time)  # CPU time: other work does not count
+    profile.runcall(step, True)
+    stats = pstats.Stats(profile)
+    rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
+    body = [
+        [f"{Path(file).name}:{line} {function}" if line else function, f"{calls}", f"{own:.3f}", f"{whole:.3f}"]
+        for (file, line, function), (_, calls, own, whole, _) in rows[:PROFILE_ROWS]
+    ]
+    sizes = [size.raw for size in compressor.tally.parts.values()]
+    return (
+        f"{network.title}, {bits} bits: bare step {bare:.3f} s of CPU, compressed {plain:.3f} s, "
+        f"{compressor.tally.raw_bytes / 1e6:.1f} MB in {len(sizes)} kinds of saved tensors\n\n"
+        + markdown_table(["function", "calls", "own s (profiled)", "with callees"], body)
+    )
+
+
 def config(name: str) -> dict[str, Any]:
     """What a saved file must agree with."""
     return {"network": name, "title": NETWORKS[name].title, "rounds": ROUNDS}
@@ -296,7 +335,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="measure also what is there")
     parser.add_argument("--dry-run", action="store_true", help="print what would be measured")
     parser.add_argument("--report", action="store_true", help="measure nothing, write the table")
+    parser.add_argument("--profile", choices=NETWORKS, help="print where a step of one network spends its time")
     options = parser.parse_args(arguments)
+    if options.profile:
+        print(profiled(options.profile))
+        return
     store = ResultStore(FOLDER)
     wanted = options.only.split(",")
     missing = [name for name in wanted if options.again or store.load(name, config(name)) is None]
