@@ -196,6 +196,19 @@ NETWORKS: dict[str, Network] = {
 
 
 # ---------------------------------------------------------------------- measuring
+def timed(
+    network: Network, model: nn.Module, batch: tuple[Tensor, ...], compressor: ActivationCompressor | None
+) -> float:
+    """CPU seconds of one forward and backward; the gradients are those of the same dropout each time."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(1)
+    begin = time.process_time()
+    with nullcontext() if compressor is None else compressor.compressing(batch):
+        loss = network.loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return time.process_time() - begin
+
+
 def measure(name: str) -> None:
     """Measure one network and save it."""
     network = NETWORKS[name]
@@ -214,14 +227,7 @@ def measure(name: str) -> None:
     reallocate(auto, probe(auto, lambda: network.loss(model, few), parameters, few), 4.0)
 
     def step(arm: str) -> tuple[Tensor, float]:
-        compressor = compressors[arm]
-        model.zero_grad(set_to_none=True)
-        torch.manual_seed(1)  # the same dropout in all
-        begin = time.process_time()
-        with nullcontext() if compressor is None else compressor.compressing(batch):
-            loss = network.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        spent = time.process_time() - begin
+        spent = timed(network, model, batch, compressors[arm])
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double(), spent
 
     true, _ = step("bare")
@@ -257,18 +263,10 @@ def profiled(name: str, bits: int = 4) -> str:
     model, batch = network.make().train(), network.batch()
     compressor = ActivationCompressor(model, bits, kernels=Kernels("native"), seed=1)
 
-    def step(compressed: bool) -> float:
-        model.zero_grad(set_to_none=True)
-        begin = time.process_time()
-        with compressor.compressing(batch) if compressed else nullcontext():
-            loss = network.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return time.process_time() - begin
-
-    step(True)
-    bare, plain = step(False), step(True)
+    timed(network, model, batch, compressor)
+    bare, plain = timed(network, model, batch, None), timed(network, model, batch, compressor)
     profile = cProfile.Profile(time.process_time)  # CPU time: other work does not count
-    profile.runcall(step, True)
+    profile.runcall(timed, network, model, batch, compressor)
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     body = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.learning_rate_search_tasks import SMALL, SmallTask, Split, _rows, _split, optimizer_of
+from benchmarks.learning_rate_search_tasks import SMALL, SmallTask, Split, digit_rows, optimizer_of, split
 from lightning_lr import Cosine
 from lightning_lr.search import Heats, Race, Trial, read, start_of
 from lightning_lr.search.race import Schedule
@@ -51,21 +51,21 @@ def _marked() -> Split:
     what = torch.randint(0, 4, (4096, 8), generator=g)
     mark = torch.randint(0, 8, (4096,), generator=g)
     x = torch.cat([F.one_hot(what, 4).float(), F.one_hot(mark, 8).float().unsqueeze(2)], 2)
-    return _split(x, what.gather(1, mark.unsqueeze(1)).squeeze(1), 2048, 3072)
+    return split(x, what.gather(1, mark.unsqueeze(1)).squeeze(1), 2048, 3072)
 
 
 @functools.cache
 def _first() -> Split:
     """Sequences of letters: which was the first one?"""
     what = torch.randint(0, 4, (4096, 8), generator=_generator())
-    return _split(F.one_hot(what, 4).float(), what[:, 0], 2048, 3072)
+    return split(F.one_hot(what, 4).float(), what[:, 0], 2048, 3072)
 
 
 @functools.cache
 def _parity() -> Split:
     """Ten signs: the product of the first three."""
     x = torch.randint(0, 2, (4096, 10), generator=_generator()).float() * 2 - 1
-    return _split(x, (x[:, :3].prod(1) > 0).long(), 2048, 3072)
+    return split(x, (x[:, :3].prod(1) > 0).long(), 2048, 3072)
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def _taught() -> Split:
     g = _generator()
     x, first, second = (torch.randn(*shape, generator=g) for shape in ((4096, 16), (16, 24), (24, 8)))
     logits = (x @ first / 2).tanh() @ second + 0.5 * torch.randn(4096, 8, generator=g)
-    return _split(x, logits.argmax(1), 2048, 3072)
+    return split(x, logits.argmax(1), 2048, 3072)
 
 
 def _sigmoid_mlp() -> nn.Module:
@@ -105,8 +105,8 @@ def _rows_rnn() -> nn.Module:
 PROBLEMS = {
     "GRU": SMALL["GRU"],
     "MLP": SMALL["MLP"],
-    "rows, LSTM": SmallTask(_rows_lstm, _rows, True),
-    "rows, RNN": SmallTask(_rows_rnn, _rows, True),
+    "rows, LSTM": SmallTask(_rows_lstm, digit_rows, True),
+    "rows, RNN": SmallTask(_rows_rnn, digit_rows, True),
     "mark, LSTM": SmallTask(_marks_lstm, _marked, True),
     "first, GRU": SmallTask(_first_gru, _first, True),
     "parity, MLP": SmallTask(_relu_mlp, _parity, True),

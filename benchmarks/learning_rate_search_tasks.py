@@ -66,20 +66,20 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images, dtype=torch.float32)[order] / 16, torch.tensor(data.target)[order]
 
 
-def _split(x: Tensor, y: Tensor, first: int, second: int) -> Split:
+def split(x: Tensor, y: Tensor, first: int, second: int) -> Split:
     parts = (slice(None, first), slice(first, second), slice(second, None))
     train, val, test = (TensorDataset(x[part], y[part]) for part in parts)
     return train, val, test
 
 
-def _rows() -> Split:
-    return _split(*_digits(), 1024, 1400)
+def digit_rows() -> Split:
+    return split(*_digits(), 1024, 1400)
 
 
 def _noisy() -> Split:
     images = _digits()[0].flatten(1)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-    return _split(images + 0.3 * noise, images, 1024, 1400)
+    return split(images + 0.3 * noise, images, 1024, 1400)
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def _friedman() -> Split:
 
     x, y = make_friedman1(4096, noise=1.0, random_state=0)
     y = (y - y.mean()) / y.std()
-    return _split(torch.tensor(x).float(), torch.tensor(y).float().unsqueeze(1), 2048, 3072)
+    return split(torch.tensor(x).float(), torch.tensor(y).float().unsqueeze(1), 2048, 3072)
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class SmallTask:
 
 
 SMALL = {
-    "GRU": SmallTask(RowReader, _rows, True),
+    "GRU": SmallTask(RowReader, digit_rows, True),
     "MLP": SmallTask(_mlp, _friedman, False),
     "autoencoder": SmallTask(_autoencoder, _noisy, False),
-    "digits": SmallTask(_normed_mlp, _rows, True),
-    "ResNet": SmallTask(_residual, _rows, True, ("LAMB",)),
+    "digits": SmallTask(_normed_mlp, digit_rows, True),
+    "ResNet": SmallTask(_residual, digit_rows, True, ("LAMB",)),
 }
 
 

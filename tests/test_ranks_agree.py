@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,21 @@ def test_a_run_that_ends_before_the_shorter_epoch_trains(results: Any) -> None:
         assert lrs == pytest.approx([0.05 * (1 - u / 5) for u in range(5)], rel=1e-12)
 
 
+def _are_refused(messages: list[Any]) -> None:
+    """Inside an epoch another number of devices is refused on every rank."""
+    for message in messages:
+        assert "training goes on inside an epoch with" in message
+        assert "devices" in message
+
+
+def _train_on_what_is_left(found: list[Any], rates: list[float], epochs: Sequence[int]) -> None:
+    """Every rank has the rates of the run that was not interrupted; together they read each sample of an epoch once."""
+    for _, lrs in found:
+        assert lrs == pytest.approx(rates, rel=1e-12)
+    for epoch in epochs:
+        assert sorted(sample for seen, _ in found for sample in seen[epoch]) == list(range(48)), "every sample once"
+
+
 @pytest.mark.parametrize("direction", ["one device, then DDP", "DDP, then one device"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", RESUMED)
@@ -209,15 +224,9 @@ def test_a_checkpoint_is_gone_on_from_by_another_strategy(
         )
         found = [_numbered(method, 1, ckpt_path=folder / f"{method} 2" / f"{KINDS[kind]}.ckpt")]
     if kind == "middle":
-        for message in found:
-            assert "training goes on inside an epoch with" in message
-            assert "devices" in message
+        _are_refused(found)
         return
-    for _, lrs in found:
-        assert lrs == pytest.approx(whole[6:], rel=1e-12)
-    for epoch in (1, 2):
-        read = sorted(sample for seen, _ in found for sample in seen[epoch])
-        assert read == list(range(48)), "every sample once"
+    _train_on_what_is_left(found, whole[6:], epochs=(1, 2))
     assert all(sorted(seen) == [1, 2] for seen, _ in found)
 
 
@@ -282,15 +291,10 @@ def test_a_checkpoint_of_four_devices_or_for_four_is_gone_on_from(
     found = [rank[f"{method}, {kind}, {saved_by}"] for rank in of_four[saved_by, goes_on]]
     assert len(found) == goes_on
     if kind == "middle" and saved_by != goes_on:
-        for message in found:
-            assert "training goes on inside an epoch with" in message
-            assert "devices" in message
+        _are_refused(found)
         return
     made = 7 if kind == "middle" else 6
-    for _, lrs in found:
-        assert lrs == pytest.approx(whole[made:], rel=1e-12)
-    for epoch in (1, 2) if kind != "middle" else (2,):
-        assert sorted(sample for seen, _ in found for sample in seen[epoch]) == list(range(48)), "every sample once"
+    _train_on_what_is_left(found, whole[made:], epochs=(1, 2) if kind != "middle" else (2,))
     if kind == "middle":  # of a loader without a state Lightning reads as many batches as are left, from its beginning
         for rank, (seen, _) in zip(of_four[saved_by, goes_on], found, strict=True):
             whole_epoch = rank[f"{method} saves"][0][1]

@@ -515,9 +515,7 @@ def small_step_overhead(callbacks: str) -> Numbers:
 
 def _cells(long: bool) -> list[dict[str, Any]]:
     """Of the table of overhead, those whose bare update takes more than 10 ms, or less."""
-    files = sorted((RESULTS / "overhead_table" / "cells").glob("*.json"))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    return [cell for cell in found if (cell["bare_ms"] > 10) == long]
+    return [cell for cell in records("overhead_table/cells") if (cell["bare_ms"] > 10) == long]
 
 
 def lengths_of_updates(long: bool) -> Numbers:

@@ -78,7 +78,7 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
     """
     if type(module).__module__.startswith("torch.jit"):
         return None
-    wanted = [name for name, child in module._modules.items() if child is not None and list(child.parameters())]
+    wanted = _with_parameters(module)
     best: Visits | None = None
     for name in entries(module):
         if best is not None and (name != "training_step" or best.has(*wanted)):
@@ -90,7 +90,7 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
 
 
 def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
-    wanted = [name for name, child in module._modules.items() if child is not None and list(child.parameters())]
+    wanted = _with_parameters(module)
     best: Visits | None = None
     for draw, training in ((DRAWS[1], None), (DRAWS[1], False), (DRAWS[0], None)):
         visits = _any_way(_Run(module, forward, draw, training))
@@ -191,6 +191,11 @@ def _is_refusal(error: Exception) -> bool:
     if trace is None or isinstance(error, fx.proxy.TraceError | NotImplementedError):
         return False
     return raises(trace.tb_frame.f_code, trace.tb_lineno)
+
+
+def _with_parameters(module: nn.Module) -> list[str]:
+    """The children that have something to train."""
+    return [name for name, child in module._modules.items() if child is not None and list(child.parameters())]
 
 
 def _whole_lists(module: nn.Module, visits: Visits) -> bool:
