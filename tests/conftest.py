@@ -1,14 +1,19 @@
-"""For all tests: no limit in seconds, what has been imported is not garbage, files that start processes run first."""
+"""For all tests: no limit in seconds, what outlives a file is not garbage, files that start processes run first."""
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+# every Trainer looks through all installed packages for callbacks, and none is installed while tests run
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,7 +26,18 @@ def _starts_no_processes(item: pytest.Item) -> bool:
     return not any(hasattr(module, name) for name in ("run_in_processes", "run_in_two_processes", "Batches", "Child"))
 
 
-def pytest_collection_finish() -> None:
-    """Lightning and DeepSpeed collect garbage in runs, which takes a second if it looks at all that was imported."""
+def _freeze() -> None:
+    """Lightning and DeepSpeed collect garbage in runs, and every fit of a callback looks through all objects for LR
+    schedulers: a second where these are all that was imported, parsed and cached so far, milliseconds without that."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_a_file_leaves_is_not_garbage() -> Iterator[None]:
+    yield
+    _freeze()

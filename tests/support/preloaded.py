@@ -5,6 +5,7 @@ The imports take a process five to ten seconds, and the tests start some fifty.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from contextlib import suppress
@@ -24,3 +25,4 @@ NAMES = (
 for name in NAMES:
     with suppress(ImportError):
         importlib.import_module(name)
+gc.freeze()  # what the forked processes share: no collection goes through it, and no page of it is copied
