@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,6 +30,7 @@ from lightning_lr import (
     MethodCallback,
     NormalizedWeightDecay,
 )
+from lightning_lr import lightning_internals as internals
 from lightning_lr.hypergradient import AlignmentEstimator, FactorLearner
 from lightning_lr.learning_rate import HyperparameterWriter
 
@@ -167,6 +169,38 @@ def test_an_update_is_one_write_of_each_group(together: bool) -> None:
         counted.append(Counted.writes)
     # and two more, so that the optimizer steps with a plain number and a rate that is read remembers the scheduled one
     assert counted[1] - counted[0] == 5 * 3 * 3
+
+
+class Own(LearningRateSchedule):
+    """A user's subclass, with a hook that the base class does not use."""
+
+    name = "own"
+    backwards = 0
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        self.backwards += 1
+
+
+def test_a_trainer_passes_over_hooks_in_which_nothing_is_done_until_the_run_ends() -> None:
+    called: list[str] = []
+
+    class Profiler(PassThroughProfiler):
+        def start(self, action_name: str) -> None:
+            called.append(action_name)
+
+    own, layers = Own(Cosine()), LayerwiseLRDecay(0.9, layers=["^net"], no_weight_decay=[])
+    trainer = Trainer(max_steps=3, accelerator="cpu", devices=1, callbacks=[own, layers], logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                      profiler=Profiler())  # fmt: skip
+    trainer.fit(Linears(3), DataLoader(TensorDataset(torch.randn(64, 4)), batch_size=2))
+    during = {name.removeprefix("[Callback]") for name in called if name.startswith("[Callback]") and "batch" in name}
+    assert during >= {"Own.on_train_batch_start", "LayerwiseLRDecay.on_train_batch_end"}
+    assert "LayerwiseLRDecay.on_train_batch_start" not in during
+    assert "[Callback]LayerwiseLRDecay.on_before_backward" not in called
+    assert own.backwards == 3
+    for callback in (own, layers):
+        assert not set(vars(callback)) & set(internals.HOOKS_OF_AN_UPDATE)
+        assert all(map(callable, (getattr(callback, hook) for hook in internals.HOOKS_OF_AN_UPDATE)))
 
 
 class Reads(Callback):

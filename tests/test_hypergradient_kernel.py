@@ -162,6 +162,140 @@ def test_tensors_that_are_replaced_or_moved_between_updates_are_read_where_they_
     assert estimator.sums()[0, 2] != before[0, 2]
 
 
+def frozen(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    weight.grad = None
+
+
+def taken_from_the_group(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    optimizer.param_groups[0]["params"] = [weight]
+
+
+def added(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    later = nn.Parameter(torch.ones(3))
+    later.grad = torch.ones(3)
+    optimizer.add_param_group({"params": [later]})
+
+
+def other_order(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    optimizer.param_groups[0]["params"] = [other, weight]
+
+
+def maximizing(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    optimizer.param_groups[0]["maximize"] = not optimizer.param_groups[0].get("maximize")
+
+
+def decaying(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    optimizer.param_groups[0]["weight_decay"] = 0.7
+
+
+def coupled(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    if "decoupled_weight_decay" in optimizer.param_groups[0]:
+        optimizer.param_groups[0]["decoupled_weight_decay"] ^= True
+
+
+def replaced_state(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    for name, value in optimizer.state[weight].items():
+        optimizer.state[weight][name] = value * 2 if isinstance(value, Tensor) and value.dim() else value
+
+
+def moved_state(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    for value in optimizer.state[weight].values():
+        value.data = value.detach() + 1
+
+
+def no_state(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    optimizer.state.pop(weight, None)
+
+
+def moved_weight(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    weight.data = weight.data + 1
+
+
+def turned_weight(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    weight.data = weight.data.t()
+
+
+def turned_gradient(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    assert weight.grad is not None
+    weight.grad = weight.grad.t().contiguous().t()
+
+
+def precise_gradient(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    assert weight.grad is not None
+    weight.grad.data = weight.grad.double()
+
+
+def without(optimizer: Optimizer, weight: nn.Parameter, other: nn.Parameter) -> None:
+    pass
+
+
+CHANGES = [frozen, taken_from_the_group, added, other_order, maximizing, decaying, coupled, replaced_state, moved_state,
+           no_state, moved_weight, turned_weight, turned_gradient, precise_gradient, without]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_whatever_changes_between_two_updates_is_noticed(
+    name: str, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight, other = (nn.Parameter(torch.randn(8, 8, generator=generator)) for _ in range(2))
+    optimizer = OPTIMIZERS[name]([weight, other])
+    repeating, packed = AlignmentEstimator(optimizer), AlignmentEstimator(optimizer)
+    for seed in range(4):
+        step(optimizer, repeating, seed, lambda g: g)
+    assert repeating._repeated is not None
+    for parameter in (weight, other):
+        parameter.grad = torch.randn(8, 8, generator=generator)
+    packed.load_state_dict(repeating.state_dict())
+    change(optimizer, weight, other)
+    found = repeating.sums()
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate_module, "kernel", lambda: None)
+        # torch sums 128 terms in single precision
+        assert torch.allclose(found, packed.sums().double(), rtol=2e-5, atol=1e-5)
+
+
+def test_a_saved_state_that_is_loaded_between_two_updates_is_noticed() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    estimator = AlignmentEstimator(SGD([weight], 0.1))
+    for seed in range(3):
+        step(estimator.optimizer, estimator, seed, lambda g: g)
+    state = estimator.state_dict()
+    weight.grad = torch.ones(4)
+    before = estimator.sums()
+    estimator.load_state_dict({**state, "copies": {0: 2 * state["copies"][0]}})
+    assert torch.equal(estimator.sums(), before * torch.tensor([2.0, 1.0, 4.0]))
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2", "AVX512"])
+def test_the_width_of_the_vectors_changes_no_bit(
+    capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = ["DEFAULT", "AVX2", "AVX512"]
+    if order.index(capability) > order.index(torch.backends.cpu.get_cpu_capability()):
+        pytest.skip("not of this processor")
+
+    def found() -> list[Tensor]:
+        sums = []
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            optimizer = AdamW(parameters_of(dtype), 0.01, weight_decay=0.3)
+            estimator = AlignmentEstimator(optimizer)
+            for seed in range(3):
+                step(optimizer, estimator, seed, lambda g: g)
+            sums.append(estimator.measured)  # type: ignore[attr-defined]
+        return sums
+
+    expected = found()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    cpu_sums.kernel.cache_clear()
+    try:
+        assert all(map(torch.equal, found(), expected))
+    finally:
+        cpu_sums.kernel.cache_clear()
+
+
 def test_without_a_compiler_torch_does_it_and_one_warning_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,10 +36,11 @@ class CSource:
         path: the file.
         flags: of the compiler, besides those that all have.
         wide: flags for a processor with AVX2.
+        widest: besides those, for one with AVX-512.
     """
 
-    def __init__(self, path: Path, flags: tuple[str, ...], wide: tuple[str, ...]) -> None:
-        self.path, self._own, self._wide = path, flags, wide
+    def __init__(self, path: Path, flags: tuple[str, ...], wide: tuple[str, ...], widest: tuple[str, ...] = ()) -> None:
+        self.path, self._own, self._wide, self._widest = path, flags, wide, widest
 
     def load(self) -> ctypes.CDLL:
         """The library, compiled now if it never was on this machine.
@@ -101,8 +102,9 @@ class CSource:
 
     def _flags(self) -> tuple[str, ...]:
         # the cache may be shared by other machines
-        wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        return (*FLAGS, *self._own, *(self._wide if wide else ()))
+        capability = torch.backends.cpu.get_cpu_capability()
+        wide = self._wide if capability in ("AVX2", "AVX512") else ()
+        return (*FLAGS, *self._own, *wide, *(self._widest if capability == "AVX512" else ()))
 
 
 def in_threads(work: Callable[[int, int], None], parts: int, most: int) -> None:

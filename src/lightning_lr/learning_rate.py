@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from operator import is_, itemgetter, mul
 from typing import Any
@@ -40,6 +41,13 @@ GroupsTransform = Callable[[list[Any]], list[Any]]
 _NUMBERS = frozenset((float, Multiplied))
 _new = float.__new__
 _LR = itemgetter("lr")
+
+
+class _Absent:
+    """Stands in the place of a hyperparameter that a group does not have."""
+
+
+_ABSENT = _Absent()
 
 
 class HyperparameterWriter:
@@ -70,13 +78,15 @@ class HyperparameterWriter:
         self._base_lr = [_copied(lr) for lr in base_lr] if base_lr is not None else None
         self._multipliers: dict[str, float | tuple[float, ...]] = {}
         self._transforms: dict[str, dict[str, GroupsTransform]] = {}
-        self._scheduled: list[dict[str, Any]] = []
-        self._written: list[dict[str, Any]] = []
+        self._scheduled: dict[str, list[Any]] = {}
+        """By hyperparameter, the scheduled value of each group."""
+        self._written: dict[str, list[Any]] = {}
+        """By hyperparameter, what recognises the value that was written into each group, see :func:`_mark`."""
+        self._readers: list[tuple[Callable[[dict[str, Any]], Any], list[Any]]] = []
+        """What reads these values from a group, and what was written."""
         self._replaced: list[dict[str, Any]] = []
         self._warned: set[str] = set()
         self._inside = False
-        self._marks: list[tuple[Callable[[Any], Any], list[Any]]] | None = None
-        """What was written into the groups, by hyperparameter, where all have them as objects of their own."""
         self._stale = True  # whether what is in the groups is not what the multipliers and scheduled values make
         self._separate_shared_tensors()
         self._capture()
@@ -92,23 +102,29 @@ class HyperparameterWriter:
         Raises:
             ValueError: for a factor that is negative or not finite, or a sequence of the wrong length.
         """
+        before = self._multipliers.get(name)
+        if factor is before and type(factor) is tuple:  # the very one that is set: it was checked then
+            return
         if type(factor) is float:  # what most methods give, at every update
             if not 0.0 <= factor < math.inf:
                 raise ValueError(f"multiplier {name!r}: got {factor}; a factor is finite and not negative")
-            if self._multipliers.get(name) != factor:
+            if before != factor:
                 self._multipliers[name], self._stale = factor, True
             return
-        factors = tuple(map(float, factor)) if isinstance(factor, Sequence) else (float(factor),)
+        if type(factor) is tuple and set(map(type, factor)) == {float}:
+            factors = factor
+        else:
+            factors = tuple(map(float, factor)) if isinstance(factor, Sequence) else (float(factor),)
         if isinstance(factor, Sequence) and len(factors) != len(self.optimizer.param_groups):
             raise ValueError(
                 f"multiplier {name!r}: got {len(factors)} factors for {len(self.optimizer.param_groups)} parameter "
                 "groups; give one factor, or one per group"
             )
-        for value in factors:
+        for value in factors if not (math.isfinite(sum(factors)) and min(factors) >= 0.0) else ():
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"multiplier {name!r}: got {value}; a factor is finite and not negative")
         given = factors if isinstance(factor, Sequence) else factors[0]
-        if self._multipliers.get(name) != given:
+        if before != given:
             self._multipliers[name], self._stale = given, True
 
     def remove_multiplier(self, name: str) -> None:
@@ -143,12 +159,9 @@ class HyperparameterWriter:
         if key == "lr":
             raise ValueError("set_transform: got key='lr'; the learning rate has named multipliers (set_multiplier)")
         self.settle()
-        self._marks, self._stale = None, True
+        self._stale = True
         self._transforms.setdefault(key, {})[name] = transform
-        for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
-            if key in group and key not in scheduled:
-                scheduled[key] = _copied(group[key])
-                written[key] = _mark(group[key])
+        self._manage(key)
 
     # ------------------------------------------------------------------ what can be read
     def group_names(self) -> list[str]:
@@ -159,7 +172,8 @@ class HyperparameterWriter:
 
     def scheduled(self, key: str = "lr") -> list[Any]:
         """The scheduled value of each group (``None`` where a group does not have ``key``)."""
-        return [values.get(key) for values in self._scheduled]
+        values = self._scheduled.get(key, [_ABSENT] * self._known)
+        return [None if value is _ABSENT else value for value in values]
 
     def effective(self, key: str = "lr") -> list[Any]:
         """The value now in each group."""
@@ -180,7 +194,7 @@ class HyperparameterWriter:
         """What the multipliers apply to: the scheduled value of each group, or the one in its place."""
         if not self._replaced:
             return self.scheduled(key)
-        return [self._base(index, key) for index in range(len(self._scheduled))]
+        return [self._base(index, key) for index in range(self._known)]
 
     def tuned(self) -> list[Any]:
         """The rate of each group that the user tuned, which neither schedules nor multipliers move."""
@@ -216,25 +230,29 @@ class HyperparameterWriter:
                 that the user writes by hand afterwards takes the place of the base.
         """
         self._adopt_foreign_values()
-        self._marks, self._stale = None, True
+        self._stale = True
         self._replaced = [
             {key: _copied(value) for key, value in base.items() if key in group}
             for base, group in zip(bases, self.optimizer.param_groups, strict=True)
         ]
-        for index, (group, scheduled, written) in enumerate(
-            zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True)
-        ):
-            for key in self._replaced[index]:
-                if key not in scheduled:
-                    scheduled[key] = _copied(group[key])
-                    written[key] = _mark(group[key])
+        for key in dict.fromkeys(chain.from_iterable(self._replaced)):
+            self._manage(key)
 
-    def begin_step(self) -> None:
-        """The optimizer is about to step: give its kernels plain numbers, whose arithmetic costs nothing."""
-        groups = self.optimizer.param_groups
-        for group, lr, mark in zip(groups, map(_LR, groups), map(_LR, self._written), strict=False):
-            if type(lr) is Multiplied and lr is mark:
-                group["lr"] = lr.plain
+    def begin_step(self, refined: bool = False) -> None:
+        """The optimizer is about to step: give its kernels plain numbers, whose arithmetic costs nothing.
+
+        Args:
+            refined: whether multipliers may be others than when :meth:`write` was called, in which case :meth:`settle`
+                has been called since.
+        """
+        if refined and self._stale:
+            self._write_effective(remembering=False)
+            return
+        if refined and self._transforms:
+            self._write_transformed()
+        for group, mark in zip(self.optimizer.param_groups, self._written["lr"], strict=False):
+            if type(mark) is Multiplied and group["lr"] is mark:
+                group["lr"] = mark.plain
 
     def end_step(self) -> list[Any]:
         """The optimizer has stepped: a learning rate that is read from now on remembers the scheduled one.
@@ -242,9 +260,9 @@ class HyperparameterWriter:
         Returns:
             the rate of each group in that step.
         """
-        groups, written = self.optimizer.param_groups, self._written
+        groups = self.optimizer.param_groups
         rates = list(map(_LR, groups))
-        for group, lr, mark in zip(groups, rates, map(_LR, written), strict=False):
+        for group, lr, mark in zip(groups, rates, self._written["lr"], strict=False):
             if type(mark) is Multiplied and lr is mark.plain:
                 group["lr"] = mark
         if set(map(type, rates)) == {float}:
@@ -273,9 +291,10 @@ class HyperparameterWriter:
 
     def values_were_put_back(self) -> None:
         """The groups were restored, from outside, to what was last written: they are not foreign values."""
-        self._marks = None
-        for group, written in zip(self.optimizer.param_groups, self._written, strict=False):
-            written.update({key: _mark(group[key]) for key in written if key in group})
+        for key, written in self._written.items():
+            for index, group in enumerate(self.optimizer.param_groups[: len(written)]):
+                if written[index] is not _ABSENT and key in group:
+                    written[index] = _mark(group[key])
 
     def release(self) -> None:
         """Give the optimizer back: groups hold the scheduled values again and nothing is multiplied any more."""
@@ -293,19 +312,19 @@ class HyperparameterWriter:
             optimizer_state: what ``optimizer.state_dict()`` returned; its ``param_groups`` are changed in place.
         """
         self.settle()  # a value that is adopted here is multiplied here: the next settle would not see it any more
-        for group, scheduled in zip(optimizer_state["param_groups"], self._scheduled, strict=True):
-            group.update({key: _copied(value) for key, value in scheduled.items()})
+        for key, scheduled in self._scheduled.items():
+            for group, value in zip(optimizer_state["param_groups"], scheduled, strict=True):
+                if value is not _ABSENT:
+                    group[key] = _copied(value)
 
     def show_scheduled(self, optimizer_state: dict[str, Any]) -> None:
         """As :meth:`rewrite_state`, of what we have written alone: what the user has is scheduled already.
 
         For every ``optimizer.state_dict()``, so that what the user keeps of it can be loaded at any time.
         """
-        for group, scheduled, written in zip(
-            optimizer_state["param_groups"], self._scheduled, self._written, strict=False
-        ):
-            for key, value in scheduled.items():
-                if key in group and _is_marked(group[key], written[key]):
+        for key, scheduled in self._scheduled.items():
+            for group, value, mark in zip(optimizer_state["param_groups"], scheduled, self._written[key], strict=False):
+                if value is not _ABSENT and key in group and _is_marked(group[key], mark):
                     group[key] = _copied(value)
 
     # ------------------------------------------------------------------ inside
@@ -317,63 +336,72 @@ class HyperparameterWriter:
 
     def _base(self, index: int, key: str) -> Any:
         replaced = self._replaced[index] if index < len(self._replaced) else {}
-        return replaced[key] if key in replaced else self._scheduled[index].get(key)
+        if key in replaced:
+            return replaced[key]
+        value = self._scheduled[key][index] if key in self._scheduled else _ABSENT
+        return None if value is _ABSENT else value
 
-    def _managed(self, index: int, group: dict[str, Any]) -> list[str]:
-        replaced = self._replaced[index] if index < len(self._replaced) else {}
-        return [key for key in dict.fromkeys(("lr", *self._transforms, *replaced)) if key in group]
+    @property
+    def _known(self) -> int:
+        """Groups whose values are kept; one that is added during the run is not yet."""
+        return len(self._scheduled["lr"])
+
+    def _manage(self, key: str) -> None:
+        """Keep the values of a hyperparameter, as they are now where they are not kept yet."""
+        groups, number = self.optimizer.param_groups, self._known if self._scheduled else 0
+        scheduled = self._scheduled.setdefault(key, [_ABSENT] * number)
+        written = self._written.setdefault(key, [_ABSENT] * number)
+        for index, group in enumerate(groups[:number]):
+            if scheduled[index] is _ABSENT and key in group:
+                scheduled[index], written[index] = _copied(group[key]), _mark(group[key])
+        self._find_readers()
+
+    def _find_readers(self) -> None:
+        self._readers = [
+            (partial(_value, key) if any(mark is _ABSENT for mark in written) else itemgetter(key), written)
+            for key, written in self._written.items()
+        ]
 
     def _capture(self) -> None:
-        self._marks = None
         groups = self.optimizer.param_groups
-        self._scheduled = [{key: _copied(g[key]) for key in self._managed(i, g)} for i, g in enumerate(groups)]
-        self._written = [
-            {key: _mark(g[key]) for key in values} for g, values in zip(groups, self._scheduled, strict=True)
-        ]
+        keys = dict.fromkeys(("lr", *self._transforms, *chain.from_iterable(self._replaced)))
+        self._scheduled = {key: [_copied(group.get(key, _ABSENT)) for group in groups] for key in keys}
+        self._written = {key: [_mark(group.get(key, _ABSENT)) for group in groups] for key in keys}
+        self._find_readers()
 
     def _adopt_foreign_values(self) -> bool:
         """Take what somebody else wrote for the new scheduled value; returns whether there was any."""
         if self._inside:  # a scheduler is at work, and what it writes is captured afterwards
             return False
         groups, found = self.optimizer.param_groups, False
-        marks = self._marks
-        if marks is not None and len(groups) == len(self._written):
-            for get, of_groups in marks:
+        if len(groups) == len(self._written["lr"]):
+            for get, of_groups in self._readers:
                 if not all(map(is_, map(get, groups), of_groups)):
                     break
             else:
                 return False
-        self._marks = None
-        for index, group in enumerate(groups[len(self._scheduled) :], len(self._scheduled)):
+        for group in groups[self._known :]:
             found = True
-            self._scheduled.append({key: _copied(group[key]) for key in self._managed(index, group)})
-            self._written.append({key: _mark(group[key]) for key in self._managed(index, group)})
-        for index, (group, written) in enumerate(zip(groups, self._written, strict=True)):
-            for key, mark in written.items():
-                if _is_marked(group[key], mark):
+            for key, scheduled in self._scheduled.items():
+                scheduled.append(_copied(group.get(key, _ABSENT)))
+                self._written[key].append(_mark(group.get(key, _ABSENT)))
+        if found:
+            self._find_readers()
+        for index, group in enumerate(groups):
+            for key, written in self._written.items():
+                if written[index] is _ABSENT or _is_marked(group[key], written[index]):
                     continue
                 found, before = True, self._base(index, key)
                 value = group[key]
                 if type(value) is Multiplied:  # computed from what was in effect: the multipliers are known
                     value = group[key] = value.scheduled
-                self._scheduled[index][key] = _copied(value)
+                self._scheduled[key][index] = _copied(value)
                 if index < len(self._replaced) and key in self._replaced[index]:
                     self._replaced[index][key] = _copied(value)
-                written[key] = _mark(value)
+                written[index] = _mark(value)
                 if isinstance(before, Tensor) or before != value:
                     self._warn_of_foreign_value(index, key, value)
-        if not found:
-            self._marks = self._marks_now()
         return found
-
-    def _marks_now(self) -> list[tuple[Callable[[Any], Any], list[Any]]] | None:
-        if len(set(map(len, self._written))) > 1:
-            return None
-        keys = self._written[0].keys() if self._written else ()
-        try:
-            return [(get, list(map(get, self._written))) for get in map(itemgetter, keys)]
-        except KeyError:  # as many, and others
-            return None
 
     def _warn_of_foreign_value(self, index: int, key: str, value: Any) -> None:
         if key in self._warned:
@@ -396,7 +424,7 @@ class HyperparameterWriter:
 
     def _products(self, names: Iterable[str] | None = None) -> list[float]:
         """The product of each group's multipliers, or of those of some names."""
-        products = [1.0] * len(self._scheduled)
+        products = [1.0] * self._known
         for name in self._multipliers if names is None else names:
             factor = self._multipliers[name]
             if factor == 1.0:
@@ -407,53 +435,59 @@ class HyperparameterWriter:
                 products = [*map(mul, products, factor), *products[len(factor) :]]
         return products
 
-    def _write_effective(self) -> None:
-        self._marks, self._stale = None, False
-        scheduled = self.base() if self._replaced else map(_LR, self._scheduled)
-        for group, value, written, product in zip(
-            self.optimizer.param_groups, scheduled, self._written, self._products(), strict=True
+    def _write_effective(self, remembering: bool = True) -> None:
+        """Write all values; what is in the groups is what was written last.
+
+        Args:
+            remembering: whether a multiplied rate remembers the scheduled one; else :meth:`end_step` makes it do so.
+        """
+        self._stale = False
+        scheduled, written = self.base() if self._replaced else self._scheduled["lr"], self._written["lr"]
+        marks = []
+        for group, value, mark, product in zip(
+            self.optimizer.param_groups, scheduled, written, self._products(), strict=True
         ):
             # x 1.0 would be the same bits; skipping it keeps the user's own object and type (such as an int lr)
             effective = value if product == 1.0 else value * product
             if effective is not value and type(effective) is float:
                 rate = _new(Multiplied, effective)  # without the calls of a constructor, at every update
                 rate.plain, rate.scheduled = effective, value
+                if type(mark) in _NUMBERS:
+                    group["lr"] = rate if remembering else effective
+                    marks.append(rate)
+                    continue
                 effective = rate
-            if type(effective) in _NUMBERS and type(group["lr"]) in _NUMBERS:
-                group["lr"] = written["lr"] = effective
-            else:
-                written["lr"] = _put(group, "lr", effective)
+            marks.append(_put(group, "lr", effective))
+        written[:] = marks
         if self._transforms or self._replaced:
             self._write_transformed()
-        else:
-            self._marks = [(_LR, list(map(_LR, self._written)))]
 
     def _write_transformed(self) -> None:
         """Write the effective values of what is not the learning rate, where they are others than those written."""
         for key in dict.fromkeys((*self._transforms, *chain.from_iterable(self._replaced))):
             if key == "lr":
                 continue
-            values = self.base(key) if self._replaced else [values.get(key) for values in self._scheduled]
+            values, written = self.base(key), self._written[key]
             for transform in self._transforms.get(key, {}).values():
                 values = transform(values)
-            for group, value, written in zip(self.optimizer.param_groups, values, self._written, strict=True):
-                if key not in written:
+            for index, (group, value, mark) in enumerate(
+                zip(self.optimizer.param_groups, values, written, strict=True)
+            ):
+                if mark is _ABSENT:
                     continue
-                if type(value) is float and type(group[key]) is float:
-                    if value != written[key]:
-                        self._marks = None
-                        group[key] = written[key] = value
+                if type(value) is float and type(mark) is float:
+                    if value != mark:
+                        group[key] = written[index] = value
                 else:
-                    self._marks = None
-                    written[key] = _put(group, key, value)
-        if self._marks is None:
-            self._marks = self._marks_now()
+                    written[index] = _put(group, key, value)
 
     def _write_scheduled(self) -> None:
-        self._marks, self._stale = None, True
-        for group, scheduled, written in zip(self.optimizer.param_groups, self._scheduled, self._written, strict=True):
-            for key, value in scheduled.items():
-                written[key] = _put(group, key, value)
+        self._stale = True
+        for key, scheduled in self._scheduled.items():
+            written = self._written[key]
+            for index, (group, value) in enumerate(zip(self.optimizer.param_groups, scheduled, strict=True)):
+                if value is not _ABSENT:
+                    written[index] = _put(group, key, value)
 
     def _separate_shared_tensors(self) -> None:
         # torch hands one default lr tensor to every group; written in place, one group would write all of them
@@ -479,6 +513,10 @@ def stand_still(optimizer: Optimizer) -> None:
     """Give every group a learning rate of 0, for a copy of an optimizer that steps where nothing is to be learned."""
     for group in optimizer.param_groups:
         group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
+
+
+def _value(key: str, group: dict[str, Any]) -> Any:
+    return group.get(key, _ABSENT)
 
 
 def _copied(value: Any) -> Any:

@@ -8,6 +8,7 @@ a budget, and torch's lambda'. Loshchilov & Hutter 2019, arXiv:1711.05101.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,16 @@ def torch_weight_decay(decay: float, base_lr: float) -> float:
         [0.25, 0.0025, 0.0]
     """
     return decay / base_lr if base_lr > 0 else 0.0
+
+
+def torch_weight_decays(decay: float, own: Sequence[Any], base_lr: Iterable[float]) -> list[Any]:
+    """:func:`torch_weight_decay` of each group; one whose own decay is 0 keeps it.
+
+    Example:
+        >>> torch_weight_decays(0.00025, [0.01, 0.0, 0.01], [0.001, 0.1, 0.0])
+        [0.25, 0.0, 0.0]
+    """
+    return [(decay / lr if lr > 0 else 0.0) if before else before for before, lr in zip(own, base_lr, strict=False)]
 
 
 def decays_apart_from_step(optimizer: Optimizer, group: dict[str, Any]) -> bool:

@@ -176,15 +176,15 @@ class MethodCallback(Callback):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         """Training starts or goes on: set transforms of other hyperparameters. Called for each chosen optimizer."""
 
-    def factor(self, clock: SampleClock) -> float | list[float]:
+    def factor(self, clock: SampleClock) -> float | Sequence[float]:
         """The multiplier for the next update, before which ``clock`` stands; one for all groups, or one for each."""
         raise NotImplementedError(f"{type(self).__name__}: define factor(self, clock); return 1.0 to change no lr")
 
-    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float | list[float]:
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float | Sequence[float]:
         """The multiplier of one optimizer; for methods that tell them apart."""
         return self.factor(clock)
 
-    def refine(self, trainer: Trainer, clock: SampleClock) -> float | list[float]:
+    def refine(self, trainer: Trainer, clock: SampleClock) -> float | Sequence[float]:
         """The multiplier for the update that is about to be made, its gradients complete, unscaled and clipped.
 
         Called once per update for methods that set ``refines``; :meth:`factor` holds until then. ``clock`` has counted
@@ -192,7 +192,7 @@ class MethodCallback(Callback):
         """
         raise NotImplementedError
 
-    def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> float | list[float]:
+    def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> float | Sequence[float]:
         """The refined multiplier of one optimizer; for methods that tell them apart."""
         return self.refine(trainer, clock)
 
@@ -314,6 +314,7 @@ class MethodCallback(Callback):
         run = Run.attach(trainer, pl_module, members)
         for member in members:
             member._run, member.loaded = run, None
+            run.leave_out(member, member._idle_hooks(run))
             with in_words_of(type(member).__name__):
                 if not internals.is_fast_dev_run(trainer):  # a fast_dev_run is shorter than any run that is meant
                     member.check_shape(run.clock.shape, run.writer.optimizer)
@@ -435,6 +436,18 @@ class MethodCallback(Callback):
         own = {name: form for kind in kinds for name, form in kind.saves.items()}
         more = any("state_dict" in vars(kind) and "saves" not in vars(kind) for kind in kinds)
         return keys({**resume_checks.SAVED, **own}, more)
+
+    def _idle_hooks(self, run: Run) -> list[str]:
+        """The hooks of every update in which this callback does nothing in this run."""
+        acts = {"on_train_batch_end"} if run.last is self else set()
+        if run.first is self:
+            acts |= {"on_train_batch_start", "on_before_optimizer_step"}
+        return [
+            hook
+            for hook in internals.HOOKS_OF_AN_UPDATE
+            if hook not in acts
+            and getattr(type(self), hook) in (getattr(Callback, hook), getattr(MethodCallback, hook))
+        ]
 
     def _keep_place(self) -> None:
         if self._run is not None:

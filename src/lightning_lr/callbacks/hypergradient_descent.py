@@ -141,14 +141,14 @@ class HypergradientDescent(MethodCallback):
         self._followers[writer.index] = follower
         self._hooks.append(writer.optimizer.register_step_post_hook(partial(self._after_step, follower.estimator)))
 
-    def factor(self, clock: SampleClock) -> float | list[float]:
+    def factor(self, clock: SampleClock) -> float | tuple[float, ...]:
         first = next(iter(self._followers.values()), None)
         return 1.0 if first is None else first.factors()
 
-    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> float | list[float]:
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> tuple[float, ...]:
         return self._followers[writer.index].factors()
 
-    def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> list[float]:
+    def refine_of(self, writer: HyperparameterWriter, trainer: Trainer, clock: SampleClock) -> tuple[float, ...]:
         assert self._run is not None
         follower = self._followers[writer.index]
         if self._warmup is not None and self._waits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import attrgetter
+from operator import attrgetter, mul
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -60,21 +60,28 @@ class Follower:
         self.estimator = AlignmentEstimator(writer.optimizer)
         self.learner = FactorLearner(rule, hyper_lr, self.estimator.family, scope, bounds)
         self._name, self._scope = name, scope
+        self._factors: tuple[float, ...] = ()
         self._cosines_of: Callable[[], list[float]] = list
         self._not_finite = 0
         self._at_bound: list[float | None] = [None] * len(writer.optimizer.param_groups)
-        self._updates_at_bound: dict[str, int] = {}
+        self._updates_at_bound: list[int] = []
+        """Of each factor, how many in a row; none before the first."""
 
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer that is followed."""
         return self.writer.optimizer
 
-    def factors(self) -> list[float]:
-        """The factor of each group."""
-        return self.learner.factors(len(self.optimizer.param_groups))
+    def factors(self) -> tuple[float, ...]:
+        """The factor of each group; the same object until one is learned."""
+        groups = len(self.optimizer.param_groups)
+        if len(self._factors) != groups:
+            self._factors = tuple(self.learner.factors(groups))
+        return self._factors
 
-    def refine(self, trainer: Trainer, clock: SampleClock, warmed_up: bool, journal: Journal | None) -> list[float]:
+    def refine(
+        self, trainer: Trainer, clock: SampleClock, warmed_up: bool, journal: Journal | None
+    ) -> tuple[float, ...]:
         """Learn from the gradients that are about to be applied; returns the factors for this very step.
 
         Args:
@@ -86,10 +93,8 @@ class Follower:
         scale = internals.remaining_loss_scale(trainer, self.optimizer)
         sums = self.estimator.sums(scale)
         internals.broadcast_from_rank_zero(trainer, sums)
-        groups = self.optimizer.param_groups
-        self.writer.settle()  # a group that was added during the run is the writer's now
         alignments, values = read(sums, [*self.writer.without(self._name), *self.writer.tuned()])
-        base, initial = values[: len(groups)], values[len(groups) :]
+        base, initial = values[: len(alignments)], values[len(alignments) :]
         if warmed_up:  # the rate that it found is the one to compare with
             initial = base
         if not all(map(math.isfinite, map(_GRADIENT, alignments))):
@@ -97,8 +102,8 @@ class Follower:
             return self.factors()
         self._not_finite = 0
         self._cosines_of = self.learner.cosines_of(alignments)
-        factors = self.learner.refine(alignments, base, initial)
-        self.estimator.before_step([b * factor for b, factor in zip(base, factors, strict=True)], scale)
+        factors = self._factors = tuple(self.learner.refine(alignments, base, initial))
+        self.estimator.before_step(list(map(mul, base, factors)), scale)
         self.learner.applied(alignments, base)
         self._note(clock, factors, base, journal)
         return factors
@@ -118,6 +123,7 @@ class Follower:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state`` was taken."""
         self.learner.load_state_dict(state["learner"])
+        self._factors = ()
         self.estimator.load_state_dict(state["estimator"])
         self.estimator.load_shards(internals.own_entry(state.get("shards")) or {})
 
@@ -130,14 +136,20 @@ class Follower:
         names = self.writer.group_names()
         return [f"{self.writer.prefix}global"] if self._scope == "global" and len(names) > 1 else names
 
-    def _note(self, clock: SampleClock, factors: list[float], base: list[float], journal: Journal | None) -> None:
+    def _note(self, clock: SampleClock, factors: tuple[float, ...], base: list[float], journal: Journal | None) -> None:
         """Write down a factor that comes to a bound or leaves it, and all of them a hundred times in a run."""
-        at_bound = [factor if factor in self.bounds and self.bounds[0] < self.bounds[1] else None for factor in factors]
+        low, high = self.bounds
+        if low < min(factors) and max(factors) < high:  # as nearly always
+            at_bound: list[float | None] = [None] * len(factors)
+        else:
+            at_bound = [factor if factor in (low, high) and low < high else None for factor in factors]
         self._warn_at_bound(at_bound, base)
-        every = -(-clock.shape.total_updates // 100) if clock.shape.has_length else 100
         news = at_bound != self._at_bound
         self._at_bound = at_bound
-        if journal is None or not (news or clock.updates % every == 0):
+        if journal is None:
+            return
+        every = -(-clock.shape.total_updates // 100) if clock.shape.has_length else 100
+        if not (news or clock.updates % every == 0):
             return
         event = "factor" if not news else "bound" if any(b is not None for b in at_bound) else "within bounds"
         names = self._names()
@@ -149,13 +161,20 @@ class Follower:
         )
 
     def _warn_at_bound(self, at_bound: list[float | None], base: list[float]) -> None:
-        if not self._updates_at_bound and at_bound.count(None) == len(at_bound):
+        counts = self._updates_at_bound
+        if not counts and at_bound.count(None) == len(at_bound):
             return
-        for name, bound, before, lr in zip(self._names(), at_bound, self._at_bound, base, strict=False):
-            count = self._updates_at_bound.get(name, 0) + 1 if bound is not None and bound == before else 0
-            self._updates_at_bound[name] = count
+        counts += [0] * (len(at_bound) - len(counts))
+        before = [*self._at_bound, *[None] * (len(at_bound) - len(self._at_bound))]
+        counts[:] = [
+            count + 1 if bound is not None and bound == last else 0
+            for count, bound, last in zip(counts, at_bound, before, strict=False)
+        ]
+        if BOUND_LIMIT not in counts:
+            return
+        low, high = self.bounds
+        for name, count, bound, lr in zip(self._names(), counts, at_bound, base, strict=False):
             if count == BOUND_LIMIT and bound is not None:
-                low, high = self.bounds
                 wider = (low, high * 1e3) if bound == high else (low / 1e3, high)
                 rank_zero_warn(
                     f"HypergradientDescent: the factor of {name} has been at its bound of {bound:g} for {count} "

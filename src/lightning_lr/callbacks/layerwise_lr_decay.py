@@ -91,16 +91,17 @@ class LayerwiseLRDecay(MethodCallback):
         """Name and size of each group, by the place of the optimizer."""
         self._saved_structure: dict[int, list[list[Any]]] = {}
         self._table = ""
-        self._factors: dict[int, list[float]] = {}
+        self._factors: dict[int, tuple[float, ...]] = {}
         self._undo: Callable[[], None] | None = None
 
-    def factor(self, clock: SampleClock) -> list[float]:
+    def factor(self, clock: SampleClock) -> tuple[float, ...]:
         return next(iter(self._factors.values()))
 
-    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> list[float]:
-        factors = self._factors[writer.index]
-        added = writer.optimizer.param_groups[len(factors) :]  # by the module, during the run
-        factors += [self._group_factor(group) for group in added]
+    def factor_of(self, writer: HyperparameterWriter, clock: SampleClock) -> tuple[float, ...]:
+        factors, groups = self._factors[writer.index], writer.optimizer.param_groups
+        if len(factors) != len(groups):  # the module has added some during the run
+            added = tuple(self._group_factor(group) for group in groups[len(factors) :])
+            factors = self._factors[writer.index] = (*factors, *added)
         return factors
 
     def summary(self, shape: RunShape) -> dict[str, str]:
@@ -147,7 +148,7 @@ class LayerwiseLRDecay(MethodCallback):
         rank_zero_info(f"LayerwiseLRDecay: {self._summary()}")
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        self._factors[writer.index] = [self._group_factor(group) for group in writer.optimizer.param_groups]
+        self._factors[writer.index] = tuple(self._group_factor(group) for group in writer.optimizer.param_groups)
 
     # ------------------------------------------------------------------ state
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

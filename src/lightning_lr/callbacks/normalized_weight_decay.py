@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from operator import mul
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,7 +22,7 @@ from lightning_lr.checks import is_real
 from lightning_lr.curves import CosineRestarts, Curve
 from lightning_lr.learning_rate import HyperparameterWriter
 from lightning_lr.progress import RunShape, SampleClock
-from lightning_lr.weight_decay import decays_apart_from_step, normalized_weight_decay, torch_weight_decay
+from lightning_lr.weight_decay import decays_apart_from_step, normalized_weight_decay, torch_weight_decays
 
 
 class NormalizedWeightDecay(MethodCallback):
@@ -169,9 +170,6 @@ class NormalizedWeightDecay(MethodCallback):
 
     def _weight_decays(self, writer: HyperparameterWriter, scheduled: list[Any]) -> list[Any]:
         known, decay = self._base_lr[writer.index], self._decay[writer.index]
-        factors = writer.products(self._base_names)
-        decays = [
-            torch_weight_decay(decay, lr * factor) if own else own
-            for own, lr, factor in zip(scheduled, known, factors, strict=False)
-        ]
-        return [*decays, *scheduled[len(known) :]]  # a group that was added during the run keeps its own
+        base = map(mul, known, writer.products(self._base_names))
+        # a group that was added during the run keeps its own
+        return [*torch_weight_decays(decay, scheduled[: len(known)], base), *scheduled[len(known) :]]

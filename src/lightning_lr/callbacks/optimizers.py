@@ -100,11 +100,11 @@ class ManagedOptimizer:
     # ------------------------------------------------------------------ inside
     def _before_step(self, refine: Callable[[ManagedOptimizer], None] | None) -> None:
         self.writer.settle()  # what the user has written since, in any hook
-        if refine is not None and self.unrefined:
+        refined = refine is not None and self.unrefined
+        if refine is not None and refined:
             self.unrefined = False
             refine(self)
-            self.writer.write()
-        self.writer.begin_step()
+        self.writer.begin_step(refined)
 
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step

@@ -106,6 +106,10 @@ class Run:
                 self._stopwatch.note(self.clock.updates)
         self._undo = []
 
+    def leave_out(self, member: MethodCallback, hooks: Sequence[str]) -> None:
+        """Let the Trainer pass over hooks of a callback until the run ends."""
+        self._undo.append(internals.leave_out(member, hooks))
+
     @property
     def writer(self) -> HyperparameterWriter:
         """Of the first optimizer."""

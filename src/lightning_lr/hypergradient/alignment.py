@@ -41,7 +41,7 @@ def read(sums: Tensor, values: Sequence[Any]) -> tuple[list[Alignment], list[flo
     """
     numbers: list[float]
     if _NUMBERS.issuperset(map(type, values)):
-        return [_new(row) for row in sums.tolist()], list(map(float, values))
+        return list(map(_new, sums.tolist())), list(map(float, values))
     on_device = [value.detach().reshape(1).to(sums) for value in values if isinstance(value, Tensor)]
     numbers = torch.cat([sums.reshape(-1), *on_device]).tolist()
     rest = iter(numbers[sums.numel() :])

@@ -14,12 +14,20 @@ enum { NO_DIRECTION, AS_IT_IS, NESTEROV, ADAM, SCALED };  /* formulas, as in cpu
 enum { FLOAT, DOUBLE, BFLOAT };                           /* types of all tensors but the numbers of steps */
 enum { SIGN, PENALTY, LR, DECAY, BETA1, BETA2, EPS, MOMENTUM, SETTINGS };  /* of each group */
 enum { TENSOR, START, COUNT, PIECE };                                      /* of each piece */
+enum { ADDRESSES, TENSORS, OWNERS, VALUES, PIECES, NUMBER, HOW, TYPE, WIDE_STEPS, SUMS, TABLE, GROUPS };  /* of a job */
 
 static inline float from_float(float x) { return x; }
 static inline double from_double(double x) { return x; }
 static inline float from_bfloat(uint16_t x) { uint32_t b = (uint32_t)x << 16; float y; memcpy(&y, &b, 4); return y; }
 
-#define WORK(NAME, STORED, REAL, READ, ROOT)                                                                           \
+#ifdef __FMA__  /* the product of two numbers in single precision is exact: the same bits */
+static inline double with_exact(double sum, double x, double y) { return __builtin_fma(x, y, sum); }
+#else
+static inline double with_exact(double sum, double x, double y) { return sum + x * y; }
+#endif
+static inline double with_rounded(double sum, double x, double y) { return sum + x * y; }
+
+#define WORK(NAME, STORED, REAL, READ, ROOT, WITH)                                                                     \
 static inline __attribute__((always_inline)) void NAME##_block(                                                        \
     const STORED *restrict gradient, const STORED *restrict theta, const STORED *restrict first,                       \
     const STORED *restrict second, int count, int formula, REAL sign, REAL penalty, REAL added, REAL scaled,           \
@@ -52,9 +60,9 @@ static inline __attribute__((always_inline)) void NAME##_all(                   
         for (int i = 0; i < BLOCK; i += LANES)                                                                         \
             for (int lane = 0; lane < LANES; lane++) {                                                                 \
                 double x = g[i + lane], y = d[i + lane];                                                               \
-                dot[lane] += x * y;                                                                                    \
-                own[lane] += x * x;                                                                                    \
-                move[lane] += y * y;                                                                                   \
+                dot[lane] = WITH(dot[lane], x, y);                                                                     \
+                own[lane] = WITH(own[lane], x, x);                                                                     \
+                move[lane] = WITH(move[lane], y, y);                                                                   \
             }                                                                                                          \
     }                                                                                                                  \
     for (int lane = 0; lane < LANES; lane++) {                                                                         \
@@ -75,9 +83,9 @@ static void NAME(const STORED *gradient, const STORED *theta, const STORED *firs
                    (REAL)scaled, total);                                                                               \
 }
 
-WORK(of_float, float, float, from_float, sqrtf)
-WORK(of_double, double, double, from_double, sqrt)
-WORK(of_bfloat, uint16_t, float, from_bfloat, sqrtf)
+WORK(of_float, float, float, from_float, sqrtf, with_exact)
+WORK(of_double, double, double, from_double, sqrt, with_rounded)
+WORK(of_bfloat, uint16_t, float, from_bfloat, sqrtf, with_exact)
 
 #define AT(TYPE, KIND) ((const TYPE *)(uintptr_t)addresses[(KIND) * tensors + tensor])
 #define CALL(NAME, TYPE)                                                                                               \
@@ -118,4 +126,14 @@ void alignment_of_groups(const int64_t *pieces, int64_t count, const int64_t *ow
     memset(table, 0, (size_t)groups * 3 * sizeof(double));
     for (int64_t index = 0; index < count; index++)
         for (int k = 0; k < 3; k++) table[3 * owners[pieces[PIECE * index + TENSOR]] + k] += sums[3 * index + k];
+}
+
+/* both, in this thread; what they are given is kept from update to update */
+void alignment(const int64_t *job) {
+#define GIVEN(TYPE, PLACE) ((TYPE *)(uintptr_t)job[PLACE])
+    alignment_of_pieces(GIVEN(const int64_t, ADDRESSES), job[TENSORS], GIVEN(const int64_t, OWNERS),
+                        GIVEN(const double, VALUES), GIVEN(const int64_t, PIECES), 0, job[NUMBER], (int32_t)job[HOW],
+                        (int32_t)job[TYPE], (int32_t)job[WIDE_STEPS], GIVEN(double, SUMS));
+    alignment_of_groups(GIVEN(const int64_t, PIECES), job[NUMBER], GIVEN(const int64_t, OWNERS),
+                        GIVEN(const double, SUMS), GIVEN(double, TABLE), job[GROUPS]);
 }

@@ -12,6 +12,7 @@ import ctypes
 import functools
 from array import array
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from lightning_lr.hypergradient.directions import pieces
 from lightning_lr.hypergradient.last_update import LastUpdate
 from lightning_lr.hypergradient.packing import Chunk
 
-SOURCE = CSource(Path(__file__).with_suffix(".c"), ("-fno-math-errno",), ("-mavx2", "-mfma"))
+WIDEST = ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+SOURCE = CSource(Path(__file__).with_suffix(".c"), ("-fno-math-errno",), ("-mavx2", "-mfma"), WIDEST)
 
 PIECE = 1 << 16
 """Elements that are summed at a time, in the same order whatever the number of threads."""
@@ -52,7 +54,58 @@ class Kernel:
         self.of_pieces.argtypes = [address, place, *[address] * 3, place, place, *[whole] * 3, address]
         self.of_groups: Any = functions.alignment_of_groups
         self.of_groups.argtypes = [address, place, address, address, address, place]
-        self.of_pieces.restype = self.of_groups.restype = None
+        self.of_job: Any = functions.alignment
+        self.of_job.argtypes = [address]
+        self.of_pieces.restype = self.of_groups.restype = self.of_job.restype = None
+
+
+class Job:
+    """What the kernel is given: arrays, which stay where they are, and may be written between two runs.
+
+    Args:
+        kernel: what sums.
+        addresses: of the gradients of all tensors, then of parameters, first and second sources, numbers of steps.
+        owners: the group of each tensor.
+        settings: the numbers of each group.
+        pieces: tensor, first element and number of elements of each piece.
+        how: formula, type of the tensors, and whether the numbers of steps are in double precision.
+    """
+
+    _TABLE = 10
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        addresses: array[int],
+        owners: array[int],
+        settings: array[float],
+        pieces: array[int],
+        how: tuple[int, int, int],
+    ) -> None:
+        self.addresses, self.settings, self._kernel = addresses, settings, kernel
+        self._arrays = addresses, owners, settings, pieces
+        self._groups, self._count = len(settings) // SETTINGS, len(pieces) // 3
+        self._sums = array("d", bytes(24 * self._count))
+        self._parts = -(-sum(pieces[2::3]) // (2 * PIECE))
+        given = [found.buffer_info()[0] for found in (*self._arrays, self._sums)]
+        self._numbers = array("q", [given[0], len(owners), *given[1:4], self._count, *how, given[4], 0, self._groups])
+        self._at = self._numbers.buffer_info()[0]
+
+    def run(self) -> Tensor:
+        """The three sums of ``Alignment`` for each group."""
+        table, numbers, kernel = torch.empty((self._groups, 3), dtype=torch.float64), self._numbers, self._kernel
+        numbers[self._TABLE] = table.data_ptr()
+        if self._count == 1 or torch.get_num_threads() == 1:
+            kernel.of_job(self._at)
+            return table
+        addresses, count, owners, settings, cut, _, *how, sums, to, groups = numbers
+        in_threads(
+            lambda begin, end: kernel.of_pieces(addresses, count, owners, settings, cut, begin, end, *how, sums),
+            self._count,
+            self._parts,
+        )
+        kernel.of_groups(cut, self._count, owners, sums, to, groups)
+        return table
 
 
 class CpuSums:
@@ -65,74 +118,69 @@ class CpuSums:
     """
 
     def __init__(self, kernel: Kernel, last: LastUpdate, chunk: Chunk) -> None:
-        self._kernel, self._last, self._chunk = kernel, last, chunk
+        self.last, self.chunk, self._kernel = last, chunk, kernel
         self._groups = len(last.optimizer.param_groups)
-        self._sizes = [piece.numel() for piece in pieces(chunk.parameters)]
-        self._formula, self._second = self._how()
-        cut = [
-            (index, start, min(PIECE, size - start))
-            for index, size in enumerate(self._sizes)
-            for start in range(0, size, PIECE)
-        ]
-        self._count = len(cut)
-        self._pieces = array("q", [number for piece in cut for number in piece])
-        self._owners = array("q", chunk.groups)
-        self._sums = array("d", bytes(24 * len(cut)))
-        self._settings = array("d", bytes(8 * SETTINGS * self._groups))
+        self.sizes = [piece.numel() for piece in pieces(chunk.parameters)]
+        self.formula, self.second = self._how()
+        self.job: Job | None = None
+        """What was last given to the kernel."""
+        self.read: list[list[Tensor]] = []
+        """Whose addresses are in it: gradients, parameters, and what directions are made of."""
+        self._pieces = array(
+            "q",
+            [
+                number
+                for index, size in enumerate(self.sizes)
+                for start in range(0, size, PIECE)
+                for number in (index, start, min(PIECE, size - start))
+            ],
+        )
 
     def sums(self, scale: float) -> Tensor:
         """The three sums of ``Alignment`` for each group."""
-        parameters, last = self._chunk.parameters, self._last
+        parameters, last, steps = self.chunk.parameters, self.last, list[Tensor]()
         sources = [pieces([p.grad for p in parameters if p.grad is not None]), pieces(parameters)]
-        steps: list[Tensor] = []
-        if self._formula == ADAM:
+        if self.formula == ADAM:
             states = [last.optimizer.state[p] for p in parameters]
-            sources += [pieces([s["exp_avg"] for s in states]), pieces([s[self._second] for s in states])]
+            sources += [pieces([s["exp_avg"] for s in states]), pieces([s[self.second] for s in states])]
             steps = _readable_steps([s["step"] for s in states])
-        elif self._formula != NO_DIRECTION:
-            if self._copied:
-                sources.append(pieces([last.copies[place] for place in self._chunk.places]))
-            if self._second is not None:
-                sources.append(pieces([last.optimizer.state[p][self._second] for p in parameters]))
+        elif self.formula != NO_DIRECTION:
+            if self.copied:
+                sources.append(pieces([last.copies[place] for place in self.chunk.places]))
+            if self.second is not None:
+                sources.append(pieces([last.optimizer.state[p][self.second] for p in parameters]))
         sources, dtype = self._readable(sources)
         read = [list(map(Tensor.data_ptr, tensors)) for tensors in sources]
         read += [[0] * len(parameters)] * (4 - len(read))
-        addresses = array("q", [*read[0], *read[1], *read[2], *read[3], *map(Tensor.data_ptr, steps)])
-        settings, owners, cut = self._settings_now(scale), self._owners, self._pieces
-        kernel, where = self._kernel, self._sums.buffer_info()[0]
-        given = (*[a.buffer_info()[0] for a in (owners, settings, cut)],)
-        how = (self._formula, TYPES[dtype], int(bool(steps) and steps[0].dtype == torch.float64), where)
-        count, at = len(parameters), addresses.buffer_info()[0]
-        if self._count == 1 or torch.get_num_threads() == 1:
-            kernel.of_pieces(at, count, *given, 0, self._count, *how)
-        else:
-            in_threads(
-                lambda begin, end: kernel.of_pieces(at, count, *given, begin, end, *how),
-                self._count,
-                -(-sum(self._sizes) // (2 * PIECE)),
-            )
-        table = torch.empty((self._groups, 3), dtype=torch.float64)
-        kernel.of_groups(given[2], self._count, given[0], where, table.data_ptr(), self._groups)
-        return table
+        self.read = [*sources, steps] if steps else sources
+        self.job = Job(
+            self._kernel,
+            array("q", [*chain.from_iterable(read), *map(Tensor.data_ptr, steps)]),
+            array("q", self.chunk.groups),
+            self._settings_now(scale),
+            self._pieces,
+            (self.formula, TYPES[dtype], int(bool(steps) and steps[0].dtype == torch.float64)),
+        )
+        return self.job.run()
 
     # ------------------------------------------------------------------ inside
     def _how(self) -> tuple[int, str | None]:
         """The formula of the directions, and the entry of the optimizer's state that it is also of."""
-        last, settings = self._last, self._last.settings_of(self._chunk.groups[0])
-        self._copied = False
-        if not self._chunk.known:
+        last, settings = self.last, self.last.settings_of(self.chunk.groups[0])
+        self.copied = False
+        if not self.chunk.known:
             return NO_DIRECTION, None
         if last.family == "adam":
             return ADAM, "max_exp_avg_sq" if settings["amsgrad"] else "exp_avg_sq"
-        self._copied, buffer = directions.needs(last.family, settings)
+        self.copied, buffer = directions.needs(last.family, settings)
         if last.family == "other":
             return SCALED, None
-        return (NESTEROV if self._copied and buffer else AS_IT_IS), buffer
+        return (NESTEROV if self.copied and buffer else AS_IT_IS), buffer
 
     def _readable(self, sources: list[list[Tensor]]) -> tuple[list[list[Tensor]], torch.dtype]:
         """The tensors, of one type that the kernel knows, those of a parameter in the same order of elements."""
         tensors = [tensor for kind in sources for tensor in kind]
-        if list(map(Tensor.numel, tensors)) != self._sizes * len(sources) or not all(map(_ON_CPU, tensors)):
+        if list(map(Tensor.numel, tensors)) != self.sizes * len(sources) or not all(map(_ON_CPU, tensors)):
             raise ValueError(
                 "hypergradient: the optimizer's state does not fit its parameters (sizes or devices differ); was it "
                 "loaded for another network?"
@@ -150,21 +198,21 @@ class CpuSums:
 
     def _settings_now(self, scale: float) -> array[float]:
         """What each group's update was made with, in the kernel's order."""
-        last, table = self._last, self._settings
+        last, table = self.last, array("d", bytes(8 * SETTINGS * self._groups))
         groups, kind = last.optimizer.param_groups, last.family
         penalties = [directions.penalty(kind, group) * scale for group in groups]
         columns: dict[int, list[float]] = {
             SIGN: [-1.0 if group.get("maximize") else 1.0 for group in groups],
             PENALTY: penalties,
         }
-        if self._formula != NO_DIRECTION and last.lr is not None:
+        if self.formula != NO_DIRECTION and last.lr is not None:
             columns[LR] = [*last.lr, *[0.0] * (len(groups) - len(last.lr))][: len(groups)]
-        if self._formula == ADAM:
+        if self.formula == ADAM:
             decays = zip(last.column("weight_decay"), last.column("decoupled_weight_decay"), strict=True)
             columns[DECAY] = [decay if apart else 0.0 for decay, apart in decays]
             columns[BETA1], columns[BETA2] = map(list, zip(*last.column("betas"), strict=True))
             columns[EPS] = last.column("eps")
-        elif self._formula == NESTEROV:
+        elif self.formula == NESTEROV:
             columns[MOMENTUM] = last.column("momentum")
         for place, column in columns.items():
             table[place::SETTINGS] = array("d", column)

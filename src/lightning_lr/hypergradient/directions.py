@@ -9,6 +9,7 @@ computed here is a few flat vectors at a time, so that nothing of the model's si
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,6 +35,16 @@ READ = (
     *("weight_decay", "decoupled_weight_decay", "maximize"),
 )
 """Hyperparameters other than the learning rate that a step, and so its direction, is made with."""
+
+
+def reader(optimizer: Optimizer) -> tuple[tuple[str, ...], Callable[[dict[str, Any]], tuple[Any, ...]]]:
+    """Those of ``READ`` that the groups have, without the decay, which may be another at every step; and what reads
+    them. Torch's own optimizers read each at every step, and give it to groups that come without."""
+    keys = tuple(key for key in READ if key != "weight_decay")
+    if family(optimizer) == "other":
+        return keys, lambda group: tuple(map(group.get, keys))
+    keys = tuple(key for key in keys if key in optimizer.defaults)
+    return keys, itemgetter(*keys)
 
 
 def plain(value: Any) -> Any:

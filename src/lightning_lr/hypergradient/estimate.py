@@ -24,6 +24,7 @@ from lightning_lr.hypergradient.cpu_sums import CpuSums, kernel
 from lightning_lr.hypergradient.last_update import LastUpdate
 from lightning_lr.hypergradient.packed_sums import PackedSums
 from lightning_lr.hypergradient.packing import Chunk, pack
+from lightning_lr.hypergradient.repeated_sums import RepeatedSums
 from lightning_lr.shards import partition_of, sum_over_shards
 
 CHUNK = 1 << 20
@@ -55,7 +56,8 @@ class AlignmentEstimator(LastUpdate):
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
         self._signature: object = None
-        self._simple = False
+        self._simple: CpuSums | None = None
+        self._repeated: RepeatedSums | None = None
         self._sums: list[tuple[Chunk, Callable[[float], Tensor]]] = []
         """How the parameters with a gradient are put together, and what sums over each part."""
 
@@ -71,9 +73,14 @@ class AlignmentEstimator(LastUpdate):
         Raises:
             ValueError: for sparse gradients.
         """
-        found = self._sums_now()
-        if self._simple and scale == 1.0:
-            return found[0][1](1.0)
+        again = self._repeated.sums() if self._repeated is not None and scale == 1.0 else None
+        if again is not None:
+            return again
+        found, self._repeated = self._sums_now(), None
+        if self._simple is not None and scale == 1.0:
+            table = self._simple.sums(1.0)
+            self._repeated = RepeatedSums.after(self._simple)
+            return table
         if not found:
             return torch.zeros(len(self.optimizer.param_groups), 3)
         with torch.no_grad():
@@ -111,15 +118,17 @@ class AlignmentEstimator(LastUpdate):
     def _put_together(
         self, parameters: list[Tensor], owners: list[int], known: list[bool], kinds: list[object]
     ) -> list[tuple[Chunk, Callable[[float], Tensor]]]:
-        self._simple = False
+        self._simple = None
         on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
         native = kernel() if on_cpu and any(parameter.grad is not None for parameter in parameters) else None
         if native is not None:
             chunks = list(pack(parameters, owners, known, kinds, math.inf, math.inf))
             first = chunks[0].parameters[0]
             spread = isinstance(first, DTensor) or partition_of(parameters) is not None
-            self._simple = len(chunks) == 1 and not spread and not first.is_complex()  # nothing is to be added up
-            return [(chunk, CpuSums(native, self, chunk).sums) for chunk in chunks]
+            parts = [CpuSums(native, self, chunk) for chunk in chunks]
+            if len(parts) == 1 and not spread and not first.is_complex():  # nothing is to be added up
+                self._simple = parts[0]
+            return [(part.chunk, part.sums) for part in parts]
         size = CHUNK if on_cpu else max(CHUNK, CHUNK_OF_DEVICE)
         chunks = list(pack(parameters, owners, known, kinds, size, packing.ALONE if on_cpu else size))
         packed = PackedSums(self, chunks, CHUNK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter, itemgetter, mul
+from operator import attrgetter, is_, itemgetter, mul
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +16,9 @@ from lightning_lr.hypergradient import directions
 from lightning_lr.saved_state import ANYTHING, INDEX, NUMBER, TENSOR, by, keys, later, optional, several
 from lightning_lr.shards import flat_of, local
 
-_GRADIENT, _PARAMETERS = attrgetter("grad"), itemgetter("params")
-_COLUMNS = {key: itemgetter(place) for place, key in enumerate(directions.READ)}
+_GRADIENT, _PARAMETERS, _DECAY = attrgetter("grad"), itemgetter("params"), itemgetter("weight_decay")
 _SIMPLE, _NUMBERS = frozenset((float, int, bool, tuple, type(None))), frozenset((float, int))
+_NOTHING: dict[str, Any] = {}
 
 
 class LastUpdate:
@@ -46,17 +46,26 @@ class LastUpdate:
         self.family = directions.family(optimizer)
         self.lr: list[float] | None = None
         """Learning rate of each group in the last update; ``None`` before the first."""
-        self._rows: list[list[Any]] = []
-        """What else each group's last update was made with (betas, momentum, decay), in the order of ``READ``."""
+        self.keys, self._read = directions.reader(optimizer)
+        self.rows: list[tuple[Any, ...]] = []
+        """What else each group's last update was made with (betas, momentum), by ``keys``; the same list while it
+        stays the same."""
+        self.decays: list[Any] = []
+        """The same of the weight decay."""
+        self._plain = False  # whether these rows are numbers
         self._settings: list[dict[str, Any]] | None = None
-        """The same by name, once somebody has asked."""
+        """All of it by name, once somebody has asked."""
         self.copies: dict[int, Tensor] = {}
         """What was copied of each parameter, by its place in the optimizer."""
-        self._idle: set[int] = set()
+        self.idle: set[int] = set()
         """Parameters that the last update left out for want of a gradient."""
         self._open: list[int] = []
+        self._parameters: list[Tensor] = []
         self._lengths: list[int] = []
         self._owners: list[int] = []
+        self._held: tuple[list[Tensor], list[dict[str, Any]]] = [], []
+        """What the optimizer's state held, and what of it belongs to the parameters."""
+        self._states: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ walking with the optimizer
     def before_step(self, lr: Sequence[float], scale: float = 1.0) -> None:
@@ -67,8 +76,8 @@ class LastUpdate:
             scale: what the gradients are multiplied by, where an AMP scaler's factor is still in them.
         """
         self.lr = list(map(float, lr))
-        gradients = list(map(_GRADIENT, self.parameters()))
-        self._idle = {place for place, gradient in enumerate(gradients) if gradient is None}
+        gradients = list(map(_GRADIENT, self.all()[0]))
+        self.idle = {place for place, gradient in enumerate(gradients) if gradient is None}
         self._open = []
         if self.family != "adam":
             with torch.no_grad():
@@ -79,7 +88,7 @@ class LastUpdate:
         groups = self.optimizer.param_groups
         parameters, owners = self.all()
         kept = [directions.keeps(self.family, group) for group in groups]
-        places = [place for place, owner in enumerate(owners) if kept[owner] != "nothing" and place not in self._idle]
+        places = [place for place, owner in enumerate(owners) if kept[owner] != "nothing" and place not in self.idle]
         if not places:
             return
         copied = [place for place in places if kept[owners[place]] == "gradient"]
@@ -102,8 +111,15 @@ class LastUpdate:
     def after_step(self) -> None:
         """The optimizer has stepped: a copy of the parameters becomes the last update."""
         groups = self.optimizer.param_groups
-        rows = [list(map(group.get, directions.READ)) for group in groups]
-        self._rows = rows if _is_plain(rows) else [list(map(directions.plain, row)) for row in rows]
+        if self.family == "other":
+            decays = [group.get("weight_decay") for group in groups]
+        else:
+            decays = list(map(_DECAY, groups))
+        self.decays = decays if _NUMBERS.issuperset(map(type, decays)) else list(map(directions.plain, decays))
+        rows = list(map(self._read, groups))
+        if not (self._plain and rows == self.rows):
+            self._plain = _is_plain(rows)
+            self.rows = rows if self._plain else [tuple(map(directions.plain, row)) for row in rows]
         self._settings = None
         if self._open:
             with torch.no_grad():
@@ -111,44 +127,54 @@ class LastUpdate:
 
     def _measure(self) -> None:
         """Make updates of the copies of parameters."""
-        parameters = self.parameters()
+        parameters = self.all()[0]
         after = [local(parameters[place]).detach() for place in self._open]
         torch._foreach_sub_([self.copies[place] for place in self._open], after)
         self._open = []
 
     # ------------------------------------------------------------------ reading
-    def parameters(self) -> list[Tensor]:
-        """All parameters, by their places in the optimizer."""
-        return list(chain.from_iterable(map(_PARAMETERS, self.optimizer.param_groups)))
-
     def all(self) -> tuple[list[Tensor], list[int]]:
-        """All parameters, by their places in the optimizer, and the group of each."""
-        lengths = list(map(len, map(_PARAMETERS, self.optimizer.param_groups)))
-        if lengths != self._lengths:
-            self._lengths = lengths
+        """All parameters, by their places in the optimizer, and the group of each; the same lists while they stay."""
+        held = list(map(_PARAMETERS, self.optimizer.param_groups))
+        lengths, parameters = list(map(len, held)), list(chain.from_iterable(held))
+        if lengths != self._lengths or not all(map(is_, parameters, self._parameters)):
+            self._parameters, self._lengths, self._held = parameters, lengths, ([], [])
             self._owners = [index for index, length in enumerate(lengths) for _ in range(length)]
-        return self.parameters(), self._owners
+        return self._parameters, self._owners
+
+    def states(self) -> list[dict[str, Any]]:
+        """What the optimizer holds of each parameter that :meth:`all` has found, empty where that is nothing; the same
+        list while it stays."""
+        state = self.optimizer.state
+        keys, values = self._held  # of other parameters, nothing
+        if not (len(state) == len(keys) > 0 and all(map(is_, state, keys)) and all(map(is_, state.values(), values))):
+            self._held = list(state), list(state.values())
+            self._states = [state.get(parameter, _NOTHING) for parameter in self.all()[0]]
+        return self._states
 
     @property
     def settings(self) -> list[dict[str, Any]]:
         """What else each group's last update was made with, as plain numbers."""
         if self._settings is None:
+            keys = (*self.keys, "weight_decay")
             self._settings = [
                 {
                     key: list(value) if type(value) is tuple else value
-                    for key, value in zip(directions.READ, row, strict=True)
+                    for key, value in zip(keys, (*row, decay), strict=True)
                     if value is not None
                 }
-                for row in self._rows
+                for row, decay in zip(self.rows, self.decays, strict=True)
             ]
         return self._settings
 
     def column(self, key: str) -> list[Any]:
         """One of the settings for every group; that of the group itself where none was kept."""
-        rows, groups = self._rows, self.optimizer.param_groups
-        if len(rows) < len(groups):
-            rows = [*rows, *([group.get(name) for name in directions.READ] for group in groups[len(rows) :])]
-        return list(map(_COLUMNS[key], rows))[: len(groups)]
+        groups = self.optimizer.param_groups
+        if key == "weight_decay":
+            known = self.decays
+        else:
+            known = list(map(itemgetter(self.keys.index(key)), self.rows)) if key in self.keys else []
+        return [*known, *(group.get(key) for group in groups[len(known) :])][: len(groups)]
 
     def settings_of(self, group: int) -> dict[str, Any]:
         """What a group's last update was made with; the group itself where that was not kept."""
@@ -156,28 +182,27 @@ class LastUpdate:
 
     def known(self, parameters: Sequence[Tensor], owners: Sequence[int]) -> list[bool]:
         """Of which parameters the last update is known."""
-        lr, kind, idle = self.lr or [], self.family, self._idle
+        lr, kind, idle = self.lr or [], self.family, self.idle
         if kind == "adam" and not idle and len(lr) >= len(self.optimizer.param_groups):
             largest = max(map(mul, self.column("weight_decay"), lr), default=0.0)
             if largest < 1:  # as everywhere: without a look at each group
-                state = self.optimizer.state
-                return ["exp_avg" in state.get(parameter, ()) for parameter in parameters]
+                return ["exp_avg" in state for state in self.states()]
         settings = [self.settings_of(index) for index in range(len(self.optimizer.param_groups))]
         usable = [index < len(lr) and directions.invertible(kind, s, lr[index]) for index, s in enumerate(settings)]
         if not any(usable):
             return [False] * len(parameters)
         for place, parameter in enumerate(parameters if self.copies else ()):
             self._fit(place, parameter)
-        state, copies = self.optimizer.state, self.copies
+        states, copies = self.states(), self.copies
         needs = [directions.needs(kind, s) for s in settings]
         found = []
-        for place, (parameter, owner) in enumerate(zip(parameters, owners, strict=True)):
+        for place, (state, owner) in enumerate(zip(states, owners, strict=True)):
             copy, buffer = needs[owner]
             found.append(
                 usable[owner]
                 and place not in idle
                 and (not copy or place in copies)
-                and (buffer is None or state.get(parameter, {}).get(buffer) is not None)
+                and (buffer is None or state.get(buffer) is not None)
             )
         return found
 
@@ -196,7 +221,7 @@ class LastUpdate:
         """Numbers and, where copies are kept, tensors; of sharded parameters see :meth:`shards`."""
         whole = self._whole()
         copies = {place: copy.cpu().clone() for place, copy in self.copies.items() if place in whole}
-        return {"lr": self.lr, "settings": self.settings, "idle": sorted(self._idle), "copies": copies}
+        return {"lr": self.lr, "settings": self.settings, "idle": sorted(self.idle), "copies": copies}
 
     def shards(self) -> dict[int, Tensor]:
         """The copies of sharded parameters, which are other ones on every rank, and go back by :meth:`load_shards`.
@@ -215,9 +240,10 @@ class LastUpdate:
         """Go on where ``state`` was taken; the optimizer's own state has been restored as well."""
         self.lr = None if state["lr"] is None else list(state["lr"])
         saved = state.get("settings", ())  # not in checkpoints of 0.1
-        self._rows = [list(map(settings.get, directions.READ)) for settings in saved]
-        self._idle, self._settings = set(state["idle"]), None
-        parameters = self.parameters()
+        self.rows = [tuple(map(settings.get, self.keys)) for settings in saved]
+        self.decays = [settings.get("weight_decay") for settings in saved]
+        self.idle, self._settings, self._plain = set(state["idle"]), None, False
+        parameters = self.all()[0]
         self.copies = {
             place: copy.to(local(parameters[place]).device, copy=True)
             for place, copy in state["copies"].items()
@@ -231,7 +257,7 @@ class LastUpdate:
     # ------------------------------------------------------------------ inside
     def _whole(self) -> set[int]:
         """Places of the parameters that are no shards. In ZeRO's stage 3 there are none between steps."""
-        placed = enumerate(self.parameters())
+        placed = enumerate(self.all()[0])
         return {place for place, p in placed if not isinstance(p, DTensor) and flat_of(p) is None}
 
     def _fit(self, place: int, parameter: Tensor) -> None:
@@ -252,9 +278,8 @@ class LastUpdate:
         torch._foreach_copy_([self.copies[place] for place in places], sources)
 
 
-def _is_plain(rows: list[list[Any]]) -> bool:
+def _is_plain(rows: list[tuple[Any, ...]]) -> bool:
     """Whether what was read from the groups are numbers, which cannot change in place as tensors and lists do."""
-    if not _SIMPLE.issuperset(map(type, chain.from_iterable(rows))):
-        return False
-    pairs = [value for value in map(_COLUMNS["betas"], rows) if value is not None]
-    return _NUMBERS.issuperset(map(type, chain.from_iterable(pairs)))
+    values = list(chain.from_iterable(rows))
+    pairs = chain.from_iterable(value for value in values if type(value) is tuple)
+    return _SIMPLE.issuperset(map(type, values)) and _NUMBERS.issuperset(map(type, pairs))

@@ -13,6 +13,9 @@ from lightning_lr.hypergradient.rules import Feedback, Rule, RuleName, make_rule
 from lightning_lr.saved_state import FROM_0, MEASURED, NOT_NAN, NUMBER, alike, keys, optional, several
 
 Scope = Literal["group", "global"]
+_Past = tuple[float, float, float, float, float, float]
+"""What is learned from: g . v, squared norms of g, of v and of the direction, of the gradient before, the reference."""
+_feedback = Feedback._make
 
 
 class FactorLearner:
@@ -110,13 +113,8 @@ class FactorLearner:
             self._factors.append(1.0)
             self._rules.append(make_rule(self._rule, self._hyper_lr, self._family))
         if self._base is not None:
-            known = min(groups, len(self._base))  # a group that came later has no past
-            if self.scope == "global":
-                self._learn(0, range(known), alignments)
-            else:
-                for unit in range(known):
-                    self._learn(unit, (unit,), alignments)
-        self._reference = [max(b, r) for b, r in zip(base, self._reference, strict=True)]
+            self._learn(self._past_of_all(alignments) if self.scope == "global" else self._past(alignments))
+        self._reference = [r if r > b else b for b, r in zip(base, self._reference, strict=True)]
         return self.factors(groups)
 
     def applied(self, alignments: Sequence[Alignment], base: Sequence[float]) -> None:
@@ -163,31 +161,39 @@ class FactorLearner:
         self._reference = list(state["reference"])
 
     # ------------------------------------------------------------------ inside
-    def _learn(self, unit: int, members: Sequence[int], alignments: Sequence[Alignment]) -> None:
+    def _past(self, alignments: Sequence[Alignment]) -> list[_Past]:
+        """Of each group; one that came later has none."""
         assert self._base is not None
-        if len(members) == 1:
-            (index,) = members
-            base, (dot, gradient, direction) = self._base[index], alignments[index]
-            dot, move = base * dot, base * base * direction
-            before, reference = self._gradients[index], self._reference[index]
-        else:
-            seen = [alignments[i] for i in members]
-            dot, gradient, move = _weighted(seen, [self._base[i] for i in members])
-            direction = sum(alignment.direction for alignment in seen)
-            before = sum(self._gradients[i] for i in members)
-            reference = max((self._reference[i] for i in members), default=0.0)
-        # a sum is finite only where its terms are, or where it overflows, and then nothing is learned either
-        if not math.isfinite(dot + gradient + move + before) or move == 0.0 or reference == 0.0:
-            return
-        factor, rule = self._factors[unit], self._rules[unit]
-        lr = factor * math.sqrt(move / direction)
-        kept = rule.memory
-        wanted = rule(factor, Feedback(dot, gradient, before, move, lr, reference))
-        low, high = self.bounds
-        if not math.isfinite(wanted):
-            rule.memory = kept
-            wanted = high if wanted == math.inf else factor
-        self._factors[unit] = low if wanted < low else high if wanted > high else wanted
+        return [
+            (base * dot, gradient, base * base * direction, direction, before, reference)
+            for (dot, gradient, direction), base, before, reference in zip(
+                alignments, self._base, self._gradients, self._reference, strict=False
+            )
+        ]
+
+    def _past_of_all(self, alignments: Sequence[Alignment]) -> list[_Past]:
+        """Of all groups together."""
+        assert self._base is not None
+        known = min(len(alignments), len(self._base))
+        dot, gradient, move = _weighted(alignments[:known], self._base[:known])
+        direction = sum(alignment.direction for alignment in alignments[:known])
+        reference = max(self._reference[:known], default=0.0)
+        return [(dot, gradient, move, direction, sum(self._gradients[:known]), reference)]
+
+    def _learn(self, past: Sequence[_Past]) -> None:
+        """Learn one factor after the other, each from a past of its own."""
+        (low, high), factors, rules = self.bounds, self._factors, self._rules
+        for unit, (dot, gradient, move, direction, before, reference) in enumerate(past):
+            # a sum is finite only where its terms are, or where it overflows, and then nothing is learned either
+            if not math.isfinite(dot + gradient + move + before) or move == 0.0 or reference == 0.0:
+                continue
+            factor, rule = factors[unit], rules[unit]
+            lr, kept = factor * math.sqrt(move / direction), rule.memory
+            wanted = rule(factor, _feedback((dot, gradient, before, move, lr, reference)))
+            if not math.isfinite(wanted):
+                rule.memory = kept
+                wanted = high if wanted == math.inf else factor
+            factors[unit] = low if wanted < low else high if wanted > high else wanted
 
 
 def _weighted(alignments: Sequence[Alignment], base: Sequence[float]) -> tuple[float, float, float]:

@@ -101,10 +101,11 @@ class Normalized:
     memory: float = 0.0
 
     def __call__(self, factor: float, feedback: Feedback) -> float:
-        norms = math.sqrt(feedback.before) * math.sqrt(feedback.move)
+        dot, _, before, move, lr, _ = feedback
+        norms = math.sqrt(before) * math.sqrt(move)
         if norms == 0:
             return factor
-        step = feedback.lr * max(-1.0, min(1.0, feedback.dot / norms))
+        step = lr * max(-1.0, min(1.0, dot / norms))
         self.memory = math.hypot(self.memory, step)
         if self.memory == 0:
             return factor

@@ -118,13 +118,16 @@ from lightning_lr.lightning_internals.training_step import (
 )
 from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches
 from lightning_lr.lightning_internals.updates import (
+    HOOKS_OF_AN_UPDATE,
     after_optimizer_step,
     after_state_dict,
     before_optimizer_step,
+    leave_out,
     with_gradient_norm,
 )
 
 __all__ = [
+    "HOOKS_OF_AN_UPDATE",
     "INSTEAD",
     "MIRROR",
     "BarNotes",
@@ -171,6 +174,7 @@ __all__ = [
     "is_fast_dev_run",
     "journal_folder",
     "keep_metrics",
+    "leave_out",
     "length_of",
     "let_accumulation_change",
     "limited_batches",

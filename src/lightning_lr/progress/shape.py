@@ -71,12 +71,12 @@ class EpochShape:
         largest, own = max(shares), None if len(set(shares)) == 1 else shares
         return cls(batches, largest.micro_batch_size, largest.samples, world_size, own, first.drop_last, first.order)
 
-    @property
+    @cached_property
     def counts_samples(self) -> bool:
         """Whether a unit is a sample (else it is a micro-batch)."""
         return self.micro_batch_size is not None
 
-    @property
+    @cached_property
     def sizes_known(self) -> bool:
         """Whether every micro-batch's size is known ahead, so that nothing has to be counted from batches."""
         return self.micro_batch_size is not None and self.device_samples is not None
@@ -139,12 +139,12 @@ class RunShape:
         """What ends the run."""
         return Budget(self.max_epochs, self.max_updates, self.max_seconds)
 
-    @property
+    @cached_property
     def ends(self) -> bool:
         """Whether the run has an end that is known, so that there is progress."""
         return self.has_length or self.max_seconds is not None
 
-    @property
+    @cached_property
     def has_length(self) -> bool:
         """Whether the number of updates of the run is known."""
         return self.max_updates is not None or (self.max_epochs is not None and self.epoch.micro_batches is not None)
@@ -215,10 +215,7 @@ class RunShape:
 
     def batch_at(self, epoch: int, micro_batch: int) -> Batch:
         """How the batch of a full update is made up where the update begins at ``micro_batch``."""
-        if self.epoch.micro_batch_size is None:
-            return Batch(None, None, self.accumulation_in(epoch))
-        end, size = self.window(epoch, 0)
-        return Batch(size, self.epoch.units(0) // self.epoch.world_size, end)
+        return self._batch_in(epoch) if callable(self.accumulation) else self._batch
 
     @property
     def batch_size(self) -> int | None:
@@ -247,6 +244,17 @@ class RunShape:
             NoEndError: where it is not known.
         """
         return self._length[1]
+
+    @cached_property
+    def _batch(self) -> Batch:
+        """The batch where every epoch is alike."""
+        return self._batch_in(0)
+
+    def _batch_in(self, epoch: int) -> Batch:
+        if self.epoch.micro_batch_size is None:
+            return Batch(None, None, self.accumulation_in(epoch))
+        end, size = self.window(epoch, 0)
+        return Batch(size, self.epoch.units(0) // self.epoch.world_size, end)
 
     @cached_property
     def _length(self) -> tuple[int, int]:
