@@ -3,15 +3,16 @@
     python -m benchmarks.overhead_table
 
 Every callback alone, four together, and the callbacks of every recipe in ``configs/``, on AdamW and networks of linear
-layers whose bare step takes about 1, 5 and 30 ms on an idle core, with 1, 14 and 50 parameter groups. Each is a Trainer
-in a thread of its own; they take turns of a few updates, in random order within a round, so that what else the machine
-does hits all alike. The bare Trainer has the callback that waits, and no other; one and four callbacks that do nothing
-stand in the table for what Lightning's calls alone cost. A search of the learning rate, which comes before the first
-update, is not in it, nor is ``GhostBatchNorm``: these networks have no batch norm. Printed: medians of the rounds'
-differences and ratios with 95 % intervals (bootstrap over rounds); "bare again" is what the measurement itself is
-worth. Apart from that, one update of each is profiled: operations that compute something (kernels, on a GPU), and what
-is kept between updates. One thread. One JSON per cell in ``benchmarks/results/overhead_table/cells``; what is there is
-not measured again.
+layers whose bare step takes about 1, 5 and 30 ms on an idle core, with 1, 14 and 50 parameter groups.
+``GradientNoiseScale``, which compares micro-batches and does nothing in updates of one, makes updates of two here, and
+is compared with a bare Trainer that does. Each is a Trainer in a thread of its own; they take turns of a few updates,
+in random order within a round, so that what else the machine does hits all alike. The bare Trainer has the callback
+that waits, and no other; one and four callbacks that do nothing stand in the table for what Lightning's calls alone
+cost. A search of the learning rate, which comes before the first update, is not in it, nor is ``GhostBatchNorm``: these
+networks have no batch norm. Printed: medians of the rounds' differences and ratios with 95 % intervals (bootstrap over
+rounds); "bare again" is what the measurement itself is worth. Apart from that, one update of each is profiled:
+operations that compute something (kernels, on a GPU), and what is kept between updates. One thread. One JSON per cell
+in ``benchmarks/results/overhead_table/cells``; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ UPDATES = 1_000_000
 """Of the runs, as planned; they end when all turns are taken."""
 
 BARE, AGAIN, ONE_GROUP = "bare", "bare again", "bare, all in one group"
+BARE_OF_TWO, NOISE = "bare, two micro-batches an update", "GradientNoiseScale"
+OF_TWO = (BARE_OF_TWO, NOISE)
+"""Arms whose updates are of two micro-batches."""
 EMPTY, FOUR_EMPTY = "an empty callback", "four empty callbacks"
 FOUR = "schedule + layer-wise + hypergradient + normalized decay"
 Make = Callable[[], list[Callback]]
@@ -72,7 +76,7 @@ ALONE: dict[str, Make] = {
         AdaptiveWarmup(1e-5, 1e-3, max_warmup=0.99, confidence=1 - 1e-12, patience=1, check_every=10_000)
     ],
     "BatchSizeRamp, constant": lambda: [BatchSizeRamp(CurveRamp(Cosine(floor=1.0)))],
-    "GradientNoiseScale": lambda: [GradientNoiseScale()],
+    NOISE: lambda: [GradientNoiseScale()],
     FOUR: lambda: [
         LearningRateSchedule(Cosine(warmup=0.1)),
         LayerwiseLRDecay(0.9),
@@ -153,13 +157,14 @@ def _made(value: Any) -> Any:
     return value
 
 
-def starter(cell: Cell, make: Make) -> Callable[[Callback], None]:
+def starter(cell: Cell, make: Make, accumulation: int = 1) -> Callable[[Callback], None]:
     """What makes a Trainer with these callbacks and the one that it is given, and fits."""
 
     def start(waiting: Callback) -> None:
         data = TensorDataset(torch.randn(cell.batch * 50, cell.width))
         trainer = Trainer(
             max_epochs=UPDATES // 50,
+            accumulate_grad_batches=accumulation,
             accelerator="auto",
             devices=1,
             callbacks=[*make(), waiting],
@@ -209,11 +214,11 @@ class Profiled(Callback):
             trainer.should_stop = True
 
 
-def profiled(cell: Cell, make: Make) -> tuple[int, int]:
+def profiled(cell: Cell, make: Make, accumulation: int) -> tuple[int, int]:
     """Operations of an update that compute something, and bytes of tensors after it."""
     gc.collect()
     seen = Profiled()
-    starter(cell, make)(seen)
+    starter(cell, make, accumulation)(seen)
     return seen.operations, seen.kept
 
 
@@ -221,9 +226,9 @@ def profiled(cell: Cell, make: Make) -> tuple[int, int]:
 def arms_of(cell: Cell) -> dict[str, Make]:
     """What is compared; layer-wise decay makes groups of its own unless there is one for each tensor."""
     fixed: dict[str, Make] = {BARE: list, AGAIN: list, EMPTY: lambda: _empty(1), FOUR_EMPTY: lambda: _empty(4)}
-    arms = {**fixed, **ALONE, **recipes()}
+    arms = {**fixed, **ALONE, BARE_OF_TWO: list, **recipes()}
     if cell.name == "target":
-        arms = {**fixed, ONE_GROUP: list, **ALONE}
+        arms = {**fixed, ONE_GROUP: list, **ALONE, BARE_OF_TWO: list}
     layered = cell.groups == 2 * cell.layers
     return {
         name: make for name, make in arms.items() if layered or not any(isinstance(c, LayerwiseLRDecay) for c in make())
@@ -239,30 +244,35 @@ def measure(cell: Cell, arms: dict[str, Make]) -> dict[str, Any]:
     refused, operations = {}, {}
     for name, make in arms.items():
         try:
-            operations[name] = profiled(_cell_of(name, cell), make)
+            operations[name] = profiled(_cell_of(name, cell), make, _accumulation(name))
         except Exception as error:  # a recipe for another network or optimizer
             refused[name] = str(error).splitlines()[0]
-    starts = {name: starter(_cell_of(name, cell), arms[name]) for name in operations}
+    starts = {name: starter(_cell_of(name, cell), arms[name], _accumulation(name)) for name in operations}
     seconds = take_turns(starts, cell.rounds, cell.block)
-    bare = seconds[BARE]
     rows = {}
     for name, own in seconds.items():
+        reference = BARE_OF_TWO if name == NOISE else BARE
+        bare = seconds[reference]
         rows[name] = {
             "microseconds": median_with_interval([1e6 * (a - b) for a, b in zip(own, bare, strict=True)]),
             "ratio": median_with_interval([a / b for a, b in zip(own, bare, strict=True)]),
-            "operations": operations[name][0] - operations[BARE][0],
-            "kept_bytes": operations[name][1] - operations[BARE][1],
+            "operations": operations[name][0] - operations[reference][0],
+            "kept_bytes": operations[name][1] - operations[reference][1],
         }
     return {
         "config": asdict(cell),
         "environment": environment(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "load": os.getloadavg()[0],
-        "bare_ms": 1e3 * statistics.median(bare),
+        "bare_ms": 1e3 * statistics.median(seconds[BARE]),
         "bare_operations": operations[BARE][0],
         "rows": rows,
         "refused": refused,
     }
+
+
+def _accumulation(arm: str) -> int:
+    return 2 if arm in OF_TWO else 1
 
 
 def _cell_of(arm: str, cell: Cell) -> Cell:
@@ -322,7 +332,7 @@ def main() -> None:
         record = store.load(cell.name, asdict(cell))
         if record is None:
             arms = arms_of(cell)
-            chosen = arguments.arms and [BARE, AGAIN, *arguments.arms]
+            chosen = arguments.arms and [BARE, AGAIN, BARE_OF_TWO, *arguments.arms]
             record = measure(cell, {name: make for name, make in arms.items() if not chosen or name in chosen})
             store.save(cell.name, record)
         records.append(record)

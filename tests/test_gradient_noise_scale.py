@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Cosine, CurveRamp, GradientNoiseScale
+from lightning_lr.batch_size.squared_norms import SquaredNorms
 from tests.support.processes import run_in_processes
 from tests.support.toy import Probe, Toy, data, fit, weights
 from tests.support.two_processes import ddp, run_in_two_processes
@@ -53,6 +54,18 @@ def measured(batch_size: int, accumulation: int, updates: int = 500, **arguments
     value = noise.estimator.value
     assert value is not None
     return value
+
+
+def test_an_update_that_can_be_compared_with_nothing_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    add = SquaredNorms.add
+    monkeypatch.setattr(SquaredNorms, "add", lambda *args: (seen.append(1), add(*args)))
+    noise = GradientNoiseScale()
+    for accumulation, expected in ((1, 0), (2, 4), (3, 5)):  # of 5 micro-batches: the last window has 1, 1 and 2
+        seen.clear()
+        loader = DataLoader(samples(5 * 4), batch_size=4)
+        fit([noise], module=Linear(), loader=loader, max_epochs=1, accumulate_grad_batches=accumulation)
+        assert len(seen) == expected
 
 
 def test_within_ten_percent_of_the_known_scale_after_500_updates() -> None:

@@ -19,7 +19,49 @@ from lightning_lr.batch_size import (
     momentum_transient,
     noise_scale,
     scaled_batch_size,
+    squared_norms,
 )
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(3, generator=torch.Generator().manual_seed(0)),
+        torch.randn(300, 257, generator=torch.Generator().manual_seed(0)),
+        torch.randn(40, 50, generator=torch.Generator().manual_seed(0)).t(),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(70, dtype=torch.float64),
+        torch.randn(70).bfloat16(),
+        torch.randn(70, dtype=torch.complex64),
+        torch.ones(5)[2].requires_grad_(),
+        torch.zeros(0, 4),
+    ],
+    ids=lambda tensor: f"{tuple(tensor.shape)} {tensor.dtype} {'' if tensor.is_contiguous() else 'turned'}",
+)
+def test_squared_norms_of_tensors_of_every_kind(tensor: Tensor) -> None:
+    wide = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+    expected = wide.abs().square().sum().item()
+    found = squared_norms.squared_norm([tensor], torch.device("cpu"))
+    assert (found.dtype, found.shape) == (torch.float64, ())
+    # sums of up to 2^15 numbers in single precision
+    assert found.item() == pytest.approx(expected, rel=2e-7 if tensor.dtype != torch.float64 else 1e-14)
+
+
+def test_squared_norms_of_several_backwards_are_added_up_for_each_parameter() -> None:
+    first, second, third = (torch.zeros(1) for _ in range(3))
+    norms = squared_norms.SquaredNorms(torch.device("cpu"))
+    for scale in (1.0, 10.0):  # twice the same parameters
+        norms.add(first, torch.tensor([1.0, 2.0]))
+        norms.add(second, torch.tensor([3.0], dtype=torch.float64))
+        norms.close(scale)
+    norms.add(third, torch.tensor([2.0]))
+    norms.add(first, torch.tensor([1.0]))
+    norms.close(100.0)
+    assert {id(p) for p in norms.parameters} == {id(first), id(second), id(third)}
+    assert norms.total([first]).item() == 5 * 11 + 100
+    assert norms.total([second, third]).item() == 9 * 11 + 400
+    assert norms.total([first, second, third]).item() == 55 + 100 + 99 + 400
+    assert norms.total([]).item() == 0.0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,15 @@ def test_a_cell_of_the_table() -> None:
     assert "| schedule |" in overhead.table([record])
 
 
+def test_a_noise_scale_is_compared_with_updates_of_two_micro_batches() -> None:
+    cell = overhead.Cell("toy", 2, 4, 2, 4, 2, 3)
+    arms = {overhead.BARE: list, **{name: overhead.arms_of(cell)[name] for name in overhead.OF_TWO}}
+    rows = overhead.measure(cell, arms)["rows"]
+    assert rows[overhead.BARE_OF_TWO]["operations"] > 10, "a second forward and backward"
+    # of each of four tensors one product in each backward and one of the sum; and what puts them together
+    assert 3 * 4 <= rows[overhead.NOISE]["operations"] < 3 * 4 + 25
+
+
 def test_layer_wise_decay_is_measured_where_the_groups_are_its_own() -> None:
     names = {cell.name: overhead.arms_of(cell) for cell in overhead.CELLS}
     assert overhead.FOUR in names["target"]

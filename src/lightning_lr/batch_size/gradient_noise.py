@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from lightning_lr.checks import is_real, require
 from lightning_lr.saved_state import COUNT, NUMBER, keys
 
@@ -194,20 +191,3 @@ class GradientNoiseEstimator:
 
     def _corrected(self, average: float) -> float | None:
         return average / (1.0 - self.smoothing**self.updates) if self.updates else None
-
-
-def squared_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """The sum of the squares of all elements, on ``device``, in double precision (on MPS, which has none, single).
-
-    The two norms of an estimate are nearly equal where the noise is small, so they must not be rounded as the gradients
-    are: a norm in bf16 is off by 2^-9, and the CPU's own in fp32 by 2e-4 for eight million elements.
-    """
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.zeros((), dtype=dtype, device=device)
-    real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (t.detach() for t in tensors)]
-    real = [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in real if t.numel()]
-    if device.type == "cpu":
-        parts = [t.square().sum() for t in real]
-    else:
-        parts = [norm.to(dtype).square() for norm in torch._foreach_norm(real)]
-    return total + sum((part.to(total) for part in parts), total)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import GradientNoiseEstimator, WindowContents
-from lightning_lr.batch_size.gradient_noise import squared_norm
+from lightning_lr.batch_size.squared_norms import SquaredNorms, squared_norm
 from lightning_lr.callbacks.base import MethodCallback, members_of
 from lightning_lr.callbacks.noise_by_hand import WindowByHand
 from lightning_lr.callbacks.optimizers import Indices
@@ -40,7 +39,8 @@ class GradientNoiseScale(MethodCallback):
     over the samples of its micro-batch. An update with a gradient that is not finite is left out.
 
     Norms are taken as each parameter's gradient appears in the backward, before DDP averages it, so that nothing is
-    copied; there is one synchronisation with the device per measured update. Under ``ZeROStrategy`` the norm of the
+    copied; there is one synchronisation with the device per measured update, and nothing is done in an update of one
+    micro-batch on one device, which has nothing to be compared with. Under ``ZeROStrategy`` the norm of the
     whole gradient is the one that the engine takes for clipping.
 
     Under manual optimization it measures one optimizer, ``optimizers=[index]`` where there are several. All backwards
@@ -99,7 +99,8 @@ class GradientNoiseScale(MethodCallback):
         self._micro_batch = 0
         self._scale = 0.0
         """Makes a squared norm of the present backward that of the micro-batch's mean gradient."""
-        self._squares: dict[Tensor, Tensor] = {}
+        self._squares: SquaredNorms | None = None
+        """Of the gradients of this update; ``None`` before the first."""
         self._contents = WindowContents()
         self._big: Tensor | None = None
         self._warned = False
@@ -165,7 +166,11 @@ class GradientNoiseScale(MethodCallback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if not self._measured or self._run is None:
             return
-        if self._contents.count == 0:
+        self._close_backward()
+        if self._squares is None:
+            if trainer.world_size == 1 and internals.update_ends(trainer):
+                return  # the only micro-batch of its update: nothing to compare with
+            self._squares = SquaredNorms(pl_module.device)
             self._hook_parameters(pl_module)
         weight = self._run.loss_weight(trainer.current_epoch, self._micro_batch) / int(trainer.accumulate_grad_batches)
         if weight == 0:
@@ -178,10 +183,11 @@ class GradientNoiseScale(MethodCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        if not self._measured or self._run is None or self._by_hand is not None:
+        if not self._measured or self._run is None or self._by_hand is not None or self._squares is None:
             return
+        self._close_backward()
         moving = self._moving(optimizer)
-        squares = sum((self._squares[p] for p in moving), squared_norm([], pl_module.device))
+        squares = self._squares.total(moving)
         own = squares.new_tensor(self._contents.sums())
         sums = trainer.strategy.reduce(torch.cat([own, squares.reshape(1)]), reduce_op="mean")
         if self._engine_has_it:
@@ -198,7 +204,8 @@ class GradientNoiseScale(MethodCallback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._by_hand is not None:
             self._by_hand.after_backward()
-        elif self._run is not None and self._measured and not self._engine_has_it and internals.update_ends(trainer):
+        elif self._squares is not None and not self._engine_has_it and internals.update_ends(trainer):
+            assert self._run is not None
             # before a hook of the user's clips it; still scaled
             gradients = [p.grad for p in self._moving(trainer.optimizers[0]) if p.grad is not None]
             scale = internals.gradient_scale(trainer) * self._run.gradient_correction()
@@ -255,22 +262,30 @@ class GradientNoiseScale(MethodCallback):
 
     def _moving(self, optimizer: Optimizer) -> list[Tensor]:
         """Whose gradients were seen, but what is frozen now, and what no group has, whose gradient nobody clears."""
-        owned = {p for group in optimizer.param_groups for p in group["params"]}
-        return [p for p in self._squares if self._engine_has_it or (p in owned and p.grad is not None)]
+        seen = {} if self._squares is None else {id(p): p for p in self._squares.parameters}
+        if self._engine_has_it:
+            return list(seen.values())
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return [p for place, p in seen.items() if place in owned and p.grad is not None]
 
     def _hook_parameters(self, module: LightningModule) -> None:
         """See the gradient of every parameter; layers may have been frozen until now."""
         for parameter in module.parameters():
             if parameter.requires_grad and parameter not in self._hooked:
-                add = partial(self._add_squared_norm, parameter)
-                self._undo.append(parameter.register_hook(add).remove)  # type: ignore[no-untyped-call]
+                hook = self._hook_of(parameter)
+                self._undo.append(parameter.register_hook(hook).remove)  # type: ignore[no-untyped-call]
                 self._hooked.add(parameter)
 
-    def _add_squared_norm(self, parameter: Tensor, gradient: Tensor) -> None:
-        if self._measured and self._scale:
-            squared = squared_norm([gradient], gradient.device) * self._scale
-            before = self._squares.get(parameter)
-            self._squares[parameter] = squared if before is None else before + squared
+    def _hook_of(self, parameter: Tensor) -> Callable[[Tensor], None]:
+        def seen(gradient: Tensor) -> None:  # once for every tensor of every backward
+            if self._squares is not None and self._scale:
+                self._squares.add(parameter, gradient)
+
+        return seen
+
+    def _close_backward(self) -> None:
+        if self._squares is not None and self._scale:
+            self._squares.close(self._scale)
 
     def _take_norm(self, norm: float | None) -> None:
         """The engine has made the update, and has taken the norm of its gradient on the way."""
@@ -303,7 +318,7 @@ class GradientNoiseScale(MethodCallback):
             )
 
     def _forget(self) -> None:
-        self._squares, self._contents, self._big = {}, WindowContents(), None
+        self._squares, self._contents, self._big = None, WindowContents(), None
 
     def _leave(self, trainer: Trainer) -> None:
         for undo in self._undo:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_lr import lightning_internals as internals
 from lightning_lr.batch_size import WindowContents
-from lightning_lr.batch_size.gradient_noise import squared_norm
+from lightning_lr.batch_size.squared_norms import squared_norm
 from lightning_lr.patching import override_on_instance
 
 Measured = Callable[[list[float], float], None]
