@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,11 +48,17 @@ def test_the_command_line_is_imported_without_a_look_for_garbage_and_leaves_it_a
 
 
 WITHOUT_TORCH = """
-import sys
+import json, sys
 sys.modules.update(dict.fromkeys(("torch", "lightning", "gpytorch")))  # an import of one of them fails
 from lightning_lr_command import main
-sys.exit(main())
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    failed = main()
+    print(END, flush=True)
+    if failed:
+        sys.exit(failed)
 """
+END = "end of a report"
 
 
 class Module(LightningModule):
@@ -87,23 +94,28 @@ def test_a_report_is_made_without_torch_and_says_the_same(
         _trained(tmp_path / "searched", CSVLogger, LearningRateSearch(Cosine(), budget=0.5)),
         _trained(tmp_path / "ramped", TensorBoardLogger, BatchSizeRamp(StepRamp([2], factor=2))),
     ]
-    for words in ([str(runs[0])], [str(runs[1])], [*map(str, runs)]):
-        pictures = [tmp_path / "with.png", tmp_path / "without.png"]
+    questions = [[str(runs[0])], [str(runs[1])], [*map(str, runs)]]
+    without = [tmp_path / f"without-{index}.png" for index in range(len(questions))]
+    lines = [["report", *words, "--out", str(picture)] for words, picture in zip(questions, without, strict=True)]
+    alone = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH.replace("END", repr(END)), json.dumps(lines)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    *answers, rest = alone.stdout.split(END)
+    assert rest.strip() == ""
+    for words, picture, answer in zip(questions, without, answers, strict=True):
+        beside = tmp_path / "with.png"
         capsys.readouterr()
-        assert main(["report", *words, "--out", str(pictures[0])]) == 0
-        said = capsys.readouterr().out.replace(str(pictures[0]), "")
-        alone = subprocess.run(
-            [sys.executable, "-c", WITHOUT_TORCH, "report", *words, "--out", str(pictures[1])],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert alone.returncode == 0, alone.stderr
-        assert _lines(alone.stdout.replace(str(pictures[1]), "")) == _lines(said)
-        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        assert main(["report", *words, "--out", str(beside)]) == 0
+        said = capsys.readouterr().out.replace(str(beside), "")
+        assert _lines(answer.replace(str(picture), "")) == _lines(said)
+        assert beside.read_bytes() == picture.read_bytes()
 
 
 def _lines(text: str) -> list[str]:
     """But how long ago the logger wrote, which grows."""
-    return [line.rstrip() for line in text.splitlines() if "last written" not in line]
+    return [line.rstrip() for line in text.strip().splitlines() if "last written" not in line]
 
 
 def test_pairs_of_a_series_are_those_that_are_finite_and_none_are_made() -> None:

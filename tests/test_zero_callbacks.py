@@ -26,7 +26,7 @@ from lightning_lr import (
     LearningRateSchedule,
     StepRamp,
 )
-from tests.support.processes import run_in_processes
+from tests.support.batches import Batches
 from tests.support.rounding import rounding, rounding_after
 from tests.support.toy import Stream, Toy, fit, two_groups
 from tests.support.two_processes import ddp
@@ -218,22 +218,39 @@ def _raises(name: str) -> str:
     return "nothing was raised"
 
 
-def _cases() -> list[tuple[str, Any]]:
-    cases = [(f"{name}-{stage}", partial(_case, stage, name)) for stage in (None, *STAGES) for name in EXACT]
-    cases += [(name, partial(_engine, name)) for name in ENGINES]
-    cases += [(f"again-{stage}", partial(_again, stage)) for stage in STAGES[:2]]
-    cases += [("plain", partial(_fit, None, _adamw, max_epochs=2)), ("again", _again_ddp)]
-    cases += [(f"fp16-{stage}", partial(_fp16, stage)) for stage in STAGES]
-    return [*cases, *((name, partial(_raises, name)) for name in REFUSED)]
+SOON = {"scheduler-and-scaling-1", "ramp-2", *(f"ramp-accumulates-{stage}" for stage in STAGES), "ramp-and-layerwise-3",
+        "offload-2", "offload-3", "all-sharded", "checkpointed-2", "again-1", "fp16-2"}  # fmt: skip
+"""Run every time: each callback under one stage in turn, and under all of them the ramp that changes both micro-batch
+and accumulation. `test_gauntlet.py` has checkpointing under stage 3, `test_zero_fp16.py` what fp16 comes to."""
+
+
+def _cases() -> dict[str, Callable[[], Any]]:
+    return {
+        **{f"{name}-{stage}": partial(_case, stage, name) for stage in STAGES for name in EXACT},
+        **{name: partial(_engine, name) for name in ENGINES},
+        **{f"again-{stage}": partial(_again, stage) for stage in STAGES[:2]},
+        **{f"fp16-{stage}": partial(_fp16, stage) for stage in STAGES},
+    }
+
+
+def over(*several: str) -> pytest.MarkDecorator:
+    """Every run of these kinds, named as in ``ran``."""
+    marked = [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in several]
+    return pytest.mark.parametrize("name", marked)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: Any) -> Any:
-    return run_in_processes(_cases(), tmp_path_factory.mktemp("zero"))
+def ran(tmp_path_factory: Any) -> Batches:
+    under_ddp = {f"{name}-None": partial(_case, None, name) for name in EXACT}
+    under_ddp |= {"plain": partial(_fit, None, _adamw, max_epochs=2), "again": _again_ddp}
+    refused = {name: partial(_raises, name) for name in REFUSED}
+    soon, slow = ({name: run for name, run in _cases().items() if (name in SOON) == wanted} for wanted in (True, False))
+    every_time = {**under_ddp, **soon, **refused}
+    return Batches(tmp_path_factory.mktemp("zero"), list(every_time.items()), list(slow.items()))
 
 
-def _same(ran: Any, got_name: str, want_name: str) -> None:
-    got, want = ran[0][got_name], ran[0][want_name]
+def _same(ran: Batches, got_name: str, want_name: str) -> None:
+    got, want = ran[got_name][0], ran[want_name][0]
     assert isinstance(got, dict), got
     assert isinstance(want, dict), want
     assert got["updates"] == want["updates"] == got["hooks"] == want["hooks"] == len(got["lrs"])
@@ -244,34 +261,33 @@ def _same(ran: Any, got_name: str, want_name: str) -> None:
         want["norms"], rel=rounding(16 * 20)
     )  # gradients of 16 terms, by the end a twentieth of them
     assert (got["weights"] - want["weights"]).abs().max() < rounding_after(got["updates"])
-    assert torch.equal(got["weights"], ran[1][got_name]["weights"])
+    assert torch.equal(got["weights"], ran[got_name][1]["weights"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", EXACT)
-def test_a_callback_does_what_it_does_under_ddp(ran: Any, stage: int, name: str) -> None:
-    _same(ran, f"{name}-{stage}", f"{name}-None")
+@over(*(f"{name}-{stage}" for stage in STAGES for name in EXACT))
+def test_a_callback_does_what_it_does_under_ddp(ran: Batches, name: str) -> None:
+    _same(ran, name, f"{name[:-2]}-None")
 
 
-def test_the_callbacks_did_something(ran: Any) -> None:
-    assert len({tuple(lrs) for lrs in ran[0]["scheduler-and-scaling-1"]["lrs"]}) > 5
-    assert ran[0]["ramp-accumulates-2"]["updates"] < 20
-    assert len(set(ran[0]["ramp-and-layerwise-3"]["lrs"][0])) == 2
+def test_the_callbacks_did_something(ran: Batches) -> None:
+    assert len({tuple(lrs) for lrs in ran["scheduler-and-scaling-1"][0]["lrs"]}) > 5
+    assert ran["ramp-accumulates-2"][0]["updates"] < 20
+    assert len(set(ran["ramp-and-layerwise-3"][0]["lrs"][0])) == 2
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_offloading_and_checkpointing_change_no_weight(ran: Any, name: str) -> None:
+@over(*ENGINES)
+def test_offloading_and_checkpointing_change_no_weight(ran: Batches, name: str) -> None:
     _same(ran, name, "plain")
 
 
-@pytest.mark.parametrize("stage", STAGES[:2])
-def test_a_second_fit_of_the_same_module_starts_clean(ran: Any, stage: int) -> None:
-    _same(ran, f"again-{stage}", "again")
+@over(*(f"again-{stage}" for stage in STAGES[:2]))
+def test_a_second_fit_of_the_same_module_starts_clean(ran: Batches, name: str) -> None:
+    _same(ran, name, "again")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_fp16_trains(ran: Any, stage: int) -> None:
-    got = ran[0][f"fp16-{stage}"]
+@over(*(f"fp16-{stage}" for stage in STAGES))
+def test_fp16_trains(ran: Batches, name: str) -> None:
+    got = ran[name][0]
     assert isinstance(got, dict), got
     assert got["weights"].isfinite().all()
     assert got["hooks"] == 20
@@ -279,5 +295,5 @@ def test_fp16_trains(ran: Any, stage: int) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused(ran: Any, name: str) -> None:
-    assert REFUSED[name][1] in ran[0][name]
+def test_what_cannot_work_is_refused(ran: Batches, name: str) -> None:
+    assert REFUSED[name][1] in ran[name][0]

@@ -20,6 +20,7 @@ NAMES = (
     "deepspeed",
     "deepspeed.ops.op_builder",
     "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # by the first engine, and with it the whole of torch.compile
     "lightning_lr",
 )
 for name in NAMES:
