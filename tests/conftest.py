@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,8 +34,15 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def pytest_collection_finish() -> None:
-    _freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is imported stays: nothing is collected until all of it is."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        _freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,9 @@ NAMES = (
     "deepspeed.runtime.zero.muon.muon_optimizer",  # by the first engine, and with it the whole of torch.compile
     "lightning_lr",
 )
+gc.disable()
 for name in NAMES:
     with suppress(ImportError):
         importlib.import_module(name)
 gc.freeze()  # what the forked processes share: no collection goes through it, and no page of it is copied
+gc.enable()
