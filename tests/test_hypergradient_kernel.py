@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,16 @@ def test_whatever_changes_between_two_updates_is_noticed(
         patch.setattr(estimate_module, "kernel", lambda: None)
         # torch sums 128 terms in single precision
         assert torch.allclose(found, packed.sums().double(), rtol=2e-5, atol=1e-5)
+
+
+def test_no_gradient_is_kept_alive() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    estimator = AlignmentEstimator(AdamW([weight], 0.1))
+    for seed in range(4):
+        step(estimator.optimizer, estimator, seed, lambda g: g)
+        gradient = weakref.ref(weight.grad)  # type: ignore[arg-type]
+        weight.grad = None
+        assert gradient() is None
 
 
 def test_a_saved_state_that_is_loaded_between_two_updates_is_noticed() -> None:

@@ -13,7 +13,7 @@ import functools
 from array import array
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,10 @@ class CpuSums:
         self.job: Job | None = None
         """What was last given to the kernel."""
         self.read: list[list[Tensor]] = []
-        """Whose addresses are in it: gradients, parameters, and what directions are made of."""
+        """Whose addresses are in it: parameters, and what directions are made of. Gradients are not kept alive."""
+        self.dtype = torch.float32
+        self.as_they_are = False
+        """Whether the gradients were read where they lie, and not changed into something that can be read."""
         self._pieces = array(
             "q",
             [
@@ -149,10 +152,11 @@ class CpuSums:
                 sources.append(pieces([last.copies[place] for place in self.chunk.places]))
             if self.second is not None:
                 sources.append(pieces([last.optimizer.state[p][self.second] for p in parameters]))
-        sources, dtype = self._readable(sources)
+        given, (sources, dtype) = sources, self._readable(sources)
+        self.dtype, self.as_they_are = dtype, all(map(is_, given[0], sources[0]))
         read = [list(map(Tensor.data_ptr, tensors)) for tensors in sources]
         read += [[0] * len(parameters)] * (4 - len(read))
-        self.read = [*sources, steps] if steps else sources
+        self.read = [*sources[1:], steps] if steps else sources[1:]
         self.job = Job(
             self._kernel,
             array("q", [*chain.from_iterable(read), *map(Tensor.data_ptr, steps)]),

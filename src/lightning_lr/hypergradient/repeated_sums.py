@@ -41,18 +41,17 @@ class RepeatedSums:
         self._sources = _sources(sums)
         self._apart = last.column("decoupled_weight_decay") if self._formula == ADAM else []
         self._now = _now(last)
-        gradients, *others = sums.read
-        self._dtype = {gradients[0].dtype}
+        self._dtype = {sums.dtype}
         self._strides = list(map(Tensor.stride, self._parameters))
         self._contiguous = all(map(Tensor.is_contiguous, self._parameters))
-        self._others = list(chain.from_iterable(others))
+        self._others = list(chain.from_iterable(sums.read))
         self._pointers = list(map(Tensor.data_ptr, self._others))
         kept = self._tensors_now()
         self._fits = (
             kept is not None
             and len(kept) == len(self._others)
             and all(map(is_, kept, self._others))  # nothing was converted, no parameter is a piece of another
-            and all(map(is_, gradients, map(_GRADIENT, self._parameters)))
+            and sums.as_they_are
         )
 
     @classmethod
