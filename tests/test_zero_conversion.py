@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lr.strategies import consolidate, to_universal
 from tests.support.processes import run_in_processes
+from tests.support.rounding import rounding_after
 from tests.support.toy import fit
 from tests.support.two_processes import ddp
 from tests.support.zero_models import MODELS, OPTIMIZERS
@@ -125,7 +126,8 @@ def _equal(got: Any, want: Any) -> None:
     assert isinstance(want, dict), want
     assert isinstance(got, dict), got
     assert got["updates"] == want["updates"] == 5 * END
-    assert float((got["weights"] - want["weights"]).abs().max()) < 1e-6
+    # sums over one device or two; a shared count of steps changes each of Adam's steps of 0.01 by 6 to 12 %
+    assert float((got["weights"] - want["weights"]).abs().max()) < rounding_after(5 * END)
     assert (got["large"], got["scale"], got["told"]) == (want["large"], want["scale"], want["told"])
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import grad_norm
 from torch import nn
 
 from tests.support.batches import Batches
+from tests.support.rounding import rounding, rounding_after
 from tests.support.toy import Toy, fit, two_groups
 from tests.support.two_processes import ddp
 from tests.support.zero_runs import needs_deepspeed, whole_weights, zero
@@ -294,8 +295,10 @@ def ran(tmp_path_factory: Any) -> Batches:
 def _same(got: Any, want: Any) -> None:
     assert isinstance(want, dict), want
     assert isinstance(got, dict), got
-    assert float((got["weights"] - want["weights"]).abs().max()) < 1e-6
-    assert got["read"] == pytest.approx(want["read"], rel=1e-5)
+    # ten updates; each case moves the weights by more than 1e-3, see below
+    assert float((got["weights"] - want["weights"]).abs().max()) < rounding_after(10)
+    # gradients of 16 terms, by the end a twentieth of them
+    assert got["read"] == pytest.approx(want["read"], rel=rounding(16 * 20))
 
 
 @pytest.mark.parametrize(
