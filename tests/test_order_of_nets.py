@@ -10,6 +10,7 @@ from lightning_lr.layers import discover
 from tests.support.nets import NETS, wrong_places
 
 GUESSED = {
+    "a scripted part",
     "adapters beside code that decides", "VAE whose code decides", "TreeOfCells",
     "through helpers, decided by a value", "towers in series, decided by a value",
     "towers side by side, decided by a value",

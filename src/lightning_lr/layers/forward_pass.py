@@ -64,7 +64,7 @@ class Passes:
     def order(self, module: nn.Module) -> dict[str, int]:
         """The order in which the text of ``forward`` uses a module's children and parameters, where it names them."""
         order = source_order(module)
-        return {name: order[name] for name in (*module._modules, *module._parameters) if name in order}
+        return {name: order[name] for name in (*module._modules.keys(), *module._parameters.keys()) if name in order}
 
 
 def symbolic_pass(module: nn.Module) -> Visits | None:
@@ -98,8 +98,9 @@ def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
             best = visits
         if visits is None or (visits.has(*wanted) and _whole_lists(module, visits)):
             break
+    own = [name for name, parameter in module._parameters.items() if parameter is not None]
     for as_tensors in (False, True):
-        if best is not None and (best.has(*wanted) or as_tensors):
+        if best is not None and (best.has(*wanted, *own) or as_tensors):
             break
         # an optional input may be what the others read, or what a decoder cannot do without
         more = _any_way(_Run(module, forward, DRAWS[1], None, optional=True, as_tensors=as_tensors))

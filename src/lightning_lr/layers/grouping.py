@@ -38,7 +38,7 @@ def groups_of(
     for encoder in models:
         for decoder in models:
             halves = (encoder.name, encoder.module), (decoder.name, decoder.module)
-            tokens = visits is not None and _reads_tokens_of_its_own(encoder, decoder, visits)
+            tokens = visits is not None and visits.reads_tokens(decoder.name, next_to=encoder.name)
             if on_backbone or encoder is decoder or not roles.is_encoder_decoder(*halves, tokens):
                 continue
             if visits is None or _reads_for_itself(encoder, decoder, visits):
@@ -146,20 +146,6 @@ def _reads_for_itself(encoder: Item, decoder: Item, visits: Visits) -> bool:
         return False
     fed = encoder.name in visits.read.get(decoder.name, ())
     return not fed or roles.has_cross_attention(decoder.module)
-
-
-def _reads_tokens_of_its_own(encoder: Item, decoder: Item, visits: Visits) -> bool:
-    """Whether a decoder's first argument comes from the input, and what the encoder makes is in another one.
-
-    An argument that is called so (``encoder_hidden_states``) says the same where the tokens are optional.
-    """
-    if encoder.name in visits.next_to.get(decoder.name, ()):
-        return True
-    return (
-        decoder.name in visits.own_input
-        and encoder.name not in visits.read[decoder.name]
-        and visits.reaches([encoder.name], [decoder.name])
-    )
 
 
 def _role(name: str) -> str:

@@ -81,7 +81,10 @@ def items_of(
         for item in last if len(last) > 1 and len(last) < len(items) else ():
             if not visits.also_alone(members_of(item)):
                 item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
+    heads = {type(child) for n, child in inside if is_head(n) and not is_leaf(child)}
     for item in items if visits is not None else ():
+        if visits is not None and item.is_model and type(item.module) in heads and visits.feeds_nothing(item.name):
+            item.bears = False  # an output of the class of a head: boxes next to the classifier
         others = [n for other in items if other.bears and other is not item for n in members_of(other)]
         output = item.is_list and isinstance(item.module, nn.ModuleList) and len(item.children) == 1
         if visits is None or not output or visits.feeds_itself(item.name):
@@ -93,7 +96,9 @@ def items_of(
         rest = [other.name for other in items if not other.bears and other is not item]
         if visits is None or item.bears or not blocks or is_head(item.name) or not visits.has(item.name):
             continue
-        apart = not visits.enters(item.name, blocks) and not visits.reaches(blocks, [item.name])
+        # what makes its input, too, is below it and them
+        blocks = [n for n in blocks if visits.also_alone([item.name]) or not visits.reaches([n], [item.name])]
+        apart = bool(blocks) and not visits.enters(item.name, blocks)
         if apart and visits.reaches([item.name], [n for n in rest if visits.reaches(blocks, [n])]):
             item.bears = item.is_aside = True  # it joins the blocks above them
     order = structure.passes.order(module)

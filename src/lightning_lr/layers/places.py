@@ -74,7 +74,7 @@ def place_of_own(
         return "head" if not reached else "stem" if reached[0] == 0 else str(reached[0] - 1)
     if is_head(name) and name != "cls":  # as a parameter it is a token
         return "head"
-    if visits is None and name in order and members and all(n in order for m in members for n in m):
+    if name in order and members and all(n in order for m in members for n in m):
         return "head" if order[name] > max(order[n] for m in members for n in m) else "stem"
     return "stem"
 

@@ -55,7 +55,7 @@ class TreeReader:
         if sum(bool(leaf.parameters) for leaf in leaves(tree)) < 2 < len(list(children(self.model))):
             return None  # all blocks are in outputs, so that everything was taken for the head
         if self.structure.small:
-            parts, seen = definition_order(self.model, self.structure.passes)
+            parts, seen = definition_order(self.model, self.structure.passes, lists=False)
             if seen and depth_of(parts) > depth_of(tree):
                 return None  # a Sequential among other parts of a chain
         return tree

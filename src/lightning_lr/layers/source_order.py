@@ -137,6 +137,11 @@ class _Uses(ast.NodeVisitor):
             self.visit(node.func)
 
     def visit_For(self, node: ast.For) -> None:
+        if isinstance(node.target, ast.Name):  # what the elements of a list are given, each time, comes before it
+            for call in ast.walk(ast.Module(node.body, [])):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == node.target.id:
+                    for argument in [*call.args, *(keyword.value for keyword in call.keywords)]:
+                        self._use(argument)
         self._use(node.iter)
         self.generic_visit(node)
 

@@ -56,6 +56,7 @@ def with_stubs(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> 
         module: the original.
         tracer: makes the symbols.
     """
+    _with_parameters_of(stand_in, module, tracer)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             stand_in.__dict__[name] = tracer.parameter(name, own=True)
@@ -73,6 +74,12 @@ def with_stubs(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> 
     for name, value in stand_in.__dict__.items():
         if not name.startswith("_"):
             stand_in.__dict__[name] = _with_stubs_in(value, made)
+
+
+def _with_parameters_of(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> None:
+    """``next(self.parameters()).device`` in somebody's code: a symbol for each, which comes from nothing."""
+    if type(module).parameters is nn.Module.parameters:
+        stand_in.__dict__["parameters"] = lambda recurse=True: (tracer.made() for _ in module.parameters(recurse))
 
 
 def _with_stubs_in(value: Any, made: dict[int, nn.Module], depth: int = 0) -> Any:
@@ -99,7 +106,8 @@ def _stub(
     if id(module) in made:
         return made[id(module)]
     whole, module = module, unwrapped(module)
-    made[id(whole)] = stub = copied(module)
+    scripted = isinstance(module, torch.jit.ScriptModule)  # its parts are called by TorchScript
+    made[id(whole)] = stub = nn.Module() if scripted else copied(module)
     container = isinstance(module, nn.ModuleList | nn.ModuleDict) and not is_defined(type(module).forward)
     itself = depth == 0 or (depth == 1 and unit.startswith("["))
     if depth == 0:
@@ -112,6 +120,9 @@ def _stub(
         inner = "" if itself else path
         stub.__dict__["forward"] = lambda *args, **kwargs: tracer.called(here, args, kwargs, itself, inner, held)
     below = f"[{here}" if container and depth == 0 else here
+    _with_parameters_of(stub, module, tracer)
+    if scripted:
+        return stub
     if len(module._modules) < LARGE and depth < 12:
         listed = depth == 0 and isinstance(module, nn.ParameterList | nn.ParameterDict)
         for key, value in module._parameters.items():

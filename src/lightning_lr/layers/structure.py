@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -36,9 +37,22 @@ class Structure:
         if group_matcher(module) is not None or self.is_list(name, module) or is_stacked_rnn(module):
             return True
         inside = list(children(module))
-        if self.counted(module, inside):
+        if self.counted(module, inside) or self._in_turn(module, inside):
             return True
         return any(self.bears(n, child) for n, child in inside if not self.is_aside(module, n))
+
+    def _in_turn(self, module: nn.Module, inside: Sequence[Named], path: str = "?") -> bool:
+        """Whether lists of leaf layers are visited in turn, each element reading the one before: gates of highways."""
+        lists = [
+            name for name, child in inside
+            if isinstance(child, nn.ModuleList) and len(child) > 1
+            and all(is_leaf(c) and not is_normalization(c) for _, c in children(child))
+        ]  # fmt: skip
+        visits = self.passes.of(module, path) if len(lists) > 1 else None
+        return visits is not None and any(
+            visits.has(one, other) and visits.in_turn(one, other) and visits.feeds_itself(one)
+            for one, other in pairwise(lists)
+        )
 
     def counted(self, module: nn.Module, inside: Sequence[Named], path: str = "?") -> set[str]:
         """Names of children that are counted through; those that a forward pass shows side by side are no series."""
@@ -60,7 +74,7 @@ class Structure:
         """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""
         if not roles.SIDE_BY_SIDE.fullmatch(name):
             return False
-        if self.small and isinstance(parent._modules.get(name), nn.Sequential) and not roles.SMALL.fullmatch(name):
+        if isinstance(parent._modules.get(name), nn.Sequential) and not roles.SMALL.fullmatch(name):
             return False  # the elements of a Sequential follow one another, whatever it is called
         visits = self.passes.of(parent, path)
         return visits is None or not visits.feeds_itself(name)

@@ -72,6 +72,16 @@ class Visits:
         """Whether a child that reads what others make is called on something else, too: a discriminator."""
         return any(unit in self.alone for child in children for unit in self._units(child))
 
+    def reads_tokens(self, decoder: str, next_to: str) -> bool:
+        """Whether a decoder's first argument comes from the input, and what an encoder makes is in another one.
+
+        An argument that is called so (``encoder_hidden_states``) says the same where the tokens are optional.
+        """
+        if next_to in self.next_to.get(decoder, ()):
+            return True
+        apart = decoder in self.own_input and next_to not in self.read[decoder]
+        return apart and self.reaches([next_to], [decoder])
+
     def in_turn(self, one: str, other: str) -> bool:
         """Whether two lists are visited together, element by element."""
         a, b = ({unit.rpartition(".")[2]: self.position[unit] for unit in self._units(name)} for name in (one, other))

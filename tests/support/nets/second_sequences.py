@@ -83,11 +83,10 @@ class EncoderBlock(nn.Module):
 
 
 @right(
-    "model_enc_blks.0-2 out_begin|out_end",
-    rising=("word_emb resizer emb_enc cq_att cq_resizer model_enc_blks.0", "emb_enc model_enc_blks.0",
-            "word_emb emb_enc"),
+    "word_emb|resizer|emb_enc model_enc_blks.0-2 out_begin|out_end",
+    rising=("emb_enc cq_att cq_resizer model_enc_blks.0",),
     name="one stack of encoder blocks used thrice over question and context",
-)  # fmt: skip
+)
 class QaNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -131,13 +130,7 @@ class PackedEncoder(nn.Module):
         return out.index_select(0, index.argsort())
 
 
-@right(
-    rising=(
-        "_word_embedding _encoding", "_encoding _projection", "_projection _composition",
-        "_composition _classification.1", "_classification.1 _classification.4",
-    ),
-    name="two sentences, aligned and composed",
-)  # fmt: skip
+@right("_word_embedding _encoding _projection _composition _classification", name="two sentences, aligned and composed")
 class Esim(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -573,7 +566,8 @@ class Speller(nn.Module):
 @right(
     rising=(
         "listener.p_layer0 listener.p_layer1", "listener.p_layer1 listener.p_layer2",
-        "listener.p_layer2 speller.character_distribution", "speller.rnn_layer.weight_ih_l0 speller.rnn_layer.weight_ih_l1",
+        "listener.p_layer2 speller.character_distribution",
+        "speller.rnn_layer.weight_ih_l0 speller.rnn_layer.weight_ih_l1",
         "speller.rnn_layer.weight_ih_l1 speller.character_distribution", "speller.psi speller.character_distribution",
     ),
     name="listen, attend and spell",
@@ -699,9 +693,21 @@ class Hourglass(nn.Module):
 
 
 @right(
-    "token_emb transformer.pre_transformer.layers.0-1 transformer.valley_transformer.pre_transformer.layers.0 "
-    "transformer.valley_transformer.valley_transformer.layers.0-2 transformer.valley_transformer.post_transformer.layers.0 "
-    "transformer.post_transformer.layers.0-1 to_logits",
+    # two residual blocks of one class are two layers
+    "token_emb transformer.pre_transformer.layers.0.0 transformer.pre_transformer.layers.0.1 "
+    "transformer.pre_transformer.layers.1.0 transformer.pre_transformer.layers.1.1 "
+    "transformer.valley_transformer.pre_transformer.layers.0.0 "
+    "transformer.valley_transformer.pre_transformer.layers.0.1 "
+    "transformer.valley_transformer.valley_transformer.layers.0.0 "
+    "transformer.valley_transformer.valley_transformer.layers.0.1 "
+    "transformer.valley_transformer.valley_transformer.layers.1.0 "
+    "transformer.valley_transformer.valley_transformer.layers.1.1 "
+    "transformer.valley_transformer.valley_transformer.layers.2.0 "
+    "transformer.valley_transformer.valley_transformer.layers.2.1 "
+    "transformer.valley_transformer.post_transformer.layers.0.0 "
+    "transformer.valley_transformer.post_transformer.layers.0.1 "
+    "transformer.post_transformer.layers.0.0 transformer.post_transformer.layers.0.1 "
+    "transformer.post_transformer.layers.1.0 transformer.post_transformer.layers.1.1 to_logits",
     name="an hourglass within an hourglass",
 )
 class HourglassLm(nn.Module):
@@ -818,12 +824,11 @@ class Residual(nn.Module):
 
 
 @right(
-    "token_emb unimodal_layers.0-1 multimodal_layers.0-1 to_logits.0",
-    rising=("img_encoder.embed img_encoder.layers.0", "img_encoder.layers.0 img_encoder.layers.1",
-            "img_encoder.layers.1 multimodal_layers.1", "img_attn_pool multimodal_layers.1",
-            "img_encoder.embed img_attn_pool"),
+    # what lies between a tower and the layers that read it is a layer of its own
+    "token_emb unimodal_layers.0-1 img_attn_pool multimodal_layers.0-1 to_logits.0",
+    "img_encoder.embed img_encoder.layers.0-1 img_attn_pool multimodal_layers.0-1 to_logits.0",
     name="contrastive captions: text layers below layers that read the image",
-)  # fmt: skip
+)
 class CoCa(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -1184,7 +1189,8 @@ class PlainGpt(nn.Module):
         p: dict[str, Any] = {"wte": torch.randn(30, 4), "wpe": torch.randn(16, 4)}
         for i in range(n_layer):
             p |= {f"h{i}_ln_1": torch.ones(4), f"h{i}_qkv": torch.randn(4, 12), f"h{i}_proj": torch.randn(4, 4),
-                  f"h{i}_ln_2": torch.ones(4), f"h{i}_up": torch.randn(4, 8), f"h{i}_down": torch.randn(8, 4)}  # fmt: skip
+                  f"h{i}_ln_2": torch.ones(4), f"h{i}_up": torch.randn(4, 8), f"h{i}_down": torch.randn(8,
+                  4)}  # fmt: skip
         p |= {"ln_f": torch.ones(4), "head": torch.randn(4, 30)}
         self.params = nn.ParameterDict({k: nn.Parameter(v) for k, v in p.items()})
 
