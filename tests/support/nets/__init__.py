@@ -17,6 +17,8 @@ from tests.support.nets import (  # noqa: F401  # each adds its own
     second_sequences,
     stacks,
     styles,
+    third_models,
+    third_styles,
     towers,
     undecidable,
     vision,
