@@ -467,6 +467,16 @@ def test_a_model_without_parameters() -> None:
         discover(nn.ReLU())
 
 
+def test_lazy_layers_are_refused_until_they_have_shapes() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyLinear(2))
+    with pytest.raises(
+        ValueError, match=r"0\.weight, .* \(4 in all\) have no shape yet .*; call the model once on a batch"
+    ):
+        discover(model)
+    model(torch.zeros(1, 3))
+    assert places(discover(model), "0.weight", "2.weight") == [0, 1]
+
+
 # ---------------------------------------------------------------------- groups
 def test_groups_have_real_learning_rates_and_train() -> None:
     model = bert()

@@ -10,13 +10,16 @@ from lightning_lr.layers import discover
 from tests.support.nets import NETS, wrong_places
 
 GUESSED = {
-    "a scripted part",
+    "a scripted part", "a trained copy beside a frozen U-Net, joined by zero convolutions",
     "adapters beside code that decides", "VAE whose code decides", "TreeOfCells",
     "through helpers, decided by a value", "towers in series, decided by a value",
     "towers side by side, decided by a value",
 }  # fmt: skip
 """Code that cannot be run on symbols: the order comes from its text and from names, and the table is shown."""
-WRONG = {"towers side by side, decided by a value"}
+WRONG = {
+    "towers side by side, decided by a value",
+    "a trained copy beside a frozen U-Net, joined by zero convolutions",
+}
 """Of these, the ones whose guess is not the right order."""
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from lightning_lr.layers.copies import copies, without
 from lightning_lr.layers.example_pass import example_pass
@@ -42,11 +43,18 @@ def discover(module: nn.Module, layers: Layers = "auto") -> LayerMap:
         Every parameter in exactly one layer; a tied weight in the lowest of its places.
 
     Raises:
-        ValueError: for a model without parameters, a pattern that takes no parameter, or a parameter that none takes.
+        ValueError: for a model without parameters or with lazy ones, a pattern that takes no parameter, or a parameter
+            that none takes.
     """
     model = unwrapped(module)
     if next(iter(all_parameters(model)), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters, so it has no layers")
+    lazy = [name for name, parameter in all_parameters(model) if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"{type(model).__name__}: {', '.join(lazy[:3])} ({len(lazy)} in all) have no shape yet (lazy layers); "
+            f"call the model once on a batch before its optimizer is made"
+        )
     if isinstance(layers, str):
         if layers != "auto":
             raise ValueError(f'got layers={layers!r}; give "auto", or a list of regular expressions')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from lightning_lr.layers import roles
 from lightning_lr.layers.items import Item, members_of
@@ -43,6 +44,9 @@ def groups_of(
                 continue
             if visits is None or _reads_for_itself(encoder, decoder, visits):
                 twins[encoder.name] = twins[decoder.name] = encoder.name
+    for one, other in combinations(models, 2):
+        if visits is not None and visits.reaches([one.name], [other.name]) and visits.reaches([other.name], [one.name]):
+            structure.guesses.append(f"{one.name} and {other.name} each read what a part of the other makes")
     unseen = [i for i in bearing if visits is None or not visits.has(*members_of(i))]
     if unseen and len(bearing) > 1 and len(unseen) < len(bearing) and roles.are_towers(i.name for i in bearing):
         return _groups_by_name(structure, items, bearing, models, twins)

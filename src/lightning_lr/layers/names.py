@@ -58,6 +58,11 @@ def is_leaf(module: nn.Module) -> bool:
     return next(children(module), None) is None
 
 
+def is_single_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch, or one with vectors alone; a graph convolution with a weight is a block."""
+    return is_leaf(module) and (type(module).__module__.startswith("torch.") or is_normalization(module))
+
+
 def leafs_of(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in ``module`` (or itself) that have parameters of their own only."""
     if is_leaf(module):

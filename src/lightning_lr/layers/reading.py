@@ -23,7 +23,7 @@ from lightning_lr.layers.names import children, is_leaf, is_normalization, joine
 from lightning_lr.layers.parts import Reading, own_of
 from lightning_lr.layers.places import heads_of, place_of_own, places_of, stems_of_towers
 from lightning_lr.layers.structure import Named, Structure, is_stacked_rnn
-from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, depth_of, leaves
+from lightning_lr.layers.tree import Leaf, Node, Parallel, Series, depth_of, layers_in, leaves
 from lightning_lr.layers.visits import Visits
 from lightning_lr.layers.without_blocks import definition_order, plain_parts
 from lightning_lr.layers.woven import weave, woven_in
@@ -52,11 +52,11 @@ class TreeReader:
         if not self.structure.bears("", self.model):
             return None
         tree = self._read("", self.model, "").tree()
-        if sum(bool(leaf.parameters) for leaf in leaves(tree)) < 2 < len(list(children(self.model))):
+        if layers_in(tree) < 2 < len(list(children(self.model))):
             return None  # all blocks are in outputs, so that everything was taken for the head
         if self.structure.small:
             parts, seen = definition_order(self.model, self.structure.passes, lists=False)
-            if seen and depth_of(parts) > depth_of(tree):
+            if seen and (depth_of(parts), layers_in(parts)) > (depth_of(tree), layers_in(tree)):
                 return None  # a Sequential among other parts of a chain
         return tree
 

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_lr.layers import roles
 from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.matcher import group_matcher
-from lightning_lr.layers.names import children, is_leaf, is_normalization
+from lightning_lr.layers.names import children, is_leaf, is_normalization, is_single_layer
 
 Named = tuple[str, nn.Module]
 
@@ -87,7 +87,7 @@ class Structure:
             return False
         inside = [
             (n, child) for n, child in children(module)
-            if (not is_normalization(child) if self.small else not is_leaf(child))
+            if (not is_normalization(child) if self.small else not is_single_layer(child))
         ]  # fmt: skip
         kinds = Counter(type(child) for _, child in inside)
         repeated = any(count > 1 for count in kinds.values())

@@ -50,6 +50,11 @@ def depth_of(node: Node) -> int:
     return 1 + max(distances(node).values(), default=-1)
 
 
+def layers_in(node: Node) -> int:
+    """How many layers have parameters, side by side or not."""
+    return sum(bool(leaf.parameters) for leaf in leaves(node))
+
+
 def lowest(node: Node) -> Leaf:
     """The first of the layers that are farthest from the top."""
     distance = distances(node)

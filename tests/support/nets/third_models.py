@@ -126,8 +126,8 @@ class SlotAttention(nn.Module):
 
 @right(
     rising=(
-        "conv1 conv2", "conv2 conv3", "conv3 encoder_pos", "encoder_pos slot_attention", "fc1 slot_attention",
-        "slot_attention decoder_pos decoder_cnn", "slot_attention decoder_cnn",
+        "conv1 conv2", "conv2 conv3", "conv3 fc1", "encoder_pos fc1", "fc1 fc2", "fc1 slot_attention",
+        "slot_attention decoder_cnn", "decoder_pos decoder_cnn",
     ),
     name="slots that compete for features",
 )  # fmt: skip
@@ -154,13 +154,7 @@ class Slots(nn.Module):
         return (recons * masks.softmax(1)).sum(1)
 
 
-@right(
-    rising=(
-        "stem up.0", "up.0 up.1", "up.1 up.2", "up.2 down.2", "down.2 down.1", "down.1 down.0", "down.0 out",
-        "top_prior down.2",
-    ),
-    name="a ladder: upwards, then the list downwards",
-)  # fmt: skip
+@right("stem up.0-2 down.2|top_prior down.1-0 out", name="a ladder: upwards, then the list downwards")
 class Ladder(nn.Module):
     class TopDown(nn.Module):
         def __init__(self) -> None:
@@ -713,12 +707,9 @@ class Vilt(LightningModule):
 
 
 @right(
-    rising=(
-        "backbone.0 backbone.1", "backbone.1 backbone.2", "backbone.2 neck.lateral_convs.2 neck.fpn_convs.0",
-        "backbone.2 bbox_head.0", "backbone.2 rpn_conv rpn_cls", "neck.fpn_convs.0 bbox_head.0 bbox_head.2",
-    ),
+    "backbone.0 backbone.1 backbone.2 neck|rpn_conv|rpn_cls|rpn_reg|bbox_head",  # after the last block: the head
     name="a cascade of box heads, each on the boxes of the one before",
-)  # fmt: skip
+)
 class CascadeDetector(nn.Module):
     class Neck(nn.Module):
         def __init__(self) -> None:

@@ -68,7 +68,7 @@ class GivenToAHelper(nn.Module):
         return self.proj_out(x)
 
 
-@right("stem b.0 a.0 b.1 a.1 top", name="blocks by a property")
+@right("stem b.0|a.0 b.1|a.1 top", name="blocks by a property")
 class ByProperty(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -239,20 +239,6 @@ class HookedUNet(nn.Module):
         return self.final(x)
 
 
-@right("features.0-4 head", name="layers of which the sizes are not known yet")
-class Lazy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        features: list[nn.Module] = [
-            nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU()) for _ in range(5)
-        ]
-        self.features, self.pool = nn.Sequential(*features), nn.AdaptiveAvgPool2d(1)
-        self.head = nn.LazyLinear(10)
-
-    def forward(self, x: Any) -> Any:
-        return self.head(self.pool(self.features(x)).flatten(1))
-
-
 @right(
     rising=(
         "unet.inc control.downs.0", "unet.inc unet.downs.0", "unet.downs.0 unet.downs.1", "unet.downs.1 unet.ups.0",
@@ -309,7 +295,7 @@ class Controlled(nn.Module):
         return self.unet(x, self.control(h + self.hint(hint)))
 
 
-@right("backbone.conv backbone.blocks.0-2 concepts.0|concepts.1|concepts.2 label", name="a bottleneck of concepts")
+@right("backbone.conv backbone.blocks.0-2 concepts|label", name="a bottleneck of concepts")
 class Concepts(nn.Module):
     """Each concept is an output of its own, and the label reads them all."""
 
