@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from torch import nn
@@ -17,7 +17,11 @@ from lightning_lr.layers.tree import Leaf, Series, leaves
 
 
 def blocks_of(
-    structure: Structure, elements: Sequence[Sequence[Named]], waiting: list[str], stages: bool = True
+    structure: Structure,
+    elements: Sequence[Sequence[Named]],
+    waiting: list[str],
+    stages: bool = True,
+    calls: Mapping[str, int] | None = None,
 ) -> Reading:
     """The layers of a list: one per element, or per block of an element that is a stage.
 
@@ -25,11 +29,12 @@ def blocks_of(
         elements: path and module of the parts of each element.
         waiting: parameters that the first layer gets.
         stages: whether elements may be stages.
+        calls: what a forward pass calls, by path, to the place of its first call.
     """
     found: list[Leaf] = []
     lead: list[str] = []
     paired = _pairs(elements)
-    as_stages = [_stage(structure, parts) if stages else None for parts in paired]
+    as_stages = [_stage(structure, parts, calls or {}) if stages else None for parts in paired]
     last = max((i for i, stage in enumerate(as_stages) if stage is not None), default=-1)
     for index, parts in enumerate(paired):
         here = parts[0][0]
@@ -58,8 +63,13 @@ def blocks_of(
     return Reading(lead=lead, parts=list(found))
 
 
-def _stage(structure: Structure, parts: Sequence[Named]) -> tuple[list[str], list[Leaf]] | None:
-    """The blocks of a stage, and what it has before them; what comes after them belongs to the last."""
+def _stage(
+    structure: Structure, parts: Sequence[Named], calls: Mapping[str, int]
+) -> tuple[list[str], list[Leaf]] | None:
+    """The blocks of a stage, and what it has before them.
+
+    What comes after them belongs to the last, or to that one after which it is called.
+    """
     if structure.small:
         return None
     if len(parts) == 1:
@@ -100,7 +110,8 @@ def _stage(structure: Structure, parts: Sequence[Named]) -> tuple[list[str], lis
                 before = []
             found += blocks
         elif found:
-            found[-1].parameters.extend(names_in(child, here))
+            before_it = [b for b in found if here in calls and calls.get(b.name, calls[here]) < calls[here]]
+            (before_it or found)[-1].parameters.extend(names_in(child, here))
         else:
             before += names_in(child, here)
     return before, found

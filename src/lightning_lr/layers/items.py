@@ -78,7 +78,8 @@ def items_of(
         items.append(Item(name, [(name, child)], bears or block, is_block=block, is_list=is_list))
     if visits is not None and structure.small and all(visits.has(*members_of(item)) for item in items):
         last = [i for i in items if not any(visits.reaches(members_of(i), members_of(o)) for o in items if o is not i)]
-        for item in last if len(last) > 1 and len(last) < len(items) else ():
+        below = any(item.bears for item in items if item not in last)
+        for item in last if len(last) > 1 and below else ():
             if not visits.also_alone(members_of(item)):
                 item.bears = item.is_list = False  # one of several outputs is a head, however many layers it has
     heads = {type(child) for n, child in inside if is_head(n) and not is_leaf(child)}

@@ -8,7 +8,7 @@ one another, names and the order of definition decide (:mod:`~lightning_lr.layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -143,16 +143,19 @@ class TreeReader:
             names = top if parts else names_in(item.module, here)
             return Reading(parts=[*parts, Leaf(joined(here, "top") if parts else here, names)])
         steps = steps_of(item, visits) if item.is_list and visits is not None else []
+        calls = {joined(path, n): place for n, place in visits.steps_of(None).items()} if visits is not None else {}
         if steps:
-            return self._called_list(item, path, on_backbone, steps)
+            return self._called_list(item, path, on_backbone, steps, calls)
         if len(item.children) > 1:
-            return blocks_of(self.structure, list(in_turn(item.children, path)), [])
+            return blocks_of(self.structure, list(in_turn(item.children, path)), [], calls=calls)
         read = self._read(item.name, item.module, here, on_backbone)
         if item.is_model and roles.NUMBERED.fullmatch(item.name) and group_matcher(item.module) is None:
             read.lead, read.stem = [*read.stem, *read.lead], []  # a stage has no stem of its own
         return read
 
-    def _called_list(self, item: Item, path: str, on_backbone: bool, steps: Sequence[Sequence[str]]) -> Reading:
+    def _called_list(
+        self, item: Item, path: str, on_backbone: bool, steps: Sequence[Sequence[str]], calls: Mapping[str, int]
+    ) -> Reading:
         """A list in the order in which a forward pass calls its elements; those of one step stand side by side."""
         elements: dict[str, list[Named]] = {}
         for key, name, element in elements_of(item):
@@ -164,7 +167,8 @@ class TreeReader:
                 series += step
                 continue
             if series:
-                reading.follow(blocks_of(self.structure, [elements[i] for i in series], []), joined(path, item.name))
+                blocks = blocks_of(self.structure, [elements[i] for i in series], [], calls=calls)
+                reading.follow(blocks, joined(path, item.name))
                 series = []
             if step is None:
                 break
@@ -184,7 +188,7 @@ class TreeReader:
             read.parts = [Series([Parallel(towers)])]
             reading.follow(read, joined(path, item.name))
         if not reading.parts:
-            return blocks_of(self.structure, list(elements.values()), [])
+            return blocks_of(self.structure, list(elements.values()), [], calls=calls)
         own = [name for n, c in item.children for name in own_of(c, joined(path, n))]
         if own:
             next(leaves(reading.parts[0])).parameters[:0] = own

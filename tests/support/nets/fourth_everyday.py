@@ -361,7 +361,7 @@ class LightGcn(nn.Module):
 @right(
     rising=(
         "embedding cin.conv_layers.0", "cin.conv_layers.0 cin.conv_layers.1", "cin.conv_layers.1 cin.fc",
-        "embedding mlp.0", "mlp.0 mlp.3", "mlp.3 mlp.6", "linear mlp.6",
+        "embedding mlp.0", "mlp.0 mlp.3", "mlp.3 mlp.6",
     ),
     name="xDeepFM: a compressed interaction beside a deep part",
 )  # fmt: skip
