@@ -3,6 +3,7 @@
 from tests.support.nets import (  # noqa: F401  # each adds its own
     adapted,
     everyday,
+    fifth_mixed,
     fourth_everyday,
     generative,
     held_out_images,
