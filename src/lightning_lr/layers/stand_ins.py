@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_lr.layers.names import unwrapped
 from lightning_lr.layers.source_order import is_defined
-from lightning_lr.layers.symbols import Held, Symbol, SymbolTracer
+from lightning_lr.layers.symbols import UNIT, Held, Symbol, SymbolTracer
 
 FACTORIES = (
     "arange", "zeros", "ones", "full", "empty", "rand", "randn", "randint", "randperm", "normal", "tensor", "as_tensor",
@@ -116,6 +116,8 @@ def _stub(
         here = f"{unit[1:]}.{name}"
     else:
         here = unit.lstrip("[")
+    if itself and not container:
+        stub.__dict__[UNIT] = here
     if not container:
         inner = "" if itself else path
         stub.__dict__["forward"] = lambda *args, **kwargs: tracer.called(here, args, kwargs, itself, inner, held)

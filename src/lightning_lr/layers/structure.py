@@ -30,6 +30,10 @@ class Structure:
         """What was decided by names and by definition order without evidence, in words."""
         # leaf layers in a Sequential count only in a model that has no larger blocks anywhere
         self.small = False
+        lists = [list(children(module)) for module in model.modules() if isinstance(module, nn.ModuleList)]
+        kinds = [Counter(type(child) for _, child in inside if not is_single_layer(child)) for inside in lists]
+        self._blocks = {kind for counted in kinds for kind, count in counted.items() if count > 1}
+        """Classes of which some list holds several."""
         self.small = not self.bears("", model)
 
     def bears(self, name: str, module: nn.Module) -> bool:
@@ -94,7 +98,10 @@ class Structure:
         if is_dict:
             counted = all(roles.NUMBERED.fullmatch(n) for n, _ in inside) or roles.BLOCKS.fullmatch(name) is not None
             return repeated and counted and not roles.are_towers(n for n, _ in inside)
-        return repeated or (len(inside) == 1 and not self.small and roles.BLOCKS.fullmatch(name) is not None)
+        if repeated or len(inside) != 1 or self.small:
+            return repeated
+        alike = isinstance(module, nn.ModuleList) and type(inside[0][1]) in self._blocks
+        return alike or roles.BLOCKS.fullmatch(name) is not None
 
 
 def is_stacked_rnn(module: nn.Module) -> bool:

@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from lightning_lr.layers.source_order import kind_of_check
 from lightning_lr.layers.visits import Visits
 
+UNIT = "_lightning_lr_unit"
+"""Attribute of a stub: the child that it stands for."""
 OF_AN_ENCODER = ("encoder_", "memory")
 """Keywords by which a decoder is given what an encoder made, next to its own input."""
 
@@ -203,6 +205,12 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         self, unit: str, args: Any, kwargs: Any, itself: bool = True, path: str = "", held: Held | None = None
     ) -> Symbol:
         """The output of a child, or of a part of it where it is not the child itself that is called."""
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, nn.Module) and UNIT in vars(value)]
+        if given:  # a network that is given to another one is called there, on what else that gets
+            args = [value for value in args if not isinstance(value, nn.Module)]
+            rest = {key: value for key, value in kwargs.items() if not isinstance(value, nn.Module)}
+            outputs = [self.called(vars(value)[UNIT], [*args, *rest.values()], {}) for value in given]
+            kwargs = rest | {f"{OF_AN_ENCODER[0]}{index}": output for index, output in enumerate(outputs)}
         made = self.made(args, kwargs)
         if path:
             self.visits.inside.setdefault(path, self._place())

@@ -315,11 +315,11 @@ class Mixer(nn.Module):
 
 
 @right(
-    "agent mixer", "target_agent target_mixer",
+    "agent.fc1 agent.rnn agent.fc2 mixer", "target_agent.fc1 target_agent.rnn target_agent.fc2 target_mixer",
     name="QMIX: agents whose values a mixer joins, and targets",
 )  # fmt: skip
 class QMix(LightningModule):
-    """Two parts without blocks: a layer for each part in the order of the calls, the mixer on top."""
+    """Of two parts without blocks, each is read in turn; what follows the last is the mixer."""
 
     def __init__(self) -> None:
         super().__init__()
