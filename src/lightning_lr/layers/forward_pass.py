@@ -8,6 +8,7 @@ module, and the text of its ``forward``, names, and the order of definition deci
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from lightning_lr.layers.names import joined
-from lightning_lr.layers.source_order import entries, raises, source_order
+from lightning_lr.layers.source_order import entries, names_in_refusal, raises, source_order
 from lightning_lr.layers.stand_ins import (
     arguments_of,
     copied,
@@ -158,6 +159,7 @@ class _Run:
     def on(self, tracer: SymbolTracer) -> tuple[Visits | None, bool]:
         """What is seen, and whether the code raised an error by itself."""
         missing: list[str] = []
+        without: list[str] = []
         while True:
             tracer.as_tensors = self.as_tensors
             try:
@@ -167,7 +169,7 @@ class _Run:
                         stand_in.__dict__["training"] = self.training
                     with_stubs(stand_in, self.module, tracer)
                     without_a_trainer(stand_in, tracer)
-                    arguments, keywords = arguments_of(self.forward, tracer, self.optional)
+                    arguments, keywords = arguments_of(self.forward, tracer, self.optional, without)
                     keywords |= {name: tracer.symbol() for name in missing}
                     self.forward(stand_in, *arguments, **keywords)
                 break
@@ -179,16 +181,36 @@ class _Run:
                 missing.append(key)
                 tracer = SymbolTracer(tracer.answer, tracer.turns)
             except Exception as error:  # whatever the user's code raises for a symbol
-                return None, _is_refusal(error)
+                refused = [name for name in _refused_inputs(error, self.forward) if name not in without]
+                if not self.optional or not refused:
+                    return None, _is_refusal(error)
+                without.append(refused[-1])  # two that exclude one another: the first of them
+                tracer = SymbolTracer(tracer.answer, tracer.turns)
         visits = tracer.finished()
         return (visits if visits.position else None), False
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether it is the user's code that raised, not what it called."""
+def _refused_inputs(error: Exception, forward: Callable[..., Any]) -> list[str]:
+    """Optional inputs in the check that refused them, where it stands in ``forward`` itself."""
+    trace = _last(error)
+    code = inspect.unwrap(forward).__code__ if inspect.isroutine(forward) else None
+    if trace is None or trace.tb_frame.f_code is not code:
+        return []
+    parameters = inspect.signature(forward).parameters
+    names = names_in_refusal(trace.tb_frame.f_code, trace.tb_lineno)
+    return [name for name in names if name in parameters and parameters[name].default is None]
+
+
+def _last(error: Exception) -> types.TracebackType | None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
+    return trace
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether it is the user's code that raised, not what it called."""
+    trace = _last(error)
     if trace is None or isinstance(error, fx.proxy.TraceError | NotImplementedError):
         return False
     return raises(trace.tb_frame.f_code, trace.tb_lineno)

@@ -99,6 +99,14 @@ def raises(code: types.CodeType, line: int) -> bool:
     )
 
 
+def names_in_refusal(code: types.CodeType, line: int) -> list[str]:
+    """Names in the condition under which a line raises, as they come."""
+    for node, start, end in _statements(code):
+        if isinstance(node, ast.If) and start <= line <= end and any(isinstance(s, ast.Raise) for s in node.body):
+            return [name.id for name in ast.walk(node.test) if isinstance(name, ast.Name)]
+    return []
+
+
 def _statements(code: types.CodeType) -> list[tuple[ast.stmt, int, int]]:
     """Statements of a function with their first and last lines; none where there is no source."""
     try:

@@ -26,10 +26,14 @@ FACTORIES = (
 """Functions of torch that do not pass a symbol on by themselves."""
 MATHS = ("sqrt", "ceil", "floor", "log", "log2", "exp", "pow", "prod")
 """Functions of ``math`` that would ask a symbol for its value."""
+CHECKS = ("_check", "_check_with", "_check_value", "_check_index", "_check_type", "_check_tensor_all")
+"""torch's own checks of a condition; they pass."""
 OF_A_TRAINER = (
     "log", "log_dict", "manual_backward", "optimizers", "lr_schedulers", "toggle_optimizer", "untoggle_optimizer",
 )  # fmt: skip
 """Methods of a LightningModule that need a Trainer."""
+OF_A_PARAMETER = ("device", "dtype", "requires_grad")
+"""What is asked of a parameter without a look at its values."""
 LARGE = 4000
 """Modules with more descendants than this are not copied as deeply."""
 
@@ -78,8 +82,16 @@ def with_stubs(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> 
 
 def _with_parameters_of(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> None:
     """``next(self.parameters()).device`` in somebody's code: a symbol for each, which comes from nothing."""
+
+    def parameters(recurse: bool = True) -> Iterator[Symbol]:
+        for parameter in module.parameters(recurse):
+            symbol, floating = tracer.made(), parameter.is_floating_point()
+            vars(symbol).update({name: getattr(parameter, name) for name in OF_A_PARAMETER})
+            vars(symbol)["is_floating_point"] = lambda floating=floating: floating
+            yield symbol
+
     if type(module).parameters is nn.Module.parameters:
-        stand_in.__dict__["parameters"] = lambda recurse=True: (tracer.made() for _ in module.parameters(recurse))
+        stand_in.__dict__["parameters"] = parameters
 
 
 def _with_stubs_in(value: Any, made: dict[int, nn.Module], depth: int = 0) -> Any:
@@ -156,14 +168,19 @@ def _held(above: Held | None, module: nn.Module, name: str, depth: int, key: str
 
 
 def arguments_of(
-    forward: Callable[..., Any], tracer: SymbolTracer, optional: bool = False
+    forward: Callable[..., Any], tracer: SymbolTracer, optional: bool = False, without: Sequence[str] = ()
 ) -> tuple[list[Any], dict[str, Any]]:
-    """A symbol for each required argument, and for the first where none is required; ``optional``: where it is None."""
+    """A symbol for each required argument, and for the first where none is required.
+
+    ``optional``: also for each that is None by default, apart from those in ``without``.
+    """
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     arguments: list[Any] = []
     keywords: dict[str, Any] = {}
     for parameter in parameters:
-        required = parameter.default is parameter.empty or (optional and parameter.default is None)
+        required = parameter.default is parameter.empty or (
+            optional and parameter.default is None and parameter.name not in without
+        )
         positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) and required
         skipped = positional and len(arguments) < [p.name for p in parameters].index(parameter.name)
         if (parameter.kind is parameter.KEYWORD_ONLY and required) or skipped:
@@ -193,6 +210,7 @@ def symbolic_factories(tracer: SymbolTracer, draw: float) -> Iterator[None]:
     """Inside, ``torch.arange`` and its like make a symbol where they get one, and every draw in [0, 1) is the same."""
     originals = {(torch, name): getattr(torch, name) for name in FACTORIES}
     originals |= {(math, name): getattr(math, name) for name in MATHS}
+    checks = {(torch, name): getattr(torch, name) for name in CHECKS}
     drawn, filled = random.random, torch.rand
 
     def patched(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -204,14 +222,22 @@ def symbolic_factories(tracer: SymbolTracer, draw: float) -> Iterator[None]:
 
         return make
 
+    def passing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def check(*args: Any, **kwargs: Any) -> Any:
+            return None if any(isinstance(value, Symbol) for value in args) else original(*args, **kwargs)
+
+        return check
+
     for (owner, name), original in originals.items():
         setattr(owner, name, patched(original))
+    for (owner, name), original in checks.items():
+        setattr(owner, name, passing(original))
     random.random = lambda: draw
     try:
         yield
     finally:
         random.random = drawn
-        for (owner, name), original in originals.items():
+        for (owner, name), original in (originals | checks).items():
             setattr(owner, name, original)
 
 

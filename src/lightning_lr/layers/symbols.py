@@ -208,9 +208,9 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, nn.Module) and UNIT in vars(value)]
         if given:  # a network that is given to another one is called there, on what else that gets
             args = [value for value in args if not isinstance(value, nn.Module)]
-            rest = {key: value for key, value in kwargs.items() if not isinstance(value, nn.Module)}
-            outputs = [self.called(vars(value)[UNIT], [*args, *rest.values()], {}) for value in given]
-            kwargs = rest | {f"{OF_AN_ENCODER[0]}{index}": output for index, output in enumerate(outputs)}
+            kwargs = {key: value for key, value in kwargs.items() if not isinstance(value, nn.Module)}
+            outputs = [self.called(vars(value)[UNIT], [*args, *kwargs.values()], {}) for value in given]
+            kwargs |= {f"{OF_AN_ENCODER[0]}{index}": output for index, output in enumerate(outputs)}
         made = self.made(args, kwargs)
         if path:
             self.visits.inside.setdefault(path, self._place())
