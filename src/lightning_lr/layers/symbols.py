@@ -302,7 +302,7 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
             self.visits.before[unit] = self._named(sources)
 
     def _place(self) -> int:
-        self._places += 1
+        self._places += 2  # between two there is room for a child that is called in parts
         return self._places
 
     def _named(self, sources: int) -> set[str]:

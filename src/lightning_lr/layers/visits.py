@@ -126,14 +126,17 @@ class Visits:
     def with_parts(self) -> Visits:
         """The same, where a child that is only called in parts reads what any of its parts reads.
 
-        Two that read one another in turn stand side by side, and keep what their first call says.
+        Its place is then after theirs, also where a part of it, such as an embedding, is called first. Two that read one
+        another in turn stand side by side, and keep what their first call says.
         """
-        before = dict(self.before)
+        before, position = dict(self.before), dict(self.position)
         for unit in self.position:
             if unit not in self.itself:
                 more = self.entered.get(unit, set()) - {unit}
                 before[unit] = before[unit] | {other for other in more if unit not in self.entered.get(other, ())}
-        return replace(self, before=before)
+                read = [self.position[other] for other in before[unit] if unit not in self.entered.get(other, ())]
+                position[unit] = max([self.position[unit], *(place + 1 for place in read)])
+        return replace(self, before=before, position=position)
 
     def joined_with(self, other: Visits) -> Visits | None:
         """The fuller of two passes, or ``None`` where they contradict one another."""

@@ -165,3 +165,38 @@ class Listener(nn.Module):
             inputs_embeds = inputs_embeds.masked_scatter(input_ids == 3, self.features(sound))
         y: Tensor = self.head(self.language_model(inputs_embeds))
         return y
+
+
+@right("eye.embed eye.layers.0-1 body.layers.0-1 head", name="optional inputs that exclude one another")
+class Excluding(nn.Module):
+    """Ids or embeddings, pixels or what was made of them before: never both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.eye, self.head = Tower(), Tower(), lin()
+
+    def seen(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.eye(pixels[mask].to(next(self.parameters()).dtype))
+        torch._check(found.shape[0] == pixels.shape[0])
+        return found
+
+    def forward(
+        self, ids: Any = None, embeds: Any = None, pixels: Any = None, mask: Any = None, cached: Any = None
+    ) -> Tensor:
+        if (ids is None) ^ (embeds is not None):
+            raise ValueError("give either ids or embeds")
+        if embeds is None:
+            embeds = self.body.embed(ids)
+        if pixels is not None and cached is not None:
+            raise ValueError("give either pixels or cached")
+        if cached is not None and not isinstance(cached, dict):
+            raise ValueError("cached must be a dict")
+        if pixels is not None:
+            embeds = embeds.masked_scatter(ids == 3, self.seen(pixels, mask))
+        y: Tensor = self.head(self.body.norm(self.run_layers(embeds)))
+        return y
+
+    def run_layers(self, x: Tensor) -> Tensor:
+        for layer in self.body.layers:
+            x = layer(x)
+        return x
