@@ -126,8 +126,8 @@ class Visits:
     def with_parts(self) -> Visits:
         """The same, where a child that is only called in parts reads what any of its parts reads.
 
-        Its place is then after theirs, also where a part of it, such as an embedding, is called first. Two that read one
-        another in turn stand side by side, and keep what their first call says.
+        Its place is then after theirs, also where a part of it, such as an embedding, is called first. Two that read
+        one another in turn stand side by side, and keep what their first call says.
         """
         before, position = dict(self.before), dict(self.position)
         for unit in self.position:

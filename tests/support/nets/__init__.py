@@ -17,6 +17,7 @@ from tests.support.nets import (  # noqa: F401  # each adds its own
     second_images,
     second_others,
     second_sequences,
+    sixth_mixed,
     stacks,
     styles,
     third_models,
