@@ -100,10 +100,22 @@ class Visits:
             units.isdisjoint(before) for unit, before in self.before.items() if unit not in units
         )
 
-    def within_another(self, name: str) -> bool:
-        """Whether a child is called once, between the blocks of a sibling that are called apart, and feeds them."""
+    def within_another(self, name: str, lists: Sequence[str] = ()) -> bool:
+        """Whether a child is first called between the blocks of a sibling that are called apart, and feeds them.
+
+        ``lists``: siblings whose elements are blocks.
+        """
         if name not in self.position:
             return False
+        place = self.position[name]
+        for other in {unit.partition(".")[0] for unit in self.before[name] if "." in unit} & {*lists} - {name}:
+            units = self.elements(other)  # of a list; what stands between two lists is not between its elements
+            if (
+                units
+                and self.position[units[-1]] > place
+                and all(name in self.before[unit] for unit in units if self.position[unit] > place)
+            ):
+                return True
         for other in {path.partition(".")[0] for path in self.inside} - {name}:
             places = [p for path, p in self.inside.items() if re.fullmatch(rf"{re.escape(other)}\..*\d+", path)]
             if places and min(places) < self.position[name] < max(places) and name in self.entered.get(other, ()):

@@ -16,8 +16,9 @@ from lightning_lr.layers.visits import Visits
 def woven_in(structure: Structure, inside: Sequence[Named], visits: Visits | None, is_head: roles.IsHead) -> set[str]:
     """Lists whose elements are called between the blocks of a sibling: adapters, prompts of every layer."""
     found: set[str] = set()
+    lists = [name for name, child in inside if isinstance(child, nn.ModuleList) and structure.is_list(name, child)]
     for name, child in inside:
-        if visits is not None and visits.within_another(name) and not is_head(name):
+        if visits is not None and visits.within_another(name, lists) and not is_head(name):
             found.add(name)
         if not isinstance(child, nn.ModuleList | nn.ParameterList) or is_head(name) or len(child) < 2:
             continue
