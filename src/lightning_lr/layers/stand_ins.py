@@ -33,7 +33,7 @@ OF_A_TRAINER = (
 )  # fmt: skip
 """Methods of a LightningModule that need a Trainer."""
 OF_A_PARAMETER = ("device", "dtype", "requires_grad")
-"""What is asked of a parameter without a look at its values."""
+"""What code looks up in a parameter without reading its values."""
 LARGE = 4000
 """Modules with more descendants than this are not copied as deeply."""
 
