@@ -44,7 +44,7 @@ def groups_of(
                 continue
             if visits is None or _reads_for_itself(encoder, decoder, visits):
                 twins[encoder.name] = twins[decoder.name] = encoder.name
-    for one, other in combinations(models, 2):
+    for one, other in combinations([m for m in models if not roles.says_what_it_reads(m.name)], 2):
         if visits is not None and visits.reaches([one.name], [other.name]) and visits.reaches([other.name], [one.name]):
             structure.guesses.append(f"{one.name} and {other.name} each read what a part of the other makes")
     unseen = [i for i in bearing if visits is None or not visits.has(*members_of(i))]

@@ -78,7 +78,8 @@ class Structure:
         """Whether a child's modules are alternatives by its name, and no forward pass shows that they are a series."""
         if not roles.SIDE_BY_SIDE.fullmatch(name):
             return False
-        if isinstance(parent._modules.get(name), nn.Sequential) and not roles.SMALL.fullmatch(name):
+        part_of_a_block = roles.SMALL.fullmatch(name) or (not self.small and "branch" in name)  # of an Inception
+        if isinstance(parent._modules.get(name), nn.Sequential) and not part_of_a_block:
             return False  # the elements of a Sequential follow one another, whatever it is called
         visits = self.passes.of(parent, path)
         return visits is None or not visits.feeds_itself(name)
