@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 
-from benchmarks import headline
 from benchmarks.dog import DoG
 from benchmarks.headline_arms import ARMS, Arm
-from benchmarks.headline_run import train as headline_train
 from benchmarks.headline_tasks import TASKS
+from benchmarks.learning_rate_search_large import points, train_large
 from benchmarks.learning_rate_search_tasks import SMALL, UPDATES, optimizer_of, train_small_with
 from lightning_lr import AdaptiveWarmup, Cosine, HypergradientDescent, LearningRateSchedule, LearningRateSearch
 
@@ -26,8 +25,9 @@ OF_HEADLINE = (
     "DAdaptAdam",
     "ScheduleFreeAdamW",
 )
-"""Arms that `headline` has run on its own tasks, AdamW or a relative of it."""
-OTHERS = (*OF_HEADLINE, "DoG", HALVING)
+"""Arms of `headline`, AdamW or a relative of it."""
+VALLEY = "finder, fastai's valley"
+OTHERS = (*OF_HEADLINE, VALLEY, "DoG", HALVING)
 FOLLOWED = "search + HypergradientDescent"
 """The search at its default budget, and the rate adapted during the run."""
 TWICE = ("search again, same price", "search again, twice the price")
@@ -82,6 +82,10 @@ class Priced(LearningRateSearch):
             self.races.append((self.result.price, self.result.rate))
 
 
+def _warmup_cosine() -> list[Callback]:
+    return [LearningRateSchedule(Cosine(warmup=0.05))]
+
+
 def _search_and_follow() -> list[Callback]:
     return [Priced(), HypergradientDescent(rule="normalized", bounds=(0.1, 10.0))]
 
@@ -90,7 +94,29 @@ def _search_twice(budget: float | Literal["auto"]) -> list[Callback]:
     return [Priced(budget=budget, at=(0.0, 0.3))]
 
 
+def valley(finder: Any) -> float | None:
+    """What fastai takes from a sweep by default: the middle third of the longest fall of the smoothed loss.
+
+    The longest fall is the longest subsequence of falling losses; it is read as a stretch of so many updates that ends
+    where the subsequence does. The first tenth of the sweep and its last five updates are left out, as there.
+
+    Source: ``fastai.callback.schedule.valley``, fastai 2.7.
+    """
+    skipped = len(finder.results["loss"]) // 10
+    losses, rates = finder.results["loss"][skipped:-5], finder.results["lr"][skipped:-5]
+    if not losses:
+        return None
+    longest = list[int]()
+    """By update, falling losses up to it."""
+    for n, loss in enumerate(losses):
+        longest.append(1 + max((longest[m] for m in range(n) if losses[m] > loss), default=0))
+    end = max(range(len(losses)), key=longest.__getitem__)
+    third = longest[end] / 3
+    return float(rates[end - longest[end] + int(third) + int(third / 2)])
+
+
 MINE = {
+    VALLEY: Arm(optimizer_of("AdamW"), 1e-3, _warmup_cosine, valley),
     "DoG": Arm(lambda parameters, lr: DoG(parameters), 1.0, list),
     FOLLOWED: Arm(optimizer_of("AdamW"), 1.0, _search_and_follow),
     TWICE[0]: Arm(optimizer_of("AdamW"), 1.0, functools.partial(_search_twice, "auto")),
@@ -117,8 +143,9 @@ def run_arm(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
             prices, rates = zip(*races, strict=True)
             return {"test": values["test"], "price": sum(prices) / UPDATES, "rate": rates[-1], "rates": list(rates)}
         return {"test": values["test"], "price": values["finder"] / UPDATES, "rate": values["found"]}
-    record = _headline(config, data_dir, arm, arm.lr)
-    return {"test": _points(config.task, record), "price": 0.0, "rate": record["found_lr"]}
+    record = train_large(config.task, arm, arm.lr, config.seed, data_dir)
+    price = record["finder_samples"] / max(record["samples"] - record["finder_samples"], 1)
+    return {"test": points(config.task, record, "test"), "price": price, "rate": record["found_lr"]}
 
 
 def _halve(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
@@ -130,25 +157,25 @@ def _halve(config: ArmConfig, data_dir: str | None) -> dict[str, Any]:
 
     def losses_at(rate: float) -> list[float]:
         watch = Losses(RUNGS[-1])
-        methods: list[Callback] = [LearningRateSchedule(Cosine(warmup=0.05)), watch]
+        methods: list[Callback] = [*_warmup_cosine(), watch]
         if config.task in SMALL:
             train_small_with(config.task, adamw, config.seed, rate, methods)
         else:
-            _headline(config, data_dir, replace(ARMS["AdamW, tuned"], callbacks=lambda: methods), rate, looks=False)
+            arm = replace(ARMS["AdamW, tuned"], callbacks=lambda: methods)
+            train_large(config.task, arm, rate, config.seed, data_dir, looks=False)
         return watch.losses
 
-    curves = {rate: losses_at(rate) for rate in RATES}
-    left = list(RATES)
+    rates = TASKS[config.task].grid["AdamW, tuned"] if config.task in TASKS else RATES
+    curves = {rate: losses_at(rate) for rate in rates}
+    left = list(rates)
     for rung, kept in zip(RUNGS, KEPT, strict=True):
         left = sorted(left, key=lambda rate: _recent(curves[rate], rung))[:kept]
     rate = left[0]
     if config.task in SMALL:
-        test = train_small_with(config.task, adamw, config.seed, rate, [LearningRateSchedule(Cosine(warmup=0.05))])[
-            "test"
-        ]
+        test = train_small_with(config.task, adamw, config.seed, rate, _warmup_cosine())["test"]
     else:
-        test = _points(config.task, _headline(config, data_dir, ARMS["AdamW, tuned"], rate))
-    counts = (len(RATES), *KEPT)
+        test = points(config.task, train_large(config.task, ARMS["AdamW, tuned"], rate, config.seed, data_dir), "test")
+    counts = (len(rates), *KEPT)
     extra = sum((before - after) * rung for before, after, rung in zip(counts, counts[1:], RUNGS, strict=False))
     return {"test": test, "price": extra / UPDATES, "rate": rate}
 
@@ -157,13 +184,3 @@ def _recent(losses: list[float], rung: int) -> float:
     """The mean of the last losses before a rung, infinite where the run has ended before it."""
     value = statistics.fmean(losses[rung - WINDOW : rung]) if len(losses) >= rung else float("inf")
     return value if value == value else float("inf")
-
-
-def _headline(config: ArmConfig, data_dir: str | None, arm: Arm, lr: float, looks: bool = True) -> dict[str, Any]:
-    run = headline.config_of(TASKS[config.task], "AdamW, tuned", lr, config.seed)
-    return headline_train(run, data_dir, arm, validates=None if looks else True)
-
-
-def _points(task: str, record: dict[str, Any]) -> float:
-    metric = TASKS[task].metric
-    return float(metric.key(record[f"test_{metric.name}"]) * metric.scale)

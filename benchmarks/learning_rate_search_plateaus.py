@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks._common import RESULTS, ResultStore, environment, markdown_table, quiet_process, t_interval
 from benchmarks.learning_rate_search_problems import PROBLEMS, Problem, last_heat
 from lightning_lr.search import Trial, plan_heats, read
-from lightning_lr.search.reading import PLATEAU, learned_below
+from lightning_lr.search.decades import PLATEAU, learned_below
 
 STORE = ResultStore(RESULTS / "learning_rate_search_readings")
 UPDATES, BUDGET = 256, 128.0

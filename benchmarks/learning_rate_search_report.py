@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._common import Interval, ResultStore, markdown_table, write_keeping_findings
-from benchmarks.learning_rate_search_arms import HALVING, OTHERS
+from benchmarks.learning_rate_search_arms import HALVING, OTHERS, VALLEY
 from benchmarks.learning_rate_search_picture import Dot, draw
 from benchmarks.learning_rate_search_runs import (
     BUDGETS,
     CHOSEN_ON,
+    EVERY,
     JUDGED_ON,
     LONG,
     SEEN,
@@ -20,7 +21,6 @@ from benchmarks.learning_rate_search_runs import (
     LongConfig,
     tuned,
 )
-from benchmarks.learning_rate_search_tasks import SMALL
 from benchmarks.learning_rate_search_values import (
     added,
     arm_records,
@@ -40,7 +40,6 @@ from benchmarks.learning_rate_search_values import (
 
 NO_SAY = tuple(task for task in JUDGED_ON if task not in SEEN)
 GROUPS = (("that had a say", CHOSEN_ON), ("used for choosing later", SEEN), ("that had no say", NO_SAY))
-EVERY = (*CHOSEN_ON, *JUDGED_ON)
 
 
 # ---------------------------------------------------------------------- the table
@@ -66,7 +65,7 @@ def write(store: ResultStore, target: Path) -> None:
     draw(
         [
             ("on these tasks the search was designed: CNN, ViT, byte LM", _dots(CHOSEN_ON, store)),
-            ("GRU, MLP (used for choosing), autoencoder, digits (no say)", _dots(list(SMALL), store)),
+            ("GRU, MLP (used for choosing), MiniLM, autoencoder, digits (no say)", _dots(JUDGED_ON, store)),
         ],
         "How far from a tuned learning rate? AdamW; dot: mean, bar: best to worst task",
         target.with_suffix(".png"),
@@ -138,7 +137,7 @@ def _in_words(found: dict[tuple[str, str], float]) -> str:
 
 
 def _others(store: ResultStore) -> str:
-    tasks, rows = [*CHOSEN_ON, "MiniLM", *SMALL], []
+    tasks, rows = list(EVERY), []
     for arm in OTHERS:
         cells = []
         for task in tasks:
@@ -192,6 +191,7 @@ SHORT_NAMES = {
     "AdaptiveWarmup": "AdaptiveWarmup",
     "LearningRateFinder": "Lightning's finder",
     "LearningRateFinder, per step": "finder, per step",
+    VALLEY: "finder, valley",
     "ScheduleFreeAdamW": "Schedule-Free",
     "DAdaptAdam": "D-Adapt",
     HALVING: "successive halving",

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks import headline
 from benchmarks._common import (
     RESULTS,
     ResultStore,
@@ -17,9 +16,9 @@ from benchmarks._common import (
     quiet_process,
 )
 from benchmarks.headline_arms import ARMS, Arm
-from benchmarks.headline_run import train as headline_train
 from benchmarks.headline_tasks import TASKS
-from benchmarks.learning_rate_search_arms import FOLLOWED, OF_HEADLINE, OTHERS, TWICE, ArmConfig, run_arm
+from benchmarks.learning_rate_search_arms import FOLLOWED, OTHERS, TWICE, ArmConfig, run_arm
+from benchmarks.learning_rate_search_large import points, train_large
 from benchmarks.learning_rate_search_tasks import SMALL, UPDATES, train_small
 from lightning_lr import LearningRateSearch
 
@@ -33,20 +32,15 @@ They no longer judge. How an earlier version and one that was given up did on th
 DESIGNED_ON = (*CHOSEN_ON, *SEEN)
 BUDGETS: tuple[float | str, ...] = (0.1, 0.25, "auto")
 OPTIMIZERS = ("AdamW", "SGD")
-SEEDS, SEEDS_OF_SMALL = (1, 2, 3), tuple(range(1, 11))
+SEEDS, FEWER = tuple(range(1, 11)), 5
+"""Of the small tasks the first ones; of the others, of other budgets and of other arms, the second of them."""
 TUNING_SEED = 0
 _FROM_1E_3 = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 GRIDS = {"AdamW": _FROM_1E_3, "SGD": (1e-2, 3e-2, 1e-1, 3e-1, 1.0), "LAMB": _FROM_1E_3}
 SHORT, LONG = UPDATES, 4 * UPDATES
-BEST_OF_LONG = {
-    ("CNN", "AdamW"): 3e-2,
-    ("CNN", "SGD"): 3e-1,
-    ("ViT", "AdamW"): 3e-3,
-    ("ViT", "SGD"): 3e-2,
-    ("byte LM", "AdamW"): 1e-2,
-    ("byte LM", "SGD"): 3e-1,
-}
-"""The best of five rates at 1 024 updates."""
+EVERY = (*CHOSEN_ON, *JUDGED_ON)
+MADE_LONG = (*CHOSEN_ON, *SMALL)
+"""Tasks that are trained for 1 024 updates, too."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +85,16 @@ def searches(tasks: Sequence[str]) -> list[Config]:
     return [
         Config(task, optimizer, seed, budget=budget)
         for budget in reversed(BUDGETS)
-        for seed in SEEDS_OF_SMALL
+        for seed in SEEDS
         for task in tasks
         for optimizer in optimizers_of(task)
-        if seed in seeds_of(task)
+        if seed in (seeds_of(task) if budget == "auto" else SEEDS[:FEWER])
     ]
 
 
 def seeds_of(task: str) -> tuple[int, ...]:
     """The seeds of a task: more where a run takes a second."""
-    return SEEDS_OF_SMALL if task in SMALL else SEEDS
-
-
-def seeds_of_others(task: str) -> tuple[int, ...]:
-    """The seeds of the other arms, and of the long runs."""
-    return seeds_of(task)[:5]
+    return SEEDS if task in SMALL else SEEDS[:FEWER]
 
 
 def optimizers_of(task: str) -> tuple[str, ...]:
@@ -115,7 +104,7 @@ def optimizers_of(task: str) -> tuple[str, ...]:
 
 def grid(task: str, optimizer: str, store: ResultStore, kind: type[RunT] = Config) -> list[RunT]:  # type: ignore[assignment]
     """The rates of a grid, moved on for as long as the best one made so far is at its edge."""
-    rates = list(GRIDS[optimizer])
+    rates = list(TASKS[task].grid[f"{optimizer}, tuned"] if task in TASKS else GRIDS[optimizer])
     while True:
         configs = [kind(task, optimizer, TUNING_SEED, lr=rate) for rate in sorted(rates)]
         values = {c.lr: value for c in configs if (value := value_of(c, store, "val")) is not None}
@@ -132,8 +121,6 @@ def grid(task: str, optimizer: str, store: ResultStore, kind: type[RunT] = Confi
 
 def tuned(task: str, optimizer: str, store: ResultStore, kind: type[Config | LongConfig] = Config) -> float | None:
     """The best rate of a grid whose runs are all there."""
-    if kind is LongConfig and task not in SMALL:
-        return BEST_OF_LONG.get((task, optimizer))
     values = {c.lr: value_of(c, store, "val") for c in grid(task, optimizer, store, kind)}
     return None if None in values.values() else max(values, key=lambda rate: values[rate])  # type: ignore[arg-type,return-value]
 
@@ -159,7 +146,7 @@ def work(config: Config | LongConfig | ArmConfig, data_dir: str | None, folder: 
         updates = LONG if isinstance(config, LongConfig) else SHORT
         values = train_small(config.task, config.optimizer, config.seed, config.lr, search, updates)
     else:
-        values = _train_headline(config, data_dir, search)
+        values = _train_large(config, data_dir, search)
     record = {"config": asdict(config), **values, **_found(search), "environment": environment()}
     store.save(config.name, record)
 
@@ -187,37 +174,28 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _train_headline(
+def _train_large(
     config: Config | LongConfig, data_dir: str | None, search: LearningRateSearch | None
 ) -> dict[str, Any]:
-    task = TASKS[config.task]
     label = f"{config.optimizer}, tuned"
-    # an absurd rate of the user's: the search must not need it
-    run = headline.config_of(task, label, 1.0 if config.lr is None else config.lr, config.seed)
-    if isinstance(config, LongConfig):
-        run = replace(run, train_size=run.train_size * LONG // SHORT)
     arm: Arm = ARMS[label] if search is None else replace(ARMS[label], callbacks=lambda: [search])
-    record = headline_train(run, data_dir, arm)
+    # an absurd rate of the user's: the search must not need it
+    rate = 1.0 if config.lr is None else config.lr
+    times = LONG // SHORT if isinstance(config, LongConfig) else 1
+    record = train_large(config.task, arm, rate, config.seed, data_dir, times, looks=config.seed != TUNING_SEED)
     return {
-        "test": points(task.name, record[f"test_{task.metric.name}"]),
-        "val": 0.0,
+        "test": points(config.task, record, "test"),
+        "val": points(config.task, record, "val"),
         "updates": record["updates"],
         "cpu_seconds": record["cpu_seconds"],
     }
 
 
-def points(task: str, value: float) -> float:
-    """A metric of a headline task in points, larger for better: accuracy in percent, bits negative."""
-    metric = TASKS[task].metric
-    return metric.key(value) * metric.scale
-
-
 def arms() -> list[ArmConfig]:
-    """The other ways that `headline` has not run: its own on the small tasks, DoG and halving on all."""
-    mine = [ArmConfig(t, a, s) for s in SEEDS for t in CHOSEN_ON for a in OTHERS if a not in OF_HEADLINE]
-    small = [(task, seed) for seed in SEEDS_OF_SMALL for task in SMALL if "AdamW" in optimizers_of(task)]
-    others = [ArmConfig(t, a, s) for t, s in small if s in seeds_of_others(t) for a in OTHERS]
-    return [*others, *(ArmConfig(t, a, s) for t, s in small for a in (FOLLOWED, *TWICE)), *mine]
+    """The other ways with AdamW, and on the small tasks what may be added to a search, seed by seed."""
+    tasks = [task for task in EVERY if "AdamW" in optimizers_of(task)]
+    ways = [(t, a) for t in tasks for a in (*OTHERS, *((FOLLOWED, *TWICE) if t in SMALL else ()))]
+    return [ArmConfig(task, arm, seed) for seed in SEEDS[:FEWER] for task, arm in ways]
 
 
 def long_runs(tasks: Sequence[str], store: ResultStore) -> list[LongConfig]:
@@ -226,8 +204,8 @@ def long_runs(tasks: Sequence[str], store: ResultStore) -> list[LongConfig]:
     best = {pair: tuned(*pair, store, LongConfig) for pair in pairs}
     return [
         LongConfig(task, optimizer, seed, lr)
-        for seed in SEEDS_OF_SMALL
+        for seed in SEEDS[:FEWER]
         for (task, optimizer), rate in best.items()
-        if rate is not None and seed in seeds_of_others(task)
+        if rate is not None
         for lr in (rate, None)
     ]

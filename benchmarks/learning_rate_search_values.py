@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import headline
 from benchmarks._common import Interval, ResultStore, paired_interval, t_interval
-from benchmarks.headline_run import Config as HeadlineConfig
-from benchmarks.headline_tasks import TASKS
-from benchmarks.learning_rate_search_arms import FOLLOWED, OF_HEADLINE, OTHERS, TWICE, ArmConfig
+from benchmarks.learning_rate_search_arms import FOLLOWED, OTHERS, TWICE, ArmConfig
 from benchmarks.learning_rate_search_runs import (
-    CHOSEN_ON,
+    EVERY,
     Config,
     LongConfig,
     optimizers_of,
-    points,
     seeds_of,
     tuned,
 )
@@ -36,28 +31,8 @@ def _existing(configs: Iterable[Any], store: ResultStore) -> Records:
     return {c.seed: record for c in configs if (record := store.load(c.name, asdict(c))) is not None}
 
 
-@functools.cache
-def headline_records() -> list[dict[str, Any]]:
-    """The runs of `headline` that are compared."""
-    return headline.records(ResultStore(headline.FOLDER))
-
-
-def _of_headline(task: str, arm: str) -> Records:
-    name = TASKS[task].metric.name
-    return {
-        record["config"]["seed"]: {
-            "test": points(task, record[f"test_{name}"]),
-            "price": record["finder_samples"] / (record["samples"] - record["finder_samples"]),
-        }
-        for record in headline_records()
-        if HeadlineConfig(**record["config"]).model == task and record["config"]["arm"] == arm
-    }
-
-
 def tuned_records(task: str, optimizer: str, store: ResultStore, kind: type[Config | LongConfig] = Config) -> Records:
     """The runs at the tuned rate."""
-    if kind is Config and task not in SMALL:
-        return _of_headline(task, f"{optimizer}, tuned")
     rate = tuned(task, optimizer, store, kind)
     return {} if rate is None else _existing((kind(task, optimizer, s, lr=rate) for s in seeds_of(task)), store)
 
@@ -74,8 +49,6 @@ def long_records(task: str, optimizer: str, store: ResultStore) -> Records:
 
 def arm_records(task: str, arm: str, store: ResultStore) -> Records:
     """The runs of another way on a task: test metric in points, price in runs."""
-    if task in TASKS and arm in OF_HEADLINE:
-        return _of_headline(task, arm)
     return _existing((ArmConfig(task, arm, seed) for seed in seeds_of(task)), store)
 
 
@@ -131,7 +104,7 @@ def of_arm(arm: str, task: str, store: ResultStore) -> float | None:
 
 def ranked_tasks(store: ResultStore) -> list[str]:
     """Tasks on which every arm has run with AdamW."""
-    tasks = [task for task in (*CHOSEN_ON, *SMALL) if "AdamW" in optimizers_of(task)]
+    tasks = [task for task in EVERY if "AdamW" in optimizers_of(task)]
     return [task for task in tasks if all(of_arm(arm, task, store) is not None for arm in ("search", *OTHERS))]
 
 

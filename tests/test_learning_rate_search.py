@@ -6,7 +6,7 @@ import json
 import math
 import random
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
@@ -27,9 +28,10 @@ from lightning_lr.callbacks.search_run import _result
 from lightning_lr.cli import main
 from lightning_lr.lightning_internals import upcoming_batches
 from lightning_lr.search import Choice, Heats, Race, SearchResult, Start, Trial, choose, plan_heats, read
-from lightning_lr.search.reading import after_plateau, learned_below
+from lightning_lr.search.decades import leader, learned_below, learned_nothing
+from lightning_lr.search.reading import after_plateau
 from tests.support.toy import ResumableLoader, Toy, data, fit, quiet, two_groups, weights
-from tests.support.two_processes import ddp, run_in_two_processes
+from tests.support.two_processes import ddp, fsdp2, run_in_two_processes, shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -484,29 +486,65 @@ def test_the_number_is_the_callbacks() -> None:
 
 
 # ---------------------------------------------------------------------- two processes
-def _raced(found: float | None) -> dict[str, Any]:
+class Sharded(Toy):
+    """FSDP2, as Lightning asks for it: the module shards itself."""
+
+    def configure_model(self) -> None:
+        shard(self, self.body, self.head, self)
+
+
+def _raced(strategy: str, found: float | None) -> dict[str, Any]:
     torch.manual_seed(6)
     bounds = {} if found is None else {"min_lr": found, "max_lr": found}
     search = LearningRateSearch(Cosine(warmup=0.1), budget=1.0, **bounds)
-    module, trainer = fit([search], loader=DataLoader(data(96), batch_size=4, shuffle=True), max_epochs=5, **ddp())
+
+    def configure(module: Toy) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(module.parameters(), 0.01)
+
+    def whole(tensor: Tensor) -> list[float]:
+        values: list[float] = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).flatten().tolist()
+        return values
+
+    module = Toy(configure) if strategy == "ddp" else Sharded(configure)
+    trainer = Trainer(
+        **quiet(callbacks=[search], max_epochs=5, **(ddp() if strategy == "ddp" else fsdp2())),
+    )
+    trainer.fit(module, DataLoader(data(96), batch_size=4, shuffle=True))
+    optimizer = trainer.optimizers[0]
     return {
         "rate": search.rate,
         "heats": [] if search.result is None else search.result.heats,
-        "weights": weights(module).tolist(),
+        "weights": [whole(parameter.detach()) for parameter in module.parameters()],
+        "moments": [whole(optimizer.state[parameter]["exp_avg_sq"]) for parameter in module.parameters()],
         "numbers": torch.rand(2).tolist(),
         "steps": trainer.global_step,
     }
 
 
-def test_two_processes_choose_the_same_rate_and_begin_as_without_a_race(tmp_path: Any) -> None:
-    first, second = (
-        rank["raced"] for rank in run_in_two_processes([("raced", partial(_raced, None))], tmp_path / "raced")
-    )
-    assert isinstance(first, dict), first
+STRATEGIES = ("ddp", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def raced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """By rank: a race under each strategy; and, by what rank 0 has found, the run without one."""
+    folder = tmp_path_factory.mktemp("raced")
+    ranks = run_in_two_processes([(name, partial(_raced, name, None)) for name in STRATEGIES], folder / "raced")
+    assert all(isinstance(rank[name], dict) for rank in ranks for name in STRATEGIES), ranks
+    cases = [(f"{name} off", partial(_raced, name, ranks[0][name]["rate"])) for name in STRATEGIES]
+    off = run_in_two_processes(cases, folder / "off")
+    return [race | run for race, run in zip(ranks, off, strict=True)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_choose_the_same_rate_and_begin_as_without_a_race(
+    strategy: str, raced: list[dict[str, Any]]
+) -> None:
+    first, second = (rank[strategy] for rank in raced)
     assert first == second
     assert first["heats"]
-    alone, _ = (r["off"] for r in run_in_two_processes([("off", partial(_raced, first["rate"]))], tmp_path / "off"))
-    for what in ("weights", "numbers", "steps"):
+    alone = raced[0][f"{strategy} off"]
+    assert not alone["heats"]
+    for what in ("weights", "moments", "numbers", "steps"):
         assert alone[what] == first[what], what
 
 
@@ -588,7 +626,7 @@ def test_a_first_batch_that_is_easy_makes_no_rate_explode(around: float | None) 
         ((2.3, 2.05, 1.5, 2.9), 0.3125, 0.08),
         ((2.3, 1.6, 1.5, 2.9), 0.875, 0.08),
         ((2.3, 1.5, 1.9, math.inf), None, 0.08),  # the lowest rate is a decade below the best: nothing to see
-        ((1.5, 1.6, 1.9, math.inf), None, 0.08),
+        ((1.5, 1.8, 1.9, math.inf), None, 0.08),
         ((math.inf, math.inf, math.inf, math.inf), None, 0.08),
     ],
 )
@@ -598,6 +636,83 @@ def test_a_choice_after_a_plateau_is_halved(scores: tuple[float, ...], share: fl
     assert learned_below(heat) == (None if share is None else pytest.approx(share, abs=1e-12))
     found = after_plateau(Choice(0.08, 0.05, 0.2, None), heat)
     assert found == Choice(rate, min(0.05, rate), 0.2, None)
+
+
+NOISE = (0.03, -0.03, 0.03, -0.03)
+
+
+def over_decades(scores: Sequence[float], times: float = 1.0, constant: float = 0.0) -> list[Trial]:
+    """A first heat from 1e-3 on, whose scores differ by 0.03 from batch to batch; the loss may have been changed."""
+    return [
+        Trial(1e-3 * 10**n, (times * 2.3 + constant,) * 8, tuple(times * (score + x) + constant for x in NOISE))
+        for n, score in enumerate(scores)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "nothing", "lead"),
+    [
+        ((2.3, 2.31, 2.4, 3.0), True, 0.1),  # harm of 0.1 is less than 15 x 0.03 and a tenth of 2.3
+        ((2.3, 2.29, 2.9, 3.0), True, 0.01),  # learned: 0.01, less than 0.02 x 2.3
+        ((2.3, 2.2, 2.4, 3.0), False, 0.01),  # learned: 0.1, a rate above would have done little harm
+        ((2.3, 2.9, 3.0, 3.0), True, 0.001),
+        ((2.3, 2.32, math.inf, math.inf), True, 0.01),
+    ],
+)
+def test_where_nothing_is_learned_the_highest_harmless_rate_leads(
+    scores: tuple[float, ...], nothing: bool, lead: float
+) -> None:
+    for times in (1.0, 1e-3, 1e3):  # the unit of a loss decides nothing
+        heat = over_decades([score for score in scores if math.isfinite(score)], times)
+        assert learned_nothing(heat) is nothing
+        assert leader(heat).rate == pytest.approx(lead)
+
+
+def test_a_constant_in_the_loss_is_no_plateau() -> None:
+    """A fall of 0.3 is 10 times what batches differ by, whatever share of a loss of 1 002.3 it is."""
+    heat = over_decades((2.3, 2.2, 2.0, 6.0), constant=1000.0)
+    assert not learned_nothing(heat)
+    assert leader(heat).rate == pytest.approx(0.1)
+
+
+def test_a_choice_where_nothing_was_learned_is_halved_only_above_what_does_no_harm() -> None:
+    heat = over_decades((2.3, 2.31, 2.4, 3.0))  # leads: 0.1
+    assert after_plateau(Choice(0.2, 0.1, 0.5, None), heat).rate == pytest.approx(0.1)
+    assert after_plateau(Choice(0.05, 0.02, 0.5, None), heat).rate == 0.05
+
+
+@pytest.mark.parametrize(("learns", "said"), [(True, ""), (False, "at no rate from 0.001 to")])
+def test_a_race_that_never_learns_says_so(learns: bool, said: str) -> None:
+    def train(rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+        if rate > 5:
+            return [2.3, 9.9], []
+        fallen = 0.2 * math.exp(-(math.log10(rate / 0.1) ** 2)) if learns and updates > 12 else 0.0
+        return [2.3] * updates, [2.3 + 0.05 * rate - fallen + NOISE[n % 4] for n in range(scored)]
+
+    race = Race(Heats((8, 18), 500.0), Start(1e-3, 1e-3), lambda rate: rate, train)
+    race.run()
+    assert _result(race, 0.0, *choose(race)).warning.startswith(f"LearningRateSearch: {said}" if said else "")
+    assert bool(_result(race, 0.0, *choose(race)).warning) is not learns
+
+
+@pytest.mark.parametrize("start", [1e-3, 1e-5])
+def test_a_plateau_that_no_short_schedule_leaves_is_left_by_a_longer_one(start: float) -> None:
+    """Learned is from the twelfth update on and from 0.03 on; until then a rate does the more harm the higher it is."""
+
+    def late(rate: float, updates: int, scored: int, goes_on: Any, schedule: Any) -> Any:
+        if rate > 0.5:
+            return [2.3, 9.9], []
+        learned = 1.5 * math.exp(-((math.log10(rate / 0.1) / 0.7) ** 2)) if updates > 12 and rate > 0.02 else 0.0
+        scores = [2.3 + 0.1 * rate**0.5 - learned + NOISE[n % 4] for n in range(scored)]
+        return [2.3] * updates, scores
+
+    race = Race(Heats((8, 18), 500.0), Start(start, start), lambda rate: rate, late)
+    race.run()
+    heat, choice = choose(race)
+    assert heat is race.trials[1]
+    assert choice is not None
+    assert 0.03 <= choice.rate <= 0.2
+    assert min(trial.rate for trial in race.trials[0]) >= 0.99 * start  # the lowest does the least harm, and is no way
 
 
 @pytest.mark.parametrize(
@@ -625,7 +740,7 @@ def test_a_present_rate_is_kept_where_everything_around_it_diverges() -> None:
     race = Race(Heats((8,), 1e6), Start(1e-2, 1e-2), lambda rate: rate, diverges, 0.03)
     race.run()
     assert min(trial.rate for heat in race.trials for trial in heat) >= 0.003 * (1 - 1e-9)
-    result = _result(race, 0.5, None)
+    result = _result(race, 0.5, (), None)
     assert result.rate == 0.03
     assert "around 0.03, which is kept" in result.warning
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import learning_rate_search_plateaus as plateaus
 from benchmarks import learning_rate_search_readings as readings
+from benchmarks.learning_rate_search_arms import valley
 from benchmarks.learning_rate_search_problems import window_means
 from lightning_lr.search import Trial
 
@@ -34,6 +36,15 @@ def test_a_loss_beyond_the_rates_at_which_it_is_finite_is_infinite() -> None:
 
 def test_windows_that_a_run_did_not_reach_have_no_mean() -> None:
     assert window_means([1.0, 3.0] * 4 + [math.inf] * 8) == [2.0, *[None] * 7]
+
+
+def test_the_valley_is_the_middle_third_of_the_longest_fall() -> None:
+    """Flat, then 12 falling losses with one bump between them, then an explosion of which the end is left out."""
+    falls = [2.0 - 0.1 * n for n in range(6)] + [1.9] + [1.4 - 0.1 * n for n in range(6)]
+    losses = [2.0] * 10 + falls + [3.0 + n for n in range(7)]
+    finder = SimpleNamespace(results={"loss": losses, "lr": [1e-6 * 10 ** (n / 5) for n in range(len(losses))]})
+    # of 30 updates 3 are left out; the fall ends at update 22, its 12 updates begin at 10, of which 4 + 2 are skipped
+    assert valley(finder) == pytest.approx(1e-6 * 10 ** ((22 - 12 + 4 + 2) / 5))
 
 
 def test_lowering_counts_on_the_seeds_that_begin_on_a_plateau_only() -> None:

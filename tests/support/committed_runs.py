@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import rankdata
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -129,7 +130,6 @@ def headline_difference(task: str, ours: str, theirs: str) -> Numbers:
 
 
 # ---------------------------------------------------------------------- a learning rate that is searched for
-HEADLINE_TASKS = ("CNN", "ViT", "byte LM")
 SEARCHED = "learning_rate_search"
 
 
@@ -146,14 +146,7 @@ def searched_long(task: str, optimizer: str, tuned: bool = False) -> Seeds:
 
 def behind_tuned(task: str, optimizer: str, budget: Any = "auto") -> Numbers:
     """How far searches are behind the tuned rate, paired by seed, with the interval: points, or bits."""
-    if task in HEADLINE_TASKS:
-        given = {
-            seed: {"test": -quality(run) if task == "byte LM" else quality(run)}
-            for seed, run in headline(task, f"{optimizer}, tuned").items()
-        }
-    else:
-        given = _at_tuned_rate(task, optimizer)
-    return paired(given, searched(task, optimizer, budget), _test)
+    return paired(_at_tuned_rate(task, optimizer), searched(task, optimizer, budget), _test)
 
 
 def behind_tuned_long(task: str, optimizer: str) -> Numbers:
@@ -172,6 +165,23 @@ def arm_behind(task: str, arm: str) -> Numbers:
     return paired(_at_tuned_rate(task, "AdamW"), by_seed(SEARCHED, None, task=task, arm=arm), _test)
 
 
+WAYS = (
+    "AdaptiveWarmup", "LearningRateFinder", "LearningRateFinder, per step", "Prodigy", "DAdaptAdam",
+    "ScheduleFreeAdamW", "finder, fastai's valley", "DoG", "successive halving",
+)  # fmt: skip
+
+
+def mean_ranks(tasks: Iterable[str], *shown: str) -> list[float]:
+    """Mean ranks with AdamW of the search, the tuned rate and every other way, 1 for the best; of those shown."""
+    ranks: dict[str, list[float]] = {}
+    for task in tasks:
+        behind = {way: arm_behind(task, way)[0] for way in WAYS}
+        behind |= {"search": behind_tuned(task, "AdamW")[0], "tuned": 0.0}
+        for way, rank in zip(behind, rankdata(list(behind.values())), strict=True):
+            ranks.setdefault(way, []).append(float(rank))
+    return [statistics.fmean(ranks[way]) for way in shown]
+
+
 def added_to_search(task: str, arm: str) -> Numbers:
     """How far a search with something added is ahead of the search alone, paired by seed, with AdamW."""
     return paired(by_seed(SEARCHED, None, task=task, arm=arm), searched(task, "AdamW"), _test)
@@ -183,7 +193,7 @@ def added_price(tasks: Iterable[str], arm: str) -> float:
 
 
 def _at_tuned_rate(task: str, optimizer: str) -> Seeds:
-    """The runs of 256 updates of a small task at its tuned rate, which alone has seeds above 0."""
+    """The runs of 256 updates of a task at its tuned rate, which alone has seeds above 0."""
     of_pair = where(SEARCHED, task=task, optimizer=optimizer, budget=None)
     return {
         r["config"]["seed"]: r
@@ -204,6 +214,30 @@ def searched_price(pairs: Iterable[tuple[str, str]], budget: Any = "auto") -> fl
 def searched_price_long(pairs: Iterable[tuple[str, str]]) -> float:
     """The same at 1 024 updates."""
     return max(r["price"] / r["updates"] for pair in pairs for r in searched_long(*pair).values())
+
+
+NOTHING_LEARNED = "learning_rate_search_nothing_learned"
+
+
+def gained_by_harm(problem: str, optimizer: str, afterwards: bool) -> Numbers:
+    """How far races that go on by harm are ahead of those that go on by the score alone; seeds after 20, or to 20."""
+    harm, score = (
+        {
+            seed: run
+            for seed, run in by_seed(NOTHING_LEARNED, None, problem=problem, optimizer=optimizer, way=way).items()
+            if (seed > 20) is afterwards
+        }
+        for way in ("by harm", "by score alone")
+    )
+    return paired(harm, score, _test)
+
+
+def worst_by_harm(problem: str, optimizer: str) -> tuple[float, float]:
+    """The worst of all seeds by harm, and by the score alone."""
+    ways = ("by harm", "by score alone")
+    every = (by_seed(NOTHING_LEARNED, None, problem=problem, optimizer=optimizer, way=way) for way in ways)
+    harm, score = (min(map(_test, seeds.values())) for seeds in every)
+    return harm, score
 
 
 def choices() -> Any:

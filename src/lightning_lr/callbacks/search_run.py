@@ -13,7 +13,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_lr.callbacks.branch import Branches, forked
 from lightning_lr.callbacks.run import Run
 from lightning_lr.progress import RunShape
-from lightning_lr.search import Choice, Heats, Race, SearchResult, choose, plan_heats, short_schedule, start_of
+from lightning_lr.search import Choice, Heats, Race, SearchResult, Trial, choose, plan_heats, short_schedule, start_of
+from lightning_lr.search.decades import still_nothing
 from lightning_lr.search.heats import SHORTEST, scored_on
 from lightning_lr.search.race import Schedule, Train
 
@@ -80,7 +81,7 @@ def search(
             shared = trainer.strategy.broadcast(choice.rate) if trainer.world_size > 1 else choice.rate
             rate = race.hold(shared, read_of)
             choice = replace(choice, rate=rate, low=min(choice.low, rate))
-    result = _result(race, at, choice)
+    result = _result(race, at, read_of, choice)
     return trainer.strategy.broadcast(result) if trainer.world_size > 1 else result
 
 
@@ -136,7 +137,7 @@ def _that_fit(heats: Heats, branches: Branches) -> Heats | None:
     return replace(heats, lengths=lengths) if min(lengths) >= SHORTEST else None
 
 
-def _result(race: Race, at: float, choice: Choice | None) -> SearchResult:
+def _result(race: Race, at: float, read_of: Sequence[Trial], choice: Choice | None) -> SearchResult:
     heats = [[trial.facts() for trial in heat] for heat in race.trials]
     if choice is None and race.around is not None:
         rate = race.around
@@ -157,9 +158,16 @@ def _result(race: Race, at: float, choice: Choice | None) -> SearchResult:
     warning = ""
     if len(race.heats.lengths) == 1 and race.around is None:
         warning = (
-            f"LearningRateSearch: the budget allows for schedules of {race.heats.lengths[0]} updates only, which show "
+            f"{CALLER}: the budget allows for schedules of {race.heats.lengths[0]} updates only, which show "
             f"little: {choice.rate:.3g} is the lowest learning rate that they support (interval {choice.low:.2g} to "
             f"{choice.high:.2g}, found in {race.spent:.0f} updates). Raise budget or train longer for a better one"
+        )
+    elif race.around is None and still_nothing(race.trials[0], read_of):
+        tried = [trial.rate for heat in race.trials for trial in heat]
+        warning = (
+            f"{CALLER}: at no rate from {min(tried):.2g} to {max(tried):.2g} has the loss fallen in the "
+            f"{len(read_of[0].losses)} updates of a schedule: training begins on a plateau, or does not learn at all. "
+            f"{choice.rate:.3g} is taken, where little harm is done. Raise budget, or set the rate by hand"
         )
     return SearchResult(choice.rate, choice.low, choice.high, race.spent, at, heats, band, warning, held)
 

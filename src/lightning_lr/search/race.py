@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from lightning_lr.search.decades import leader as leader_of
 from lightning_lr.search.heats import FORWARD, HELD_SCORES, SHORTEST_HOLD, Heats, price, scored_on
 from lightning_lr.search.kinds import Start
+from lightning_lr.search.trial import Trial
 
 WARMUP = 0.2
 """Share of a schedule in which its rate climbs."""
@@ -42,16 +42,14 @@ LEARNED = 0.5
 """Share of what the lowest rate of its heat has learned that a held rate has to learn. On CNN, ViT and byte LM a good
 choice at twice its value has learned 0.9 or more of what even the best schedule has."""
 
-TIED, ALIKE, APART = 2.0, 0.01, 0.25
-"""Two scores of the first heat are a tie where their mean difference over the same batches is at most so many of its
-standard errors, and at most ``APART`` of the scores' standard deviation over batches; or at most ``ALIKE`` of that. On
-a plateau, where nothing is learned yet, the lowest rate does the least harm, and rates below it do nothing at all."""
-
 FURTHEST = 8
 """Decades to either side of the start beyond which nothing is tried."""
 
 NARROW = 1
 """The same, around a present rate, from which training has come as far as it is."""
+
+LATER = 2
+"""The same, around the rate from which a later heat goes on: where that learns nothing either, the lower the better."""
 
 Schedule = Callable[[int, int], float]
 """Factor on the peak rate, from the number of an update (from 0) and the number of updates."""
@@ -79,35 +77,6 @@ def held_schedule(update: int, updates: int) -> float:
     Not a shorter one, where there are few updates: a fast climb can break a network so that its loss stays flat.
     """
     return min(1.0, (update + 1) / CLIMB)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One rate in one heat.
-
-    Args:
-        rate: peak of its schedule.
-        losses: of each update made.
-        scores: of each batch that it was scored on; none where it diverged.
-    """
-
-    rate: float
-    losses: tuple[float, ...]
-    scores: tuple[float, ...]
-
-    @property
-    def score(self) -> float:
-        """The mean of its scores, infinite where it diverged."""
-        return sum(self.scores) / len(self.scores) if self.scores else math.inf
-
-    @property
-    def price(self) -> float:
-        """Updates that it took, a forward pass a third of one."""
-        return len(self.losses) + FORWARD * len(self.scores)
-
-    def facts(self) -> dict[str, Any]:
-        """Plain values, for journals and states."""
-        return {"rate": self.rate, "losses": list(self.losses), "scores": list(self.scores)}
 
 
 @dataclass
@@ -156,7 +125,7 @@ class Race:
             if not math.isfinite(best.score):
                 return
             if leader is None:
-                best = _highest_tied(heat)
+                best = leader_of(heat)
             leader, upwards = best.rate, _better_side_is_up(heat, best)
         if len(self.trials) == 1 and self.around is None and leader is not None:  # no heat of its own for half decades
             self._walk(heat, length, [leader * ROOT if upwards else leader / ROOT], step=ROOT)
@@ -219,7 +188,7 @@ class Race:
             best = min(range(len(ordered)), key=lambda i: (ordered[i].score, -ordered[i].rate))
             flat = False
             if heat is self.trials[0] and self.around is None and ordered[best].scores:
-                lowest, best = best, ordered.index(_highest_tied(ordered))
+                lowest, best = best, ordered.index(leader_of(ordered))
                 flat = lowest == 0 < best  # next to no training is as good: go up to where something is learned
             if not math.isfinite(ordered[best].score):
                 best = 0
@@ -239,7 +208,12 @@ class Race:
         rate = self.within(rate)
         if any(math.isclose(trial.rate, rate, rel_tol=1e-9) for trial in heat):
             return False
-        centre, furthest = (self.start.low, FURTHEST) if self.around is None else (self.around, NARROW)
+        if self.around is not None:
+            centre, furthest = self.around, NARROW
+        elif heat and heat is not self.trials[0]:
+            centre, furthest = heat[0].rate, LATER
+        else:
+            centre, furthest = self.start.low, FURTHEST
         if abs(math.log10(rate / centre)) > furthest + 1e-9:
             return False
         # a tenth more than the budget: the last rate may decide on which side the best one lies
@@ -277,22 +251,6 @@ def _blamed_for_a_batch(trial: Trial, heat: Sequence[Trial]) -> bool:
     place, loss = len(trial.losses) - 1, trial.losses[-1]
     known = [other.losses[place] for other in heat if other is not trial and len(other.losses) > place]
     return any(abs(loss - each) <= AS_HARD * min(abs(loss), abs(each)) for each in known)
-
-
-def _highest_tied(heat: Sequence[Trial]) -> Trial:
-    """The highest rate whose scores are no worse than the best one's, by what they differ on the same batches."""
-    best = min(heat, key=lambda trial: (trial.score, -trial.rate))
-    many = len(best.scores)
-    spread = statistics.pstdev(best.scores)
-
-    def tied(trial: Trial) -> bool:
-        if len(trial.scores) != many:
-            return False
-        differences = [a - b for a, b in zip(trial.scores, best.scores, strict=True)]
-        error = statistics.stdev(differences) / math.sqrt(many) if many > 1 else 0.0
-        return statistics.fmean(differences) <= max(min(TIED * error, APART * spread), ALIKE * spread)
-
-    return max((trial for trial in heat if tied(trial)), key=lambda trial: trial.rate)
 
 
 def _better_side_is_up(heat: Sequence[Trial], best: Trial) -> bool:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_lr.gaussian_process import SMALLEST_NOISE, Posterior, log_evidence
-from lightning_lr.search.race import Race, Trial
+from lightning_lr.search.decades import PLATEAU, highest_harmless, learned_below, learned_nothing
+from lightning_lr.search.race import Race
+from lightning_lr.search.trial import Trial
 
 LENGTHSCALES = (0.5, 0.7, 1.0, 1.4)
 """In decades: a loss after its own decay has one wide minimum."""
@@ -38,10 +40,6 @@ down to the lowest rate of the heat."""
 WALL = 4.0
 """The choice is at least so many times below the lowest rate that failed in its heat. Chosen on races of CNN, ViT and
 byte LM: none of them loses by it; by 5 the byte LM with SGD does, and by 10 all three do."""
-
-PLATEAU = 0.3
-"""The first heat is on a plateau where the rate a decade below its best one has learned less than this share of what
-that one has. Chosen on GRU (0.26 at most) and MLP (0.35 at least), seen on CNN and ViT (0.67 at least)."""
 
 PLATEAU_LOWERS = 2.0
 """The choice after a plateau is lowered by so many times. Half a decade gains no more on a GRU, and less on an LSTM."""
@@ -115,22 +113,6 @@ def read(trials: Sequence[Trial]) -> Choice:
     return Choice(rate, min(low, rate), high, posterior)
 
 
-def learned_below(heat: Sequence[Trial]) -> float | None:
-    r"""Share of what the best rate of a heat over decades has learned that the next lower one has.
-
-    .. math:: (s_1 - s_{b - 1}) / (s_1 - s_b)
-
-    with the mean scores :math:`s_i` by ascending rate, of the rates that did not diverge, and the best one :math:`b`:
-    what the lowest rate ends with stands for having learned nothing, since it is scored on the same batches.
-
-    Returns:
-        The share; ``None`` where no rate lies between the lowest and the best one.
-    """
-    scores = [trial.score for trial in sorted(heat, key=lambda trial: trial.rate) if math.isfinite(trial.score)]
-    best = min(range(len(scores)), key=scores.__getitem__, default=0)
-    return None if best < 2 else (scores[0] - scores[best - 1]) / (scores[0] - scores[best])
-
-
 def after_plateau(choice: Choice, first: Sequence[Trial]) -> Choice:
     r"""Half the choice, where training begins on a plateau.
 
@@ -138,14 +120,20 @@ def after_plateau(choice: Choice, first: Sequence[Trial]) -> Choice:
 
     Away from a plateau a tenth of a good rate learns a good part of what that rate does, in a few updates already. On
     one it learns next to nothing: a short race shows which rate leaves the plateau first, and that is a higher one than
-    is best for the rest of the run. What else was tried: ``benchmarks/learning_rate_search_readings.py``.
+    is best for the rest of the run. Where no rate of the first heat has learned anything, the choice is halved if it is
+    no lower than the highest that did little harm. Else it is where training goes on from with more updates, and half
+    of it may not get there. What else was tried: ``benchmarks/learning_rate_search_readings.py``.
 
     Args:
         choice: from a later heat.
-        first: the heat over decades, see :func:`learned_below`.
+        first: the heat over decades, see :func:`learned_below` and :func:`learned_nothing`.
     """
     share = learned_below(first)
-    if share is None or share >= PLATEAU:
+    if learned_nothing(first):
+        halves = choice.rate >= highest_harmless(first).rate
+    else:
+        halves = share is not None and share < PLATEAU
+    if not halves:
         return choice
     rate = choice.rate / PLATEAU_LOWERS
     return replace(choice, rate=rate, low=min(choice.low, rate))
