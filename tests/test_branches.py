@@ -386,3 +386,13 @@ def test_a_compiled_module_goes_on_as_without_branches() -> None:
         return weights(module).tolist(), torch.rand(1).item()
 
     assert run([CriticalBatchSize(at=(0.4,), budget=1.0, largest=2)]) == run([])
+
+
+def test_an_array_is_put_back_where_it_lies() -> None:
+    """Somebody may hold its address, as a kernel in C does."""
+    kept = array.array("d", [1.0, 2.0, 3.0])
+    where, before = kept.buffer_info()[0], ForkedState([[kept]])
+    kept[1] = 7.0
+    before.restore()
+    assert list(kept) == [1.0, 2.0, 3.0]
+    assert kept.buffer_info()[0] == where

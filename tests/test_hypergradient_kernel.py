@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 import weakref
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
 
+from lightning_lr.branches import ForkedState
 from lightning_lr.hypergradient import AlignmentEstimator, cpu_sums
 from lightning_lr.hypergradient import estimate as estimate_module
 
@@ -335,3 +337,48 @@ def test_a_kernel_that_sums_wrongly_is_refused() -> None:
 
     with pytest.raises(ArithmeticError, match="its sums are"):
         cpu_sums._check(Wrong(cpu_sums.SOURCE.load()))
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_branch_between_two_updates_changes_no_sum(name: str) -> None:
+    """What the kernel is given holds addresses, and a branch puts arrays and tensors back."""
+
+    def sums(branches: bool) -> list[Tensor]:
+        parameters = parameters_of(torch.float32)
+        optimizer = OPTIMIZERS[name](parameters)
+        estimator = AlignmentEstimator(optimizer)
+        found = []
+        for seed in range(6):
+            if branches and seed >= 2:
+                before = ForkedState([*parameters, optimizer, estimator])
+                for inside in range(20, 24):
+                    step(optimizer, estimator, inside, lambda g: g)
+                before.restore()
+                kept = [torch.randn(300) for _ in range(200)]  # what was freed is used by others
+                del kept
+            step(optimizer, estimator, seed, lambda g: g)
+            found.append(estimator.measured)  # type: ignore[attr-defined]
+        return found
+
+    for with_branches, alone in zip(sums(branches=True), sums(branches=False), strict=True):
+        assert torch.equal(with_branches, alone)
+
+
+def test_what_the_kernel_is_given_may_move() -> None:
+    optimizer = SGD(parameters_of(torch.float32), 0.1, momentum=0.9, nesterov=True)
+    estimator = AlignmentEstimator(optimizer)
+    for seed in range(3):
+        step(optimizer, estimator, seed, lambda g: g)
+    repeated = estimator._repeated
+    assert repeated is not None
+    before, job = repeated._job.run(), repeated._job
+    for held in (job.addresses, job.settings):
+        where, values = held.buffer_info()[0], list(held)
+        others = []
+        while held.buffer_info()[0] == where:  # until it lies somewhere else
+            del held[:]
+            others.append(array(held.typecode, values))
+            held.extend(values)
+            held.extend(values * 50)
+            del held[len(values) :]
+    assert torch.equal(job.run(), before)

@@ -190,10 +190,10 @@ class ForkedState:
                     for key, value in zip(keys, values, strict=True):  # update of a Counter would count
                         container[key] = value
             elif not _identical(container, values):
-                if isinstance(container, array.array):
-                    del container[:]
-                else:
-                    container.clear()
+                if isinstance(container, array.array):  # in place: others may hold its address
+                    container[:] = array.array(container.typecode, values)
+                    return
+                container.clear()
                 container.update(values) if isinstance(container, set) else container.extend(values)
 
         self._restore.append(restore)

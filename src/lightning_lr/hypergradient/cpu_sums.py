@@ -60,7 +60,7 @@ class Kernel:
 
 
 class Job:
-    """What the kernel is given: arrays, which stay where they are, and may be written between two runs.
+    """What the kernel is given: arrays, which may be written between two runs.
 
     Args:
         kernel: what sums.
@@ -71,7 +71,8 @@ class Job:
         how: formula, type of the tensors, and whether the numbers of steps are in double precision.
     """
 
-    _TABLE = 10
+    _ADDRESSES, _OWNERS, _SETTINGS, _PIECES, _SUMS, _TABLE = 0, 2, 3, 4, 9, 10
+    """Places of addresses in what the kernel is given."""
 
     def __init__(
         self,
@@ -83,20 +84,27 @@ class Job:
         how: tuple[int, int, int],
     ) -> None:
         self.addresses, self.settings, self._kernel = addresses, settings, kernel
-        self._arrays = addresses, owners, settings, pieces
         self._groups, self._count = len(settings) // SETTINGS, len(pieces) // 3
-        self._sums = array("d", bytes(24 * self._count))
+        sums = array("d", bytes(24 * self._count))
         self._parts = -(-sum(pieces[2::3]) // (2 * PIECE))
-        given = [found.buffer_info()[0] for found in (*self._arrays, self._sums)]
-        self._numbers = array("q", [given[0], len(owners), *given[1:4], self._count, *how, given[4], 0, self._groups])
-        self._at = self._numbers.buffer_info()[0]
+        self._numbers = array("q", [0, len(owners), 0, 0, 0, self._count, *how, 0, 0, self._groups])
+        self._arrays = (
+            (self._ADDRESSES, addresses),
+            (self._OWNERS, owners),
+            (self._SETTINGS, settings),
+            (self._PIECES, pieces),
+            (self._SUMS, sums),
+        )
 
     def run(self) -> Tensor:
         """The three sums of ``Alignment`` for each group."""
         table, numbers, kernel = torch.empty((self._groups, 3), dtype=torch.float64), self._numbers, self._kernel
+        # an array that is written by others, copied or put back after a branch may have moved since
+        for place, numbered in self._arrays:
+            numbers[place] = numbered.buffer_info()[0]
         numbers[self._TABLE] = table.data_ptr()
         if self._count == 1 or torch.get_num_threads() == 1:
-            kernel.of_job(self._at)
+            kernel.of_job(numbers.buffer_info()[0])
             return table
         addresses, count, owners, settings, cut, _, *how, sums, to, groups = numbers
         in_threads(
