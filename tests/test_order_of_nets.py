@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 
 import pytest
+from torch import Tensor, nn
+from torch._functorch.vmap import vmap_increment_nesting
 
 from lightning_lr.layers import discover
 from tests.support.nets import NETS, wrong_places
@@ -39,3 +41,29 @@ def test_the_order_is_the_right_one_or_announced_as_a_guess(name: str) -> None:
 
 def test_there_are_as_many_as_it_takes() -> None:
     assert len(NETS) >= 60
+
+
+class MaskedByCode(nn.Module):
+    """What is given goes to a function in C++, which asks for its class, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.masks, self.head = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor | None = None, size: Tensor | None = None) -> Tensor:
+        if not isinstance(x, Tensor) or not isinstance(size, Tensor):
+            raise TypeError("x and size: tensors")
+        y = self.first(self.embed(x))
+        with vmap_increment_nesting(size, "error"):  # type: ignore[arg-type]
+            y = y + self.masks(size)
+        out: Tensor = self.head(y)
+        return out
+
+
+def test_code_in_c_takes_no_symbol_for_a_tensor() -> None:
+    """It read the memory of one as a tensor's, and the process ended (T5Gemma 2's masks)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = discover(MaskedByCode())
+    depth = {name: layer.depth for layer in found.layers for name in layer.parameters}
+    assert depth["embed.weight"] < depth["first.weight"] < depth["head.weight"]
