@@ -65,7 +65,7 @@ def write(store: ResultStore, target: Path) -> None:
     draw(
         [
             ("on these tasks the search was designed: CNN, ViT, byte LM", _dots(CHOSEN_ON, store)),
-            ("GRU, MLP (used for choosing), MiniLM, autoencoder, digits (no say)", _dots(JUDGED_ON, store)),
+            ("no say: MiniLM, autoencoder, digits; chosen on: GRU, MLP", _dots(JUDGED_ON, store)),
         ],
         "How far from a tuned learning rate? AdamW; dot: mean, bar: best to worst task",
         target.with_suffix(".png"),
