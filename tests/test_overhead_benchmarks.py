@@ -21,10 +21,11 @@ def test_a_cell_of_the_table() -> None:
 def test_a_noise_scale_is_compared_with_updates_of_two_micro_batches() -> None:
     cell = overhead.Cell("toy", 2, 4, 2, 4, 2, 3)
     arms = {overhead.BARE: list, **{name: overhead.arms_of(cell)[name] for name in overhead.OF_TWO}}
-    rows = overhead.measure(cell, arms)["rows"]
-    assert rows[overhead.BARE_OF_TWO]["operations"] > 10, "a second forward and backward"
-    # of each of four tensors one product in each backward and one of the sum; and what puts them together
-    assert 3 * 4 <= rows[overhead.NOISE]["operations"] < 3 * 4 + 25
+    measured = [overhead.measure(cell, arms)["rows"] for _ in range(3)]
+    assert measured[0][overhead.BARE_OF_TWO]["operations"] > 10, "a second forward and backward"
+    # of each of four tensors one product in each backward and one of the sum; and what puts them together. The least:
+    # the profiler also sees what other threads of the process do meanwhile
+    assert 3 * 4 <= min(rows[overhead.NOISE]["operations"] for rows in measured) < 3 * 4 + 25
 
 
 def test_layer_wise_decay_is_measured_where_the_groups_are_its_own() -> None:
