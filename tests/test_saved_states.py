@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_lr import LearningRateSchedule, Polynomial, __version__
-from lightning_lr.saved_state import COUNT, faults_in, keys, record_of, several
+from lightning_lr.saved_state import COUNT, SHARE, faults_in, keys, record_of, several
 from tests.support.toy import fit
 from tests.test_run_places import EACH, _normed_adamw
 
@@ -219,3 +219,10 @@ def test_a_record_knows_its_fields() -> None:
     assert faults_in({"at": 0.5, "size": 3}, form) == ""
     assert faults_in({"at": "x", "size": 3.5, "why": 1}, form).count(", where") == 3
     assert "has no size" in faults_in({"at": 0.5}, form)
+
+
+def test_a_share_may_be_above_one_by_a_rounding() -> None:
+    """0.1 ten times is 1 - 1e-16 or 1 + 2e-16, by the order; what is really above 1 is a fault."""
+    assert not list(SHARE.faults("share", 1.0000000000000002))
+    assert list(SHARE.faults("share", 1.0 + 1e-9))
+    assert list(SHARE.faults("share", -1e-16))

@@ -265,6 +265,15 @@ def test_mean_band_and_probability_of_a_mixture() -> None:
     assert posterior.probability_above(0, 2) == pytest.approx(1.0 - above, abs=4 * 0.5 / n**0.5)
 
 
+def test_a_certain_rise_has_a_probability_of_one_whatever_the_weights_add_up_to() -> None:
+    """Ten times 0.1 may be above 1 by a rounding, in an order of sums that depends on the processor."""
+    grid, points = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    for weights in (torch.full((10,), 0.1, dtype=torch.float64), torch.tensor([0.7, 0.3 + 1e-15], dtype=torch.float64)):
+        means = torch.tensor([[0.0, 1e6]], dtype=torch.float64).expand(len(weights), 2)
+        posterior = Posterior(grid, weights, means, points.expand(len(weights), 2, 2))
+        assert 1.0 - 1e-15 <= posterior.probability_above(1, 0) <= 1.0
+
+
 def test_argmin_lies_between_the_points_of_the_grid() -> None:
     points = torch.linspace(0.0, 1.0, 6, dtype=torch.float64)
     parabola = ((points - 0.47) ** 2).unsqueeze(0)

@@ -19,6 +19,9 @@ from lightning_lr.checks import is_count, is_list, is_real
 MOST = 3
 """Faults that a refusal names."""
 
+ROUNDING = 1e-12
+"""By how much what was added up or divided in double precision may be above 1."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -59,7 +62,7 @@ WHOLE = value("a whole number", lambda found: isinstance(found, Integral) and no
 NUMBER = value("a finite number", is_real)
 FROM_0 = value("a number from 0", lambda found: is_real(found) and found >= 0)
 ABOVE_0 = value("a number above 0", lambda found: is_real(found) and found > 0)
-SHARE = value("a number from 0 to 1", lambda found: is_real(found) and 0 <= found <= 1)
+SHARE = value("a number from 0 to 1", lambda found: is_real(found) and 0 <= found <= 1 + ROUNDING)
 NOT_NAN = value("a number, perhaps infinite", lambda found: _is_number(found) and not math.isnan(found))
 MEASURED = value("a number", _is_number)
 """What was measured, which may have been NaN."""

@@ -64,4 +64,4 @@ class Posterior:
         variance = cov[:, point, point] + cov[:, earlier, earlier] - 2.0 * cov[:, point, earlier]
         # rounding can leave a difference that is certain with a variance of -0
         ratio = difference / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
-        return float(self.weights @ torch.special.ndtr(ratio))
+        return min(1.0, float(self.weights @ torch.special.ndtr(ratio)))  # the weights add up to 1 but for rounding
