@@ -11,11 +11,12 @@ grid of five costs four more runs. Beside it stand the ways to train of `headlin
 The race's constants (the length of its warm-up, how cautiously the minimum is read, the default budget, what the guard
 asks for) were chosen on CNN, ViT and byte LM, seeds 1 to 3, and on three tasks made up for it: a regression, a residual
 network and an LSTM; the number of rates in a heat, the floor of the caution and the guard's steps on GRU, MLP and six
-more that were made up; what is done on a plateau on those of `learning_rate_search_plateaus`. GRU and MLP no longer
-judge it. Tasks that had no say, named here before their first run: GRU (digits, read row by row), MLP (Friedman's first
-regression problem), autoencoder (digits, noise removed), digits (an MLP with batch norm and dropout), ResNet (on
-digits, with LAMB), and MiniLM. All but the last are defined in `learning_rate_search_tasks`. At 1 024 updates (CNN, ViT
-and byte LM: with four times the data) every task has a grid of its own; MiniLM is not trained for so long.
+more that were made up; what is done on a plateau on those of `learning_rate_search_plateaus` and, where nothing is
+learned, of `learning_rate_search_nothing_learned`. GRU and MLP no longer judge it. Tasks that had no say, named here
+before their first run: GRU (digits, read row by row), MLP (Friedman's first regression problem), autoencoder (digits,
+noise removed), digits (an MLP with batch norm and dropout), ResNet (on digits, with LAMB), and MiniLM. All but the last
+are defined in `learning_rate_search_tasks`. At 1 024 updates (CNN, ViT and byte LM: with four times the data) every
+task has a grid of its own; MiniLM is not trained for so long.
 
 One JSON per run in ``benchmarks/results/learning_rate_search/``: a run whose file exists is not made again.
 """

@@ -17,14 +17,13 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from unittest import mock
 
 from benchmarks._common import RESULTS, command_line, environment, markdown_table, t_interval
 from benchmarks._experiment import Experiment, Record
 from benchmarks.learning_rate_search_plateaus import BUDGET, PAIRS, UPDATES
-from benchmarks.learning_rate_search_problems import Problem
+from benchmarks.learning_rate_search_problems import Problem, by_score_alone
 from lightning_lr.search import choose, plan_heats
 from lightning_lr.search.decades import learned_nothing
 
@@ -51,13 +50,6 @@ class Config:
     def label(self) -> str:
         """The run in words."""
         return f"{self.problem}, {self.optimizer}, {self.way}, seed {self.seed}"
-
-
-@contextlib.contextmanager
-def by_score_alone() -> Iterator[None]:
-    """Races inside go on from the best score, whatever was learned."""
-    with mock.patch("lightning_lr.search.decades.QUIET", (-1.0, 0.0)):  # less than nothing is never learned
-        yield
 
 
 def train(config: Config, data_dir: str | None = None) -> Record:

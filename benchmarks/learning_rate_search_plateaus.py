@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks._common import RESULTS, ResultStore, environment, markdown_table, quiet_process, t_interval
-from benchmarks.learning_rate_search_problems import PROBLEMS, Problem, last_heat
+from benchmarks.learning_rate_search_problems import PROBLEMS, Problem, by_score_alone, last_heat
 from lightning_lr.search import Trial, plan_heats, read
 from lightning_lr.search.decades import PLATEAU, learned_below
 
@@ -43,7 +43,8 @@ def made(problem: Problem) -> Seed:
     """A race, and a run at what it chooses, as it is and lowered."""
     heats = plan_heats(BUDGET)
     assert heats is not None
-    race = problem.race(heats)
+    with by_score_alone():  # what is measured is the halving, and nothing else
+        race = problem.race(heats)
     heat = last_heat(race)
     choice = read(heat).rate
     found = {}

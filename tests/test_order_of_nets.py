@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch._functorch.vmap import vmap_increment_nesting
 
 from lightning_lr.layers import discover
+from lightning_lr.layers.symbols import SymbolTracer
 from tests.support.nets import NETS, wrong_places
 
 GUESSED = {
@@ -67,3 +70,15 @@ def test_code_in_c_takes_no_symbol_for_a_tensor() -> None:
         found = discover(MaskedByCode())
     depth = {name: layer.depth for layer in found.layers for name in layer.parameters}
     assert depth["embed.weight"] < depth["first.weight"] < depth["head.weight"]
+
+
+@pytest.mark.parametrize("operands", [1, 2, 3])
+def test_no_function_of_torch_reads_a_symbol_as_a_tensor(operands: int) -> None:
+    functions = torch._C._VariableFunctions
+    names = [name for name in dir(functions) if not name.startswith("_")]
+    assert len(names) > 500
+    for name in names:
+        tracer = SymbolTracer()
+        tracer.as_tensors = True
+        with suppress(Exception):  # a refusal is an answer; the end of the process is none
+            getattr(functions, name)(*(tracer.symbol() for _ in range(operands)))

@@ -57,7 +57,7 @@ def torch_weight_decays(decay: float, own: Sequence[Any], base_lr: Iterable[floa
         >>> torch_weight_decays(0.00025, [0.01, 0.0, 0.01], [0.001, 0.1, 0.0])
         [0.25, 0.0, 0.0]
     """
-    return [(decay / lr if lr > 0 else 0.0) if before else before for before, lr in zip(own, base_lr, strict=False)]
+    return [torch_weight_decay(decay, lr) if before else before for before, lr in zip(own, base_lr, strict=False)]
 
 
 def decays_apart_from_step(optimizer: Optimizer, group: dict[str, Any]) -> bool:

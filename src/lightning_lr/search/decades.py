@@ -21,13 +21,12 @@ a plateau, where nothing is learned yet, the lowest rate does the least harm, an
 QUIET = 0.02, 6.0
 """A heat has learned nothing where its best rate ends lower than its lowest one by less than the first share of that
 loss, and by less than so many times what that loss differs by from batch to batch: a loss that has a large constant in
-it falls by a small share of itself, and yet by more than its batches differ. Chosen, with what follows from it, on ten
-seeds of the problems of ``benchmarks/learning_rate_search_plateaus.py``; shares of 0.01 and 0.04 do about as well."""
+it falls by a small share of itself, and yet by more than its batches differ. Chosen, with what follows from it, on
+seeds 1 to 20 of ``benchmarks/learning_rate_search_nothing_learned.py``."""
 
 HARMLESS = 0.1, 15.0
 """A rate that ends higher than the lowest one by at most this share of that loss, and by at most so many times what its
-batches differ by, has done little harm. By a share of 0.2 the same rates are chosen; by 0.05 one that would have left
-the plateau is taken for harmful on one problem of eight."""
+batches differ by, has done little harm. Chosen on the same seeds."""
 
 PLATEAU = 0.3
 """The first heat is on a plateau where the rate a decade below its best one has learned less than this share of what
