@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import io
 import warnings
 from collections.abc import Callable
@@ -125,8 +126,9 @@ class Drawer:
 class Steps(Writes):
     """Steps a scheduler of its own after every update."""
 
-    def __init__(self, make: Callable[[Any], Any], late: bool, metric: bool = False) -> None:
+    def __init__(self, make: Callable[[Any], Any], late: bool, metric: bool = False, frozen: bool = False) -> None:
         self.make, self.late, self.arguments = make, late, (1.0,) if metric else ()
+        self.frozen = frozen
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.step: Callable[[], None] | None = None
@@ -143,6 +145,8 @@ class Steps(Writes):
         scheduler = self.make(optimizer)
         drawer = Drawer([{"deep": ({"inside": [scheduler]},)}])
         self.step = lambda: drawer.things[0]["deep"][0]["inside"][0].step(*self.arguments)  # a closure
+        if self.frozen:
+            gc.freeze()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         if self.step is not None:
@@ -172,6 +176,11 @@ LATE = ("exponential", "restarts", "plateau", "sequential", "chained")
 @pytest.mark.parametrize(("name", "late"), [*((name, False) for name in SCHEDULERS), *((name, True) for name in LATE)])
 def test_a_scheduler_in_a_closure_sees_the_scheduled_values(name: str, late: bool) -> None:
     _times_the_factor(lambda: [Steps(SCHEDULERS[name], late, metric=name == "plateau")], lambda: ManualToy(sgd))
+
+
+def test_a_scheduler_that_the_garbage_collector_does_not_show_any_more_is_found() -> None:
+    _times_the_factor(lambda: [Steps(SCHEDULERS["cosine"], False, frozen=True)], lambda: ManualToy(sgd))
+    assert gc.get_freeze_count() > 0, "what was frozen is frozen again"
 
 
 def test_torchs_classes_are_as_before() -> None:

@@ -90,6 +90,35 @@ def test_a_restart_begins_with_the_decay_of_its_own_cycle(cycle_growth: float) -
     assert len({row[1][1] for row in series}) == (1 if cycle_growth == 1 else 3)
 
 
+class Base(MethodCallback):
+    """A base learning rate that moves at the third update, of the first group alone."""
+
+    name, lr_role = "moves", "base"
+
+    def factor(self, clock: Any) -> tuple[float, ...]:
+        return (1.0 if clock.updates < 2 else 0.5, *[1.0] * 3)[: len(self._run.writer.optimizer.param_groups)]
+
+
+def test_it_follows_a_base_rate_the_users_decay_and_the_groups_where_they_change() -> None:
+    class Writes(Toy):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.trainer.optimizers[0]
+            if self.trainer.global_step == 4:
+                optimizer.param_groups[1]["weight_decay"] = 0.0
+            if self.trainer.global_step == 6:
+                more = torch.nn.Parameter(torch.ones(1))
+                optimizer.add_param_group({"params": [more], "lr": 0.1, "weight_decay": 0.7})
+
+    probe = Probe("lr", "weight_decay")
+    fit([Base(), NormalizedWeightDecay(0.3), probe], module=Writes(adamw), max_epochs=2)
+    expected = 0.3 * math.sqrt(8 / (48 * 2))
+    for update, row in enumerate(probe.series):
+        own = [expected / (0.002 if update < 2 else 0.001), expected / 0.01 if update < 4 else 0.0, 0.0, 0.7]
+        assert [decay for _, decay in row] == pytest.approx(own[: len(row)], rel=1e-12), update
+        assert len(row) == (4 if update >= 6 else 3)
+    assert len(probe.series) == 12
+
+
 def test_the_decay_follows_a_growing_batch() -> None:
     ramp = BatchSizeRamp(StepRamp([1, 2], factor=2), max_batch_size=32)
     series = decays(NormalizedWeightDecay(0.3), ramp, loader=DataLoader(data(64), batch_size=8))

@@ -40,13 +40,28 @@ def schedulers_of(trainer: Trainer, optimizer: Optimizer) -> list[LRScheduler]:
     """The LR schedulers of an optimizer, those included that the user steps by hand, wherever they are kept.
 
     First those that the Trainer, the module, the callbacks or an object in these keep; then any that is alive, in a
-    closure, a local variable or a module of Python's.
+    closure, a local variable or a module of Python's. What a ``gc.freeze()`` has put aside is not among these; it is
+    looked through where the optimizer's step shows that some scheduler was made for it, and none is found.
     """
     configured = [config.scheduler for config in trainer.lr_scheduler_configs]
     holders = [*configured, trainer.lightning_module, *trainer.callbacks]  # type: ignore[attr-defined]
-    alive = (thing for thing in gc.get_objects() if issubclass(type(thing), LRScheduler))
-    found = {id(scheduler): scheduler for scheduler in (*kept_schedulers(holders), *alive)}
-    return [scheduler for scheduler in found.values() if _steps(scheduler, optimizer)]
+    found = _those_of(optimizer, [*kept_schedulers(holders), *_alive()])
+    if not found and hasattr(optimizer.step, "_wrapped_by_lr_sched") and gc.get_freeze_count():
+        gc.unfreeze()
+        try:
+            found = _those_of(optimizer, _alive())
+        finally:
+            gc.freeze()
+    return found
+
+
+def _alive() -> list[LRScheduler]:
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), LRScheduler)]
+
+
+def _those_of(optimizer: Optimizer, schedulers: Iterable[LRScheduler]) -> list[LRScheduler]:
+    of_each = {id(scheduler): scheduler for scheduler in schedulers}
+    return [scheduler for scheduler in of_each.values() if _steps(scheduler, optimizer)]
 
 
 def _steps(scheduler: LRScheduler, optimizer: Optimizer) -> bool:
