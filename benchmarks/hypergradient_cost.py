@@ -9,6 +9,9 @@ does hits all alike; what is added is timed apart as well. CPU time of this proc
 implementation is the reference code's way, with its defects left out: all learning rates change together and nothing is
 concatenated; it reads one number per tensor and dot product from the device, and recomputes Adam's direction tensor by
 tensor.
+
+A second table has the time on the clock, of AdamW and 25 million parameters, with one thread and with every number of
+threads up to the machine's: the sums alone, the optimizer's step, and a copy of the parameters, in turn.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ from examples.models import ResNet
 from lightning_lr.hypergradient import AlignmentEstimator, FactorLearner
 
 ROUNDS, REPEATS = 15, 5
+LARGE, TENSORS = 25_000_000, 8
+"""Parameters for the times in several threads, and the tensors that they are in."""
+MOST_THREADS = 8
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, 0.01),
     "SGD, momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
@@ -186,8 +192,48 @@ def _added(methods: dict[str, Ours | PerTensor], order: random.Random) -> dict[s
     return rounds
 
 
+def in_threads() -> list[dict[str, Any]]:
+    """Milliseconds on the clock that the sums, a step and a copy take, by the number of torch's threads."""
+    parameters = [nn.Parameter(torch.randn(LARGE // TENSORS)) for _ in range(TENSORS)]
+    optimizer = torch.optim.AdamW(parameters, 1e-5)
+    copy = [torch.empty_like(p) for p in parameters]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    method, before = Ours(optimizer), torch.get_num_threads()
+    work: dict[str, Callable[[], Any]] = {
+        "sums": method.estimator.sums,
+        "step": optimizer.step,
+        "copy": lambda: torch._foreach_copy_(copy, [p.detach() for p in parameters]),
+    }
+    rows, order = [], random.Random(1)
+    try:
+        for _ in range(3):  # the first sums have no direction, the second find out what to read
+            method.before_step()
+            optimizer.step()
+            method.after_step()
+        for threads in range(1, min(MOST_THREADS, os.cpu_count() or 1) + 1):
+            torch.set_num_threads(threads)
+            taken: dict[str, list[float]] = {name: [] for name in work}
+            for round_ in range(ROUNDS + 2):
+                for name in order.sample(list(work), len(work)):
+                    begin = time.perf_counter()
+                    work[name]()
+                    if round_ >= 2:
+                        taken[name].append(1e3 * (time.perf_counter() - begin))
+                    method.estimator.before_step(method.base)
+                    method.after_step()
+            rows.append({"threads": threads, **{name: median_with_interval(ms) for name, ms in taken.items()}})
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def _interval(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
 def _times(found: dict[str, float]) -> str:
-    return f"{found['median']:.1f} [{found['low']:.1f}, {found['high']:.1f}] x"
+    return f"{_interval(found, 1)} x"
 
 
 def main(out: Path) -> None:
@@ -209,20 +255,27 @@ def main(out: Path) -> None:
                 row["optimizer"],
                 f"{row['bare_ms']:.1f}",
                 f"{ours:.2f}",
-                ""
-                if slower is None
-                else f"{other:.2f}: {slower['median']:.1f} [{slower['low']:.1f}, {slower['high']:.1f}] x",
+                "" if slower is None else f"{other:.2f}: {_times(slower)}",
                 f"{row['ratio']['Ours']:.4f}",
-                f"{whole['median']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}]",
+                _interval(whole, 3),
                 f"{row['copies']:.0f}",
             ]
         )
     headings = ["network", "optimizer", "bare step, ms", "added, ms", "tensor by tensor, ms", "(bare + added) / bare",
                 "whole steps, ratio [95 %]", "copies of the model kept"]  # fmt: skip
-    text = markdown_table(headings, body)
+    threads = in_threads()
+    names = ("sums", "step", "copy")
+    table_of_threads = markdown_table(
+        ["threads", "sums, ms", "AdamW's step, ms", "copy of the parameters, ms"],
+        [[str(row["threads"]), *(_interval(row[name], 1) for name in names)] for row in threads],
+    )
+    text = (
+        f"{markdown_table(headings, body)}\nTime on the clock with {LARGE:,} parameters in {TENSORS} tensors, by the "
+        f"number of threads.\n\n{table_of_threads}"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    load = f"{environment()['device']}, one thread, load of the machine {os.getloadavg()[0]:.0f}."
+    load = f"{environment()['device']}, one thread but where said, load of the machine {os.getloadavg()[0]:.0f}."
     out.with_suffix(".md").write_text(f"# Cost of a hypergradient\n\n{load}\n\n{text}", encoding="utf-8")
-    record = {"environment": environment(), "load": os.getloadavg(), "rounds": ROUNDS, "rows": rows}
+    record = {"environment": environment(), "load": os.getloadavg(), "rounds": ROUNDS, "rows": rows, "threads": threads}
     out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(text)
