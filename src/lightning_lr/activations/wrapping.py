@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import update_wrapper
-from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from lightning_lr.activations.blocks import Candidate
 from lightning_lr.activations.segment import replaying
-from lightning_lr.patching import override_on_instance
+from lightning_lr.patching import Override, override_on_instance
 
 CallBlock = Callable[["BlockForward", tuple[Any, ...], dict[str, Any]], Any]
 
 
-class BlockForward:
+class BlockForward(Override):
     """Stands in a block's ``forward`` until :meth:`undo`.
 
     Under ``torch.compile`` of the network, where the hooks of a segment cannot follow, an outermost block becomes one
@@ -35,11 +32,11 @@ class BlockForward:
         module = candidate.module
         self.candidate = candidate
         self.original: Callable[..., Any] = module.forward
+        super().__init__(module, "forward", self.original)
         self.norms = [m for m in module.modules() if isinstance(m, _BatchNorm)] if preserve_batch_norm else []
         self.modules = list(module.modules())
         self._call = call
         self._outermost = candidate.level == 0
-        update_wrapper(self, self.original)
         self._undo = override_on_instance(module, "forward", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,12 +53,3 @@ class BlockForward:
     def undo(self) -> None:
         """Give the block its own forward back."""
         self._undo()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # a copy of the module (such as an average of its weights) gets the plain forward, bound to the copy
-        copied: nn.Module = memo.get(id(self.candidate.module), self.candidate.module)
-        return MethodType(type(copied).forward, copied)
-
-    def __reduce__(self) -> Any:
-        module = self.candidate.module
-        return MethodType, (type(module).forward, module)

@@ -129,9 +129,15 @@ def bracket_steps(scheduler: LRScheduler, bracket: Bracket) -> Callable[[], None
         with bracket():
             return own.step(self, *args, **kwargs)
 
+    def reduced(self: Any, protocol: Any) -> Any:
+        # a copy, or what is pickled, is an ordinary scheduler: the bracket is of the optimizer of this run
+        reduction: Any = own.__reduce_ex__(self, max(2, protocol))
+        return _new_of, (own,), *reduction[2:]
+
     names = {
         _BRACKETED: True,
         "step": step,
+        "__reduce_ex__": reduced,
         "__module__": own.__module__,
         "__qualname__": own.__qualname__,
         "__doc__": own.__doc__,
@@ -169,6 +175,10 @@ def bracket_new_schedulers(optimizer: Optimizer, bracket: Bracket) -> Callable[[
             _constructors.clear()
 
     return undo_all
+
+
+def _new_of(kind: type[Any]) -> Any:
+    return object.__new__(kind)
 
 
 _BRACKETED = "_lightning_lr_brackets_step"
