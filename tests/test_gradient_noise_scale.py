@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_lr import AdaptiveRamp, BatchSizeRamp, Cosine, CurveRamp, GradientNoiseScale
@@ -383,3 +384,43 @@ def test_noise_scale_is_exact_over_devices(world: int, tmp_path: Path) -> None:
         assert all(result[name] == results[0][name] for result in results), "ranks agree"
         assert_exact(results[0][name], len(results[0][name]))
         assert len(results[0][name]) >= 2
+
+
+class Derives(Exact):
+    """Takes derivatives with respect to its parameters that are of no update, as an adaptive weight of a loss is."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+        loss = super().training_step(batch, batch_idx)
+        if loss is not None:
+            torch.autograd.grad(7 * loss, list(self.parameters()), retain_graph=True)
+        return loss
+
+
+def test_a_derivative_that_no_update_uses_is_not_measured() -> None:
+    assert_exact(exactly(zeros(104, 4), 8, module=Derives()), 8)
+
+
+class CallsTwice(Toy):
+    """One layer in two checkpoints."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__(lambda module: torch.optim.SGD(module.parameters(), lr=0.05))
+        self.twice = torch.nn.Linear(6, 6)
+        self.reentrant = reentrant
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x = batch[0].requires_grad_()
+        for _ in range(2):
+            x = checkpoint(self.twice, x, use_reentrant=self.reentrant)
+        return super().training_step((x, batch[1]), batch_idx)
+
+
+def test_a_gradient_that_comes_in_parts_is_said_and_not_measured() -> None:
+    def trained(reentrant: bool) -> GradientNoiseScale:
+        noise = GradientNoiseScale()
+        fit([noise], module=CallsTwice(reentrant), loader=DataLoader(data(), batch_size=4), accumulate_grad_batches=2)
+        return noise
+
+    with pytest.warns(UserWarning, match="comes in parts, as where reentrant checkpointing calls a layer twice"):
+        assert trained(True).estimator.updates == 0
+    assert trained(False).estimator.updates > 0

@@ -47,6 +47,8 @@ class ByHand(Toy):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         optimizer = self.optimizers()
         loss = super().training_step(batch, batch_idx)
+        if self.style == "derives":
+            _derive(loss, self)
         if self.style == "in parts":
             self.manual_backward(0.3 * loss / self.k, retain_graph=True)
             self.manual_backward(0.7 * loss / self.k)
@@ -56,6 +58,8 @@ class ByHand(Toy):
             (loss / self.k).backward()
         else:
             self.manual_backward(loss / self.k)
+        if self.style == "derives":
+            _derive(super().training_step(batch, batch_idx), self)
         if self.style == "clips early":
             nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
         if (batch_idx + 1) % self.k == 0 or self.trainer.is_last_batch:
@@ -84,8 +88,13 @@ class ByHand(Toy):
 
 STYLES = (
     *("plain", "in parts", "not divided", "clipped", "raw optimizer", "zeroes", "drops by hand", "zeroes by hand"),
-    "by the module",
+    *("by the module", "derives"),
 )
+
+
+def _derive(loss: Tensor, module: nn.Module) -> None:
+    """A derivative with respect to the parameters that no update uses: an adaptive weight of a loss, for example."""
+    torch.autograd.grad(loss.square(), list(module.parameters()), retain_graph=True)
 
 
 def sgd(module: Any) -> Any:

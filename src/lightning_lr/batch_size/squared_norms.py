@@ -45,18 +45,24 @@ class SquaredNorms:
             self._open[0].append(parameter)
             self._open[1].append(_measured(gradient))
 
-    def close(self, scale: float) -> None:
-        """The backward is over; its squared norms are multiplied by ``scale``."""
+    def close(self, scale: float) -> bool:
+        """The backward is over; its squared norms are multiplied by ``scale``.
+
+        Returns:
+            Whether each gradient came whole. Reentrant checkpointing derives block by block, so that a layer that it
+            calls twice has its gradient in two parts, whose squared norms do not add up to that of their sum.
+        """
         parameters, measured = self._open
         if not parameters:
-            return
+            return True
         self._open = [], []
         squares = _added(measured, self._device).mul_(scale)
         known = next((found for found in self._closed if _same(found[0], parameters)), None)
-        if known is None:
-            self._closed.append((parameters, squares))
-        else:
+        if known is not None:
             known[1].add_(squares)
+            return True
+        self._closed.append((parameters, squares))
+        return len(set(map(id, parameters))) == len(parameters)
 
     @property
     def parameters(self) -> list[Tensor]:

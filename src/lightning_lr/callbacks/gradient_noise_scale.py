@@ -98,7 +98,8 @@ class GradientNoiseScale(MethodCallback):
         """Samples of the present micro-batch on this device."""
         self._micro_batch = 0
         self._scale = 0.0
-        """Makes a squared norm of the present backward that of the micro-batch's mean gradient."""
+        """Makes a squared norm of the present backward that of the micro-batch's mean gradient; 0 outside of one, where
+        a gradient that appears is of ``torch.autograd.grad``, and of no update."""
         self._squares: SquaredNorms | None = None
         """Of the gradients of this update; ``None`` before the first."""
         self._contents = WindowContents()
@@ -166,7 +167,6 @@ class GradientNoiseScale(MethodCallback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if not self._measured or self._run is None:
             return
-        self._close_backward()
         if self._squares is None:
             if trainer.world_size == 1 and internals.update_ends(trainer):
                 return  # the only micro-batch of its update: nothing to compare with
@@ -174,7 +174,6 @@ class GradientNoiseScale(MethodCallback):
             self._hook_parameters(pl_module)
         weight = self._run.loss_weight(trainer.current_epoch, self._micro_batch) / int(trainer.accumulate_grad_batches)
         if weight == 0:
-            self._scale = 0.0
             return
         if not self._size:
             self._warn_of_unknown_size()
@@ -185,7 +184,6 @@ class GradientNoiseScale(MethodCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if not self._measured or self._run is None or self._by_hand is not None or self._squares is None:
             return
-        self._close_backward()
         moving = self._moving(optimizer)
         squares = self._squares.total(moving)
         own = squares.new_tensor(self._contents.sums())
@@ -202,6 +200,7 @@ class GradientNoiseScale(MethodCallback):
         self._forget()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close_backward()
         if self._by_hand is not None:
             self._by_hand.after_backward()
         elif self._squares is not None and not self._engine_has_it and internals.update_ends(trainer):
@@ -252,9 +251,8 @@ class GradientNoiseScale(MethodCallback):
                 "with one device and one batch in an update there is one gradient and nothing to compare it with; "
                 "accumulate the gradients of several batches"
             )
-        if told is not None and not self._warned:
-            self._warned = True
-            rank_zero_warn(f"GradientNoiseScale: {told}")
+        if told is not None:
+            self._warn_once(told)
 
     @staticmethod
     def _size_is_known(contents: WindowContents) -> bool:
@@ -284,8 +282,13 @@ class GradientNoiseScale(MethodCallback):
         return seen
 
     def _close_backward(self) -> None:
-        if self._squares is not None and self._scale:
-            self._squares.close(self._scale)
+        if self._squares is not None and self._scale and not self._squares.close(self._scale):
+            self._contents.add(math.nan, 0.0)
+            self._warn_once(
+                "the gradient of a parameter comes in parts, as where reentrant checkpointing calls a layer twice; "
+                "such updates are not measured. Set use_reentrant=False"
+            )
+        self._scale = 0.0
 
     def _take_norm(self, norm: float | None) -> None:
         """The engine has made the update, and has taken the norm of its gradient on the way."""
@@ -310,15 +313,19 @@ class GradientNoiseScale(MethodCallback):
             self.estimator.update(small_sq_norm, big_sq_norm, contents.small_batch, contents.big_batch)
 
     def _warn_of_unknown_size(self) -> None:
+        self._warn_once(
+            "the sampler and the batch do not show how many samples a micro-batch has, and such updates are not "
+            "measured; give count_samples, a function of the batch"
+        )
+
+    def _warn_once(self, words: str) -> None:
         if not self._warned:
             self._warned = True
-            rank_zero_warn(
-                "GradientNoiseScale: the sampler and the batch do not show how many samples a micro-batch has, and "
-                "such updates are not measured; give count_samples, a function of the batch"
-            )
+            rank_zero_warn(f"GradientNoiseScale: {words}")
 
     def _forget(self) -> None:
         self._squares, self._contents, self._big = None, WindowContents(), None
+        self._scale = 0.0
 
     def _leave(self, trainer: Trainer) -> None:
         for undo in self._undo:

@@ -48,6 +48,9 @@ class WindowByHand:
         self.missed = 0
         """Those of which the last backward was not ``manual_backward``, or whose gradient was changed before it."""
         self._size: int | None = None
+        self._appeared: dict[Tensor, tuple[Tensor, bool, bool]] = {}
+        """Gradients that have appeared and have not been added to the parameter's yet (those of ``autograd.grad`` never
+        are), with whether the one there was dropped by hand, and whether it was changed."""
         self._batch: dict[Tensor, Tensor] = {}
         self._squares: dict[Tensor, Tensor] = {}
         self._contents = WindowContents()
@@ -86,18 +89,30 @@ class WindowByHand:
             squared = squared_norm(list(gradients.values()), self._module.device)
             self._big = squared / internals.gradient_scale(self._trainer) ** 2
 
-    def _add(self, parameter: Tensor, gradient: Tensor) -> None:
+    def _appears(self, parameter: Tensor, gradient: Tensor) -> None:
         if not self._measures(self.steps):
             return
+        dropped = changed = False
         if parameter in self._batch or parameter in self._squares:
             there = parameter.grad
-            if there is None or (there._version != self._versions.get(parameter, there._version) and not there.any()):
-                self._forget()  # it was dropped by hand
-            else:
-                self._changed |= there._version != self._versions.get(parameter, there._version)
-        self._big = None
+            dropped = there is None or (
+                there._version != self._versions.get(parameter, there._version) and not bool(there.any())
+            )
+            changed = there is not None and there._version != self._versions.get(parameter, there._version)
         own = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
         own /= internals.gradient_scale(self._trainer)
+        self._appeared[parameter] = own, dropped, changed
+
+    def _add(self, parameter: Tensor) -> None:
+        """What has appeared is in the parameter's gradient now."""
+        if parameter not in self._appeared:
+            return
+        own, dropped, changed = self._appeared.pop(parameter)
+        if dropped:
+            self._forget()
+        else:
+            self._changed |= changed
+        self._big = None
         before = self._batch.get(parameter)
         self._batch[parameter] = own if before is None else before.add_(own)
 
@@ -128,7 +143,7 @@ class WindowByHand:
 
     # ------------------------------------------------------------------ inside
     def _forget(self) -> None:
-        self._batch, self._squares, self._contents, self._big = {}, {}, WindowContents(), None
+        self._appeared, self._batch, self._squares, self._contents, self._big = {}, {}, {}, WindowContents(), None
         self._versions, self._changed = {}, False
 
     def _hook_parameters(self) -> None:
@@ -136,7 +151,10 @@ class WindowByHand:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter not in self._hooked:
-                    self._undo.append(parameter.register_hook(partial(self._add, parameter)).remove)
+                    self._undo += [
+                        parameter.register_hook(partial(self._appears, parameter)).remove,
+                        parameter.register_post_accumulate_grad_hook(self._add).remove,
+                    ]
                     self._hooked.add(parameter)
 
     def _around_zero_grad(self, owner: Any) -> Callable[[], None]:
