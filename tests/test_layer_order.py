@@ -279,6 +279,81 @@ def test_what_no_forward_pass_calls_shifts_nothing_and_is_said() -> None:
     assert of(found, *(f"vision_model.layers.{i}" for i in range(2)), "vision_model.embeddings") == [6, 5, 7]
 
 
+class WithOldBlocks(nn.Module):
+    """Blocks that were kept so that old checkpoints load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+        self.blocks, self.old_blocks = tower(3).layers, tower(4).layers
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class WithAligner(nn.Module):
+    """Word times come from another method than the answer; its encoder stands between the two that train."""
+
+    def __init__(self, of_words: str, called: str) -> None:
+        super().__init__()
+        self.add_module("audio_tower", tower(3))
+        self.add_module(of_words, tower(2))
+        self.add_module(called, tower(3))
+        self.head, self.of_words, self.called = nn.Linear(8, 9), of_words, called
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self._modules[self.called](self.audio_tower(x)))
+
+    def times(self, x: Tensor) -> Any:
+        return self._modules[self.of_words](self.audio_tower(x))
+
+
+class Renamed(nn.Module):
+    """The same blocks under two names, of which one is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.net = nn.Linear(8, 8), nn.Linear(8, 8), tower(3)
+        self.all_layers = self.net.layers
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.net(self.stem(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "idle", "trained"),
+    [
+        (WithOldBlocks, "old_blocks", ("blocks.2", "blocks.1", "blocks.0", "embed")),
+        *(
+            (
+                lambda of_words=of_words, called=called: WithAligner(of_words, called),
+                of_words,
+                tuple(f"{called}.layers.{i}" for i in (2, 1, 0)),
+            )
+            for of_words in ("word_timestamp_encoder", "times_encoder", "extra")
+            for called in ("language_model", "decoder", "trunk")
+        ),
+    ],
+)
+def test_parts_with_blocks_that_no_forward_pass_calls_shift_nothing_whatever_they_are_called(
+    make: Callable[[], nn.Module], idle: str, trained: tuple[str, ...]
+) -> None:
+    with pytest.warns(UserWarning, match=f"is a guess: {idle}: called by no forward pass, and taken to feed nothing"):
+        discover(make())
+    found = distances(make(), silent=False)
+    assert of(found, idle, "head", *trained) == [0, 0, *range(1, len(trained) + 1)]
+    if idle != "old_blocks":
+        low, high = of(found, "audio_tower.layers.0", "audio_tower.layers.2")
+        assert low == high + 2 > 2 + len(trained)
+
+
+def test_another_name_of_blocks_that_are_called_is_nothing_that_is_left_out() -> None:
+    assert of(distances(Renamed()), "head", *(f"net.layers.{i}" for i in (2, 1, 0)), "stem") == [0, 1, 2, 3, 4]
+
+
 class Unreadable(nn.Module):
     def __init__(self) -> None:
         super().__init__()

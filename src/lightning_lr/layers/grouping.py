@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
+
+from torch import nn
 
 from lightning_lr.layers import roles
 from lightning_lr.layers.items import Item, members_of
+from lightning_lr.layers.names import all_parameters
 from lightning_lr.layers.structure import Structure
 from lightning_lr.layers.visits import Visits
 
 
 def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[str]:
-    """Sub-models next to a language model that no forward pass calls, such as a tokenizer of images.
+    """Parts with blocks that a forward pass leaves out, next to others that it calls.
 
-    Nobody trains what is not called; it must not shift the others. A name such as ``vision_tower`` speaks for itself:
-    its input may be optional.
+    Nobody trains what is not called; it must not shift the others. A name such as ``vision_tower`` or ``projector``
+    speaks for itself: its input may be optional.
     """
-    models = [item for item in items if item.is_model]
-    if visits is None or not any(roles.LANGUAGE.fullmatch(m.name) and visits.has(*members_of(m)) for m in models):
+    called = [item for item in items if visits is not None and visits.has(*members_of(item))]
+    trained = {id(parameter) for item in called for parameter in _parameters(item)}
+    idle = [
+        item.name
+        for item in items
+        if item.bears
+        and not item.is_block
+        and item not in called
+        and not roles.may_lack_its_input(item.name)
+        and not any(roles.are_opponents(item.name, other.name) for other in called)
+        and any(id(parameter) not in trained for parameter in _parameters(item))  # another name of what is called
+    ]
+    trunk = [item for item in called if item.bears]
+    if visits is None or not idle or not trunk:
         return []
-    called = [item for item in models if visits.has(*members_of(item))]
-    idle = [m.name for m in models if m not in called and not roles.says_what_it_reads(m.name)]
-    if idle:
-        structure.guesses.append(f"{', '.join(idle)}: called by no forward pass, and taken to feed nothing")
+    in_series = any(visits.reaches(members_of(one), members_of(other)) for one, other in permutations(trunk, 2))
+    writes = any(roles.LANGUAGE.fullmatch(item.name) for item in trunk)
+    if roles.are_towers(item.name for item in items if item.bears) and not in_series and not writes:
+        return []  # side by side, as their names say
+    structure.guesses.append(f"{', '.join(idle)}: called by no forward pass, and taken to feed nothing")
     return idle
+
+
+def _parameters(item: Item) -> list[nn.Parameter]:
+    return [parameter for _, child in item.children for _, parameter in all_parameters(child)]
 
 
 def groups_of(

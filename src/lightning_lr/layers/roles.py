@@ -153,6 +153,11 @@ def says_what_it_reads(name: str) -> bool:
     return bool(words(name)) or any(kind.fullmatch(name) for kind in kinds)
 
 
+def may_lack_its_input(name: str) -> bool:
+    """Whether a part's name says that it reads, or passes on, something other than text, which not every batch has."""
+    return any(kind.fullmatch(name) for kind in (MODALITY, CONNECTOR))
+
+
 def are_opponents(one: str, other: str) -> bool:
     """Whether two networks are trained against one another, or one to judge the other, by their names."""
     a, b = words(one), words(other)
