@@ -260,6 +260,40 @@ def test_user_frozen_parameters_stay_frozen() -> None:
     assert not torch.equal(module.blocks[1][0].bias, bias)
 
 
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start", "on_train_epoch_start"])
+def test_what_a_hook_of_the_module_freezes_stays_frozen(hook: str) -> None:
+    class Freezes(Deep):
+        def freeze(self, *_: Any, **__: Any) -> None:
+            self.stem.weight.requires_grad_(False)
+            self.blocks[0].requires_grad_(False)
+
+    setattr(Freezes, hook, Freezes.freeze)
+    module, unfreezing = Freezes(sgd), gentle()
+    frozen = [module.stem.weight, *module.blocks[0].parameters()]
+    start = [p.detach().clone() for p in frozen]
+    bias = module.stem.bias.detach().clone()
+    fit([unfreezing], module=module, max_epochs=5)
+    assert all(torch.equal(p, before) for p, before in zip(frozen, start, strict=True))
+    assert not any(p.requires_grad for p in frozen)
+    assert not torch.equal(module.stem.bias, bias)
+    turns = 3 if hook in ("setup", "on_fit_start") else 4  # a layer that is frozen before training has none of its own
+    assert len(unfreezing.order.thaws) == turns
+
+
+def test_what_the_module_freezes_after_its_turn_stays_frozen() -> None:
+    class Freezes(Deep):
+        def on_train_epoch_start(self) -> None:
+            if self.trainer.current_epoch == 2:
+                self.head.requires_grad_(False)
+
+    module, watch = Freezes(sgd), Watch()
+    fit([gentle(), watch], module=module, max_epochs=5)
+    heads = [row["head"] for row in watch.rows]
+    assert not torch.equal(heads[0], heads[11])
+    assert all(torch.equal(head, heads[11]) for head in heads[12:])
+    assert not module.head.weight.requires_grad
+
+
 def test_fast_dev_run_runs_and_says_nothing_of_short_runs(recwarn: pytest.WarningsRecorder) -> None:
     _, trainer = fit([gentle()], module=Deep(), fast_dev_run=True)
     assert trainer.global_step == 1

@@ -98,6 +98,10 @@ class GradualUnfreezing(MethodCallback):
     def check(self, trainer: Trainer, module: LightningModule) -> None:
         _ = self.order  # the module is complete now
 
+    def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self.order.holds_of(module):  # the module's on_fit_start has frozen something
+            self._order = None
+
     def factor(self, clock: SampleClock) -> float:
         return 1.0
 
@@ -164,9 +168,9 @@ class GradualUnfreezing(MethodCallback):
                 "computed and dropped, which saves no time; with DDP, find_unused_parameters=True saves it"
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
-        self._frozen.freeze(self.order.begun(internals.starting_position(trainer)[0]))
+        # frozen is when the first epoch or batch starts: the module's on_train_start may freeze something of its own
         if not pl_module.automatic_optimization:
-            self._warn_of_frozen_optimizers(trainer)
+            self._warn_of_frozen_optimizers(trainer, self.order.begun(internals.starting_position(trainer)[0]))
         if self._run is not None and not internals.is_fast_dev_run(trainer):
             for note in self.plan_notes(self._run.clock.shape, trainer.optimizers[0]):
                 rank_zero_warn(f"GradualUnfreezing: {note}")
@@ -198,6 +202,8 @@ class GradualUnfreezing(MethodCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._frozen is not None:
+            if not self._frozen.holds:  # a resume inside an epoch
+                self._frozen.freeze(self.order.begun(trainer.current_epoch))
             self._frozen.set_modes()  # the module's own hooks, or a validation, may have called train()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -206,11 +212,11 @@ class GradualUnfreezing(MethodCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     # ------------------------------------------------------------------ inside
-    def _warn_of_frozen_optimizers(self, trainer: Trainer) -> None:
+    def _warn_of_frozen_optimizers(self, trainer: Trainer, begun: int) -> None:
         """A module that toggles such an optimizer has a loss without a gradient, and torch's error names no cause."""
         assert self._frozen is not None
         for index, optimizer in enumerate(trainer.optimizers):
-            if self._frozen.hold_all(p for group in optimizer.param_groups for p in group["params"]):
+            if self._frozen.hold_all((p for group in optimizer.param_groups for p in group["params"]), begun):
                 rank_zero_warn(
                     f"GradualUnfreezing: all parameters of optimizer {index} ({type(optimizer).__name__}) are frozen "
                     "when training begins. If training_step toggles that optimizer, its loss has no gradient and the "

@@ -49,7 +49,7 @@ class UnfreezingOrder:
         if not isinstance(epochs_per_layer, int) or isinstance(epochs_per_layer, bool) or epochs_per_layer < 1:
             raise ValueError(f"got epochs_per_layer={epochs_per_layer!r}; give a whole number of epochs from 1")
         found = discover(module, layers)
-        trainable = {name for name, parameter in parameters_by_name(module).items() if parameter.requires_grad}
+        trainable = _trainable(module)
         if not trainable:
             raise ValueError(
                 f"every parameter of {type(unwrapped(module)).__name__} is frozen (requires_grad=False), so there is "
@@ -60,6 +60,7 @@ class UnfreezingOrder:
             own = tuple(name for name in layer.parameters if name in trainable)
             if own:
                 by_depth.setdefault(layer.depth, []).append((layer.name, own))
+        self._trainable = trainable
         self.epochs_per_layer = epochs_per_layer
         self.how = found.how
         """Which convention found the layers."""
@@ -68,6 +69,10 @@ class UnfreezingOrder:
             for depth in sorted(by_depth, reverse=True)
         )
         """What begins to train together, the top first."""
+
+    def holds_of(self, module: nn.Module) -> bool:
+        """Whether the user has frozen nothing else in the meantime, and nothing less."""
+        return _trainable(module) == self._trainable
 
     def begun(self, epoch: int) -> int:
         """How many thaws have begun in an epoch (from 0): at least 1."""
@@ -93,6 +98,8 @@ class UnfreezingOrder:
 
 class FrozenLayers:
     """Keeps still what has not begun to train, and gives everything back in the end.
+
+    Only what it has frozen itself is ever made trainable again: what the user freezes, before or during the run, stays.
 
     Args:
         module: the model that ``order`` was made of.
@@ -120,7 +127,8 @@ class FrozenLayers:
             if not train_batch_norm and norm.training and id(neighbour) in thaw_of:
                 self._norms[thaw_of[id(neighbour)]].append(norm)
         self._still: set[int] = set()
-        self._begun = len(order.thaws)
+        self._frozen: set[int] = set()
+        self._begun: int | None = None
 
     def freeze(self, begun: int) -> None:
         """Let the first ``begun`` thaws train and keep the others still."""
@@ -129,16 +137,25 @@ class FrozenLayers:
             for parameter in parameters:
                 if index >= begun:
                     parameter.grad = None
-                if self.without_backward:
-                    parameter.requires_grad_(index < begun)
+                    if self.without_backward and parameter.requires_grad:
+                        self._frozen.add(id(parameter))
+                        parameter.requires_grad_(False)
+                elif id(parameter) in self._frozen:
+                    self._frozen.discard(id(parameter))
+                    parameter.requires_grad_(True)
         for norm in (norm for norms in self._norms[:begun] for norm in norms if id(norm) in self._still):
             norm.training = True
             self._still.discard(id(norm))
         self.set_modes()
 
-    def hold_all(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether each of these has not begun to train."""
-        still = {id(parameter) for thaw in self._parameters[self._begun :] for parameter in thaw}
+    @property
+    def holds(self) -> bool:
+        """Whether anything has been frozen yet."""
+        return self._begun is not None
+
+    def hold_all(self, parameters: Iterable[nn.Parameter], begun: int) -> bool:
+        """Whether none of these is in the first ``begun`` thaws."""
+        still = {id(parameter) for thaw in self._parameters[begun:] for parameter in thaw}
         return all(id(parameter) in still for parameter in parameters)
 
     def set_modes(self) -> None:
@@ -156,6 +173,10 @@ class FrozenLayers:
     def restore(self) -> None:
         """Give the model back as the user had prepared it."""
         self.freeze(len(self._parameters))
+
+
+def _trainable(module: nn.Module) -> set[str]:
+    return {name for name, parameter in parameters_by_name(module).items() if parameter.requires_grad}
 
 
 def _batch_norms(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter | None]]:
