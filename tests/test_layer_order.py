@@ -274,9 +274,11 @@ def test_what_no_forward_pass_calls_shifts_nothing_and_is_said() -> None:
     with pytest.warns(UserWarning, match="is a guess: tokenizer: called by no forward pass, and taken to feed nothing"):
         discover(WithTokenizer())
     found = distances(WithTokenizer(), silent=False)
-    assert of(found, "tokenizer", *(f"language_model.layers.{i}" for i in range(3))) == [0, 3, 2, 1]
-    assert of(found, "aligner", "language_model.embeddings") == [4, 4]
-    assert of(found, *(f"vision_model.layers.{i}" for i in range(2)), "vision_model.embeddings") == [6, 5, 7]
+    assert of(found, *(f"language_model.layers.{i}" for i in range(3))) == [2, 1, 0]
+    assert of(found, "aligner", "language_model.embeddings") == [3, 3]
+    assert of(found, *(f"vision_model.layers.{i}" for i in range(2)), "vision_model.embeddings") == [5, 4, 6]
+    # as it would be alone
+    assert of(found, "tokenizer.embeddings", *(f"tokenizer.layers.{i}" for i in range(5))) == [5, 4, 3, 2, 1, 0]
 
 
 class WithOldBlocks(nn.Module):
@@ -344,8 +346,11 @@ def test_parts_with_blocks_that_no_forward_pass_calls_shift_nothing_whatever_the
     with pytest.warns(UserWarning, match=f"is a guess: {idle}: called by no forward pass, and taken to feed nothing"):
         discover(make())
     found = distances(make(), silent=False)
-    assert of(found, idle, "head", *trained) == [0, 0, *range(1, len(trained) + 1)]
-    if idle != "old_blocks":
+    assert of(found, "head", *trained) == [0, *range(1, len(trained) + 1)]
+    if idle == "old_blocks":
+        assert of(found, *(f"old_blocks.{i}" for i in range(4))) == [4, 3, 2, 1]
+    else:
+        assert of(found, *(f"{idle}.{part}" for part in ("layers.1", "layers.0", "embeddings"))) == [1, 2, 3]
         low, high = of(found, "audio_tower.layers.0", "audio_tower.layers.2")
         assert low == high + 2 > 2 + len(trained)
 

@@ -125,7 +125,7 @@ def _table(found: LayerMap) -> str:
 def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:
     """Place every parameter once: tied weights in the lowest of their places."""
     distance = distances(tree)
-    places = {name: leaf for leaf in leaves(tree) for name in leaf.parameters}
+    places = {name: leaf for leaf in leaves(tree, aside=True) for name in leaf.parameters}
     first: dict[int, str] = {}
     lowest: dict[int, Leaf] = {}
     for name, parameter in all_parameters(model):
@@ -133,13 +133,13 @@ def _map(model: nn.Module, tree: Series, how: str) -> LayerMap:
         first.setdefault(key, name)
         if key not in lowest or distance[place] > distance[lowest[key]]:
             lowest[key] = place
-    for leaf in leaves(tree):
+    for leaf in leaves(tree, aside=True):
         leaf.parameters = []
     for key, name in first.items():
         lowest[key].parameters.append(name)
     distance = distances(tree)  # again: a layer that held nothing but a tied weight is gone
     top = max(distance.values())
-    found = [leaf for leaf in leaves(tree) if leaf.parameters]
+    found = [leaf for leaf in leaves(tree, aside=True) if leaf.parameters]
     names = [leaf.name for leaf in found]
     layers = [
         Layer(

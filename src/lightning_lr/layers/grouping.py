@@ -15,16 +15,17 @@ from lightning_lr.layers.structure import Structure
 from lightning_lr.layers.visits import Visits
 
 
-def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[str]:
+def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[Item]:
     """Parts with blocks that a forward pass leaves out, next to others that it calls.
 
-    Nobody trains what is not called; it must not shift the others. A name such as ``vision_tower`` or ``projector``
+    What is not called must not shift the others. It has the layers that it would have alone, in case something else
+    calls it. A name such as ``vision_tower`` or ``projector``
     speaks for itself: its input may be optional.
     """
     called = [item for item in items if visits is not None and visits.has(*members_of(item))]
     trained = {id(parameter) for item in called for parameter in _parameters(item)}
     idle = [
-        item.name
+        item
         for item in items
         if item.bears
         and not item.is_block
@@ -40,7 +41,9 @@ def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) 
     writes = any(roles.LANGUAGE.fullmatch(item.name) for item in trunk)
     if roles.are_towers(item.name for item in items if item.bears) and not in_series and not writes:
         return []  # side by side, as their names say
-    structure.guesses.append(f"{', '.join(idle)}: called by no forward pass, and taken to feed nothing")
+    structure.guesses.append(
+        f"{', '.join(item.name for item in idle)}: called by no forward pass, and taken to feed nothing"
+    )
     return idle
 
 

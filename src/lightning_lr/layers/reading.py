@@ -9,7 +9,6 @@ one another, names and the order of definition decide (:mod:`~lightning_lr.layer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import nn
 
@@ -84,11 +83,11 @@ class TreeReader:
         woven = woven_in(self.structure, inside, visits, is_head)
         items = items_of(self.structure, module, [part for part in inside if part[0] not in woven], visits, is_head)
         idle = idle_of(self.structure, items, visits)
-        items = [replace(item, bears=False) if item.name in idle else item for item in items]
+        items = [item for item in items if item not in idle]
         groups = groups_of(self.structure, items, visits, on_backbone, isinstance(module, nn.ModuleDict))
         on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in items if item.bears)
         order = self.structure.passes.order(module)
-        places = places_of(self.structure, items, groups, visits, is_head, order) | dict.fromkeys(idle, "head")
+        places = places_of(self.structure, items, groups, visits, is_head, order)
         owned = {name: place_of_own(name, groups, visits, is_head, order) for name in own}
         stems = stems_of_towers([*own, *(item.name for item in items if not item.bears)], groups, visits)
         for name in stems:
@@ -129,6 +128,13 @@ class TreeReader:
         for name, child in inside:
             if name in woven:
                 weave(self.structure, reading.parts, name, child, path, visits)
+        if idle:
+            aside = [self._item(item, path, on_backbone, visits) for item in idle]
+            trees: list[Node] = [
+                read.tree(joined(path, item.name), head=False) for item, read in zip(idle, aside, strict=True)
+            ]
+            reading.parts[-1] = Series([Parallel([reading.parts[-1]], trees)])
+            reading.after += [name for read in aside for name in (*read.after, *read.head)]
         return reading
 
     def _item(self, item: Item, path: str, on_backbone: bool, visits: Visits | None) -> Reading:

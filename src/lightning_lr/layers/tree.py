@@ -28,26 +28,35 @@ class Series:
 
 @dataclass
 class Parallel:
-    """Towers: parts that end at the same height."""
+    """Towers: parts that end at the same height.
+
+    Args:
+        parts: the towers.
+        aside: towers that nothing else is measured by; what is below stands below ``parts`` alone.
+    """
 
     parts: list[Node] = field(default_factory=list)
+    aside: list[Node] = field(default_factory=list)
 
 
 Node = Leaf | Series | Parallel
 
 
-def leaves(node: Node) -> Iterator[Leaf]:
-    """The layers in definition order."""
+def leaves(node: Node, aside: bool = False) -> Iterator[Leaf]:
+    """The layers in definition order; with ``aside``, those too that nothing else is measured by."""
     if isinstance(node, Leaf):
         yield node
-    else:
-        for part in node.parts:
-            yield from leaves(part)
+        return
+    for part in node.parts:
+        yield from leaves(part, aside)
+    for part in node.aside if aside and isinstance(node, Parallel) else ():
+        yield from leaves(part, aside)
 
 
 def depth_of(node: Node) -> int:
     """How many layers there are from the lowest to the top."""
-    return 1 + max(distances(node).values(), default=-1)
+    distance = distances(node)
+    return 1 + max((distance[leaf] for leaf in leaves(node) if leaf in distance), default=-1)
 
 
 def layers_in(node: Node) -> int:
@@ -58,7 +67,8 @@ def layers_in(node: Node) -> int:
 def lowest(node: Node) -> Leaf:
     """The first of the layers that are farthest from the top."""
     distance = distances(node)
-    return max(distance, key=lambda leaf: distance[leaf]) if distance else next(leaves(node))
+    found = [leaf for leaf in leaves(node) if leaf in distance]
+    return max(found, key=lambda leaf: distance[leaf]) if found else next(leaves(node))
 
 
 def distances(node: Node) -> dict[Leaf, int]:
@@ -74,6 +84,8 @@ def _measure(node: Node, above: int, found: dict[Leaf, int]) -> int:
             found[node] = above
         return above + bool(node.parameters)
     if isinstance(node, Parallel):
+        for part in node.aside:
+            _measure(part, above, found)
         return max((_measure(part, above, found) for part in node.parts), default=above)
     for index, part in reversed(list(enumerate(node.parts))):
         if isinstance(part, Leaf) and part.stem:  # level with the stems that towers have of their own
