@@ -13,6 +13,7 @@ from numpy import random as global_numpy
 from numpy.random import default_rng
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torchmetrics import MeanMetric
 
 from benchmarks.checkpointed_models import switch_cache_off
 from lightning_lr.activations import Checkpointing, CheckpointPolicy, PlanError
@@ -173,11 +174,39 @@ class Keeps(nn.Module):
         self.seen: list[Tensor] = []
         self.generator, self.numpy, self.python = torch.Generator().manual_seed(3), default_rng(3), random.Random(3)
         self.register_buffer("mean", torch.zeros(4))
+        self._calls, self.first, self.running, self.previous = 0, True, torch.zeros(4), None
+        self.metric = MeanMetric()
 
     def draw(self, x: Tensor, given: Any) -> Tensor | float:
         if self.kind == "counter":
             self.calls += 1
             return 1 / self.calls
+        if self.kind == "private counter":
+            self._calls += 1
+            return 1 / self._calls
+        if self.kind == "flag":
+            was, self.first = self.first, not self.first
+            return 2.0 if was else 3.0
+        if self.kind == "tensor":
+            self.running = 0.9 * self.running + x.detach().mean(0)
+            return 1 + self.running
+        if self.kind == "tensor in place":
+            self.running.mul_(0.9).add_(x.detach().mean(0))
+            return 1 + self.running.clone()
+        if self.kind == "the call before":
+            before, self.previous = self.previous, x.detach().mean(0)  # type: ignore[assignment]
+            return 1.0 if before is None else 1 + before
+        if self.kind == "attribute made late":
+            before, self.late = getattr(self, "late", None), x.detach().mean(0)
+            return 1.0 if before is None else 1 + before
+        if self.kind == "graph of the step before":
+            before, self.previous = self.previous, x.square().mean(0)  # type: ignore[assignment]
+            return 1.0 if before is None else 1 + before.detach()
+        if self.kind == "metric":
+            self.metric.update(x.detach().mean())
+            return 1 + self.metric.compute()
+        if self.kind == "metric called":
+            return 1 + self.metric(x.detach().mean()) + self.metric.compute()
         if self.kind == "list":
             self.seen = [*self.seen[-2:], x.detach()]
             self.seen.append(x.detach())
@@ -217,6 +246,15 @@ class KeepingNet(nn.Module):
 
 KEPT = [
     "counter",
+    "private counter",
+    "flag",
+    "tensor",
+    "tensor in place",
+    "the call before",
+    "attribute made late",
+    "graph of the step before",
+    "metric",
+    "metric called",
     "list",
     "buffer in place",
     "buffer assigned",
@@ -241,7 +279,8 @@ def test_a_block_computes_the_same_twice_from_what_it_keeps_itself(kind: str, po
     compared(make, lambda net: net(x), CheckpointPolicy(policy))
     plain, again = (dict(net.named_buffers()) for net in nets)
     assert all(torch.equal(plain[name], again[name]) for name in plain), "and leaves the same behind"
-    assert [block.calls for block in nets[0].blocks] == [block.calls for block in nets[1].blocks]  # type: ignore[union-attr]
+    counts = [[(b.calls, b._calls, b.metric.update_count) for b in net.blocks] for net in nets]  # type: ignore[union-attr]
+    assert counts[0] == counts[1]
 
 
 # ---------------------------------------------------------------------- iterators

@@ -5,8 +5,9 @@ block runs, and what it changed is put back for the time of the recomputation. C
 (which items a list holds, which values an object's attributes have), so nothing is copied but references; tensors that
 a block writes in place are copied, once a block was seen to do so.
 
-The block's own buffers (an EMA codebook, the vectors of spectral norm), its numbers, lists and dicts, and random
-generators, among its arguments or its attributes, are noted the same way.
+The block's own buffers (an EMA codebook, the vectors of spectral norm), its tensors, numbers, flags, lists and dicts (a
+metric's, a running mean, a count of calls), and random generators, among its arguments or its attributes, are noted the
+same way.
 
 Plain lists, tuples and dicts among a block's own arguments need no note: a segment keeps copies of them anyway.
 """
@@ -21,6 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,8 +43,11 @@ MOST_OBJECTS = 5_000
 """Objects that are looked at; beyond them a structure is no cache but a whole program."""
 
 
-ENGINES = ("_", "ds_", "applied_")
-"""Beginnings of the names under which torch, FSDP and DeepSpeed keep their own state in a module."""
+ENGINES = ("ds_", "applied_", "_ds_", "_fsdp", "_hf_", "_external_params", "_original_parameters")
+"""Beginnings of the names under which FSDP, DeepSpeed and Accelerate keep their own state in a module."""
+
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Under which torch does."""
 
 SMALL = 65_536
 """A buffer of a block with at most so many numbers is always copied, in case the block writes it in place."""
@@ -98,7 +103,7 @@ class ArgumentState:
                 for key, value in before.items()
             }
             if not _same(restored, _contents(holder)):
-                changed.append((holder, restored))
+                changed.append((holder, {key: _without_graph(value) for key, value in restored.items()}))
         return ArgumentChanges(changed) if changed else None
 
 
@@ -122,7 +127,7 @@ class ArgumentChanges:
 
 
 def own_state(modules: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
-    """What the modules of a block hold that their forward may change: buffers, numbers, lists, random generators.
+    """What the modules of a block hold that their forward may change: buffers, tensors, numbers, lists, generators.
 
     Statistics of batch norms are not among it: :func:`~lightning_lr.activations.replay_state.statistics_written_once`.
     Layers of torch's own change nothing but buffers.
@@ -146,7 +151,7 @@ def own_state(modules: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
                 iterators.append(value)
             elif kind == GENERATOR:
                 found.append(value)
-            elif not name.startswith(ENGINES):
+            elif not _is_an_engines(name):
                 numbers = True
                 if kind == CONTAINER:
                     found.append(value)
@@ -156,9 +161,17 @@ def own_state(modules: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
 
 
 # ---------------------------------------------------------------------- inside
-NOTHING, NUMBER, CONTAINER, GENERATOR, ITERATOR = "nothing", "number", "container", "generator", "iterator"
-_KINDS: dict[type, str] = {int: NUMBER, float: NUMBER, list: CONTAINER, deque: CONTAINER, dict: CONTAINER}
+NOTHING, VALUE, CONTAINER, GENERATOR, ITERATOR = "nothing", "value", "container", "generator", "iterator"
+_KINDS: dict[type, str] = {
+    **dict.fromkeys((int, float, bool, str, tuple, type(None), Tensor), VALUE),
+    **dict.fromkeys((list, deque, dict), CONTAINER),
+}
 """What values of a type are in a module, for the types that were met."""
+
+
+@cache
+def _is_an_engines(name: str) -> bool:
+    return name in OF_TORCH or name.startswith(ENGINES)
 
 
 def _kind(value: Any) -> str:
@@ -173,11 +186,11 @@ def _is_generator(thing: Any) -> bool:
 
 
 def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    """A module's public attributes that are numbers or plain containers; an engine's counters are its own affair."""
+    """A module's attributes that are values or plain containers; an engine's counters are its own affair."""
     return {
         name: value
         for name, value in vars(module).items()
-        if _KINDS.get(type(value)) in (NUMBER, CONTAINER) and not name.startswith(ENGINES)
+        if _KINDS.get(type(value)) in (VALUE, CONTAINER) and not _is_an_engines(name)
     }
 
 
@@ -245,6 +258,13 @@ def _contents(holder: Any) -> dict[Any, Any]:
     return held
 
 
+def _without_graph(value: Any) -> Any:
+    """A tensor that an earlier step computed, without what it was computed from."""
+    if not isinstance(value, Tensor) or value.grad_fn is None:
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
 def _same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
     return one.keys() == other.keys() and all(
         other[key] is value or _equal(other[key], value) for key, value in one.items()
@@ -261,6 +281,9 @@ def _fill(holder: Any, contents: dict[Any, Any]) -> None:
         _set_generator_state(holder, contents["state", "generator"])
         return
     if isinstance(holder, nn.Module):
+        for name in _attributes_of(holder):
+            if ("attribute", name) not in contents:  # the block made it
+                del vars(holder)[name]
         for _, name in contents:
             vars(holder)[name] = contents["attribute", name]
         return
