@@ -51,6 +51,7 @@ from lightning_lr import (
     LearningRateSchedule,
     NormalizedWeightDecay,
 )
+from lightning_lr.activations.compression.cpu_kernels import cpu_kernels
 
 RESULTS = Path(__file__).parent / "results" / "overhead_table"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -323,6 +324,7 @@ def main() -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    cpu_kernels()  # compiled now, if they never were: a short run of small tensors does without
     store, records = ResultStore(arguments.out), []
     for cell in CELLS:
         if arguments.only and cell.name not in arguments.only:

@@ -828,7 +828,7 @@ claim(
 )
 claim(
     "README.md",
-    f"of updates of {{}} to {{}} ms four callbacks make {RANGE}, `GradientNoiseScale` {RANGE}; of some 21 ms, {RANGE} "
+    f"of updates of {{}} to {{}} ms four callbacks make {RANGE}, `GradientNoiseScale` {RANGE}; of some 23 ms, {RANGE} "
     f"and {RANGE}",
     lambda: [
         *runs.lengths_of_updates(long=False),

@@ -154,7 +154,7 @@ def says_what_it_reads(name: str) -> bool:
 
 
 def may_lack_its_input(name: str) -> bool:
-    """Whether a part's name says that it reads, or passes on, something other than text, which not every batch has."""
+    """Whether a part is called for reading, or passing on, something other than text, which not every batch has."""
     return any(kind.fullmatch(name) for kind in (MODALITY, CONNECTOR))
 
 
