@@ -71,7 +71,7 @@ def found_by(tune: str, name: str | None, module: Tuned, trainer: Trainer) -> An
         finder = tuner.lr_find(module, num_training=12, min_lr=1e-4, max_lr=0.1)
         assert finder is not None
         return finder.results, module.lr
-    return tuner.scale_batch_size(module, steps_per_trial=1, max_trials=3, init_val=4), module.batch_size
+    return tuner.scale_batch_size(module, steps_per_trial=1, max_trials=2, init_val=4), module.batch_size
 
 
 @pytest.mark.parametrize(("tune", "name"), REFUSED)
