@@ -341,6 +341,54 @@ def test_parameters_that_the_last_update_left_out_do_not_count() -> None:
         assert update(ones, ones).dot > 1.5 * third.dot
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    ["sgd, maximize", "momentum with dampening", "nesterov, decay, maximize", "adam, maximize", "adamw", "rmsprop"],
+)
+def test_a_parameter_without_a_gradient_now_counts_by_its_last_step(
+    name: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(estimate_module, "kernel", lambda: None)
+    generator = torch.Generator().manual_seed(2)
+    used, unused = (
+        nn.Parameter(torch.randn(5, 40, generator=generator, dtype=torch.float64)) for _ in range(2)
+    )  # fmt: skip
+    optimizer = OPTIMIZERS[name]([used, unused])
+    estimator = AlignmentEstimator(optimizer)
+
+    def update(*which: nn.Parameter) -> tuple[Alignment, Tensor]:
+        for parameter in (used, unused):
+            random = torch.randn(5, 40, generator=generator, dtype=torch.float64)
+            parameter.grad = random if any(parameter is one for one in which) else None
+        (alignment,) = estimator.measure()
+        assert (used.grad is None, unused.grad is None) == (False, len(which) == 1), "what was not there is not left"
+        before = torch.cat([used.detach().flatten(), unused.detach().flatten()])
+        estimator.before_step([0.01])
+        optimizer.step()
+        estimator.after_step()
+        return alignment, (before - torch.cat([used.detach().flatten(), unused.detach().flatten()])) / 0.01
+
+    for _ in range(3):
+        update(used, unused)
+    _, moved = update(used, unused)
+    group = optimizer.param_groups[0]
+    held = used.detach().clone()
+    alignment, now = update(used)
+    assert alignment.direction == pytest.approx((moved @ moved).item(), rel=1e-9)
+    assert used.grad is not None
+    gradient = -used.grad if group.get("maximize") else used.grad.clone()
+    if type(optimizer) in (SGD, Adam):
+        gradient += group["weight_decay"] * held
+    flat = torch.cat([gradient.flatten(), torch.zeros(200, dtype=torch.float64)])
+    assert alignment.gradient == pytest.approx((flat @ flat).item(), rel=1e-9)
+    assert alignment.dot == pytest.approx((flat @ moved).item(), rel=1e-7)
+    for both in (update(used), update(used, unused), update(used, unused)):
+        assert both[0].direction == pytest.approx((now @ now).item(), rel=1e-9)
+        now = both[1]
+
+
 @pytest.mark.parametrize(
     ("make", "copies"),
     [

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_lr.hypergradient import packing
+from lightning_lr.hypergradient import directions, packing
 from lightning_lr.hypergradient.alignment import Alignment, read
 from lightning_lr.hypergradient.cpu_sums import CpuSums, kernel
 from lightning_lr.hypergradient.last_update import LastUpdate
@@ -76,6 +76,18 @@ class AlignmentEstimator(LastUpdate):
         again = self._repeated.sums() if self._repeated is not None and scale == 1.0 else None
         if again is not None:
             return again
+        without = self._moved_without_gradient()
+        for parameter, penalty in without:
+            parameter.grad = parameter.detach() * -penalty * scale if penalty else torch.zeros_like(parameter)
+        try:
+            return self._new_sums(scale)
+        finally:
+            if without:
+                self._repeated = None
+            for parameter, _ in without:
+                parameter.grad = None
+
+    def _new_sums(self, scale: float) -> Tensor:
         found, self._repeated = self._sums_now(), None
         if self._simple is not None and scale == 1.0:
             table = self._simple.sums(1.0)
@@ -85,6 +97,22 @@ class AlignmentEstimator(LastUpdate):
             return torch.zeros(len(self.optimizer.param_groups), 3)
         with torch.no_grad():
             return self._added_up(found, scale)
+
+    def _moved_without_gradient(self) -> list[tuple[Tensor, float]]:
+        """Parameters that the last update moved and that this one has no gradient of: their d counts, and g is 0.
+
+        With each the penalty that will be added to its gradient, which this update leaves out too.
+        """
+        parameters, owners = self.all()
+        absent = [place for place, g in enumerate(map(_GRADIENT, parameters)) if g is None and place not in self.idle]
+        known = self.known(parameters, owners) if absent else []
+        found = []
+        for place in absent:
+            if known[place]:
+                group = self.optimizer.param_groups[owners[place]]
+                penalty = directions.penalty(self.family, group)
+                found.append((parameters[place], -penalty if group.get("maximize") else penalty))
+        return found
 
     def measure(self, scale: float = 1.0) -> list[Alignment]:
         """:meth:`sums`, read from the device."""
