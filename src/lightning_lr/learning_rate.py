@@ -222,6 +222,22 @@ class HyperparameterWriter:
         if self._adopt_foreign_values():
             self._write_effective()
 
+    def settle_as_tuned(self) -> bool:
+        """As :meth:`settle`, before anything is trained: a rate that was written is the one that the user tuned.
+
+        Returns:
+            Whether any was.
+        """
+        before = self.scheduled()
+        if not self._adopt_foreign_values():
+            return False
+        for index, (was, now) in enumerate(zip(before, self.scheduled(), strict=False)):
+            own = self._base_lr is not None and index < len(self._base_lr)
+            if own and was is not now and float(self._base_lr[index]) == float(was):  # type: ignore[index]
+                self._base_lr[index] = _copied(now)  # type: ignore[index]
+        self._write_effective()
+        return True
+
     def replace_schedule(self, bases: Sequence[dict[str, Any]]) -> None:
         """Let fixed values stand in for what the user's schedulers write; takes effect at the next :meth:`write`.
 

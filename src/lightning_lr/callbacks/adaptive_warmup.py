@@ -205,6 +205,12 @@ class AdaptiveWarmup(MethodCallback):
         self._reference_lr = state["reference_lr"]
         self._snapshot = None if state["snapshot"] is None else Snapshot.from_state(state["snapshot"])
 
+    def rates_were_set(self, writer: HyperparameterWriter) -> None:
+        if not self._continues:
+            assert self._run is not None
+            chosen = [other for other in self._run.writers if self.acts_on(other.index)]
+            self._reference_lr = max(warmup_compatibility.largest_lr(other.tuned()) for other in chosen)
+
     def switch_range(self, shape: RunShape) -> tuple[int, int]:
         """Updates after which the switch falls, the earliest and the latest, if nothing diverges."""
         return self.settings.switch_range(shape.fixed_batch_updates)

@@ -176,6 +176,9 @@ class MethodCallback(Callback):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         """Training starts or goes on: set transforms of other hyperparameters. Called for each chosen optimizer."""
 
+    def rates_were_set(self, writer: HyperparameterWriter) -> None:
+        """The module's ``on_train_start`` has set an optimizer's learning rates: those of :meth:`start` are no more."""
+
     def factor(self, clock: SampleClock) -> float | Sequence[float]:
         """The multiplier for the next update, before which ``clock`` stands; one for all groups, or one for each."""
         raise NotImplementedError(f"{type(self).__name__}: define factor(self, clock); return 1.0 to change no lr")

@@ -170,11 +170,14 @@ class LearningRateSearch(MethodCallback):
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
         state, self._state = self._state, None
         self.rate, self.result, self._done = self.settings.single, None, []
-        self._reference_lr = max(float(lr) for lr in writer.tuned())
-        self._cautious = self.settings.within(min(self._reference_lr, start_of(writer.optimizer).cautious))
+        self.rates_were_set(writer)
         if state is not None:
             self.rate, self._done, self._reference_lr = state["rate"], list(state["done"]), state["reference_lr"]
             self.result = None if state["result"] is None else SearchResult(**state["result"])
+
+    def rates_were_set(self, writer: HyperparameterWriter) -> None:
+        self._reference_lr = max(float(lr) for lr in writer.tuned())
+        self._cautious = self.settings.within(min(self._reference_lr, start_of(writer.optimizer).cautious))
 
     def factor(self, clock: SampleClock) -> float:
         assert self._reference_lr is not None

@@ -112,8 +112,11 @@ class NormalizedWeightDecay(MethodCallback):
             )
 
     def start(self, writer: HyperparameterWriter, shape: RunShape) -> None:
-        self._base_lr[writer.index] = [float(lr) for lr in writer.tuned()]
+        self.rates_were_set(writer)
         writer.set_groups_transform("weight_decay", self.name, partial(self._weight_decays, writer))
+
+    def rates_were_set(self, writer: HyperparameterWriter) -> None:
+        self._base_lr[writer.index] = [float(lr) for lr in writer.tuned()]
 
     def factor(self, clock: SampleClock) -> float:
         self._decay = {0: self.decay(clock)}

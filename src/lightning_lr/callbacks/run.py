@@ -71,6 +71,7 @@ class Run:
         self._pending: int | None = None
         self._counted = True
         self._window_open = True
+        self._fresh = trainer.global_step == 0  # the module's on_train_start is still to come
         self._warned_of_end = internals.is_fast_dev_run(trainer)
         self._bar = internals.BarNotes()
         self._undo = [
@@ -153,6 +154,9 @@ class Run:
     def begin_epoch(self, trainer: Trainer) -> None:
         """An epoch starts: its loader may be another one, and what was left of a window is not trained on."""
         self._loaders = self._loaders.now(trainer)
+        if self._fresh:
+            self._fresh = False
+            self._take_rates_of_start()
         self._settle(trained=False)
         self.clock.drop_open_window()
         self.stand(trainer, (trainer.current_epoch, 0))
@@ -372,6 +376,14 @@ class Run:
         if micro_batch > 0 and not recorded and not internals.reloads_loaders(trainer):
             caller = type(self.members[0]).__name__
             resume_checks.check_unrecorded(caller, shape, epoch, internals.batches_of_earlier_epochs(trainer))
+
+    def _take_rates_of_start(self) -> None:
+        """What the module's ``on_train_start`` has written is the rate that its optimizer begins with."""
+        for managed in self.optimizers:
+            if managed.writer.settle_as_tuned():
+                for member in self.members:
+                    if member.acts_on(managed.index):
+                        member.rates_were_set(managed.writer)
 
     def _refuse_replaced(self, managed: ManagedOptimizer) -> None:
         names = ", ".join(type(member).__name__ for member in self.members)
