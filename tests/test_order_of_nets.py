@@ -21,6 +21,13 @@ GUESSED = {
     "towers side by side, decided by a value",
 }  # fmt: skip
 """Code that cannot be run on symbols: the order comes from its text and from names, and the table is shown."""
+DOUBTED = {
+    "BiSeNet: a spatial path beside a context path", "StyleGAN 2", "Temporal Fusion Transformer", "U-Net++",
+    "diffusion U-Net: lists of four parts", "discriminators of two scales, layer by layer in attributes",
+    "edge convolutions over neighbours", "experts, a gate and a tower per task",
+    "summaries: pointer and generator, three networks in a step",
+}  # fmt: skip
+"""What is written down about them is right; the rest goes against the data's way, or seems to (U-Net++, StyleGAN)."""
 WRONG = {
     "towers side by side, decided by a value",
     "a trained copy beside a frozen U-Net, joined by zero convolutions",
@@ -38,7 +45,7 @@ def test_the_order_is_the_right_one_or_announced_as_a_guess(name: str) -> None:
     distance = {parameter: found.depth - 1 - layer.depth for layer in found.layers for parameter in layer.parameters}
     wrong = wrong_places(name, distance)
     assert bool(wrong) == (name in WRONG), wrong
-    assert len(guessed) == (name in GUESSED), guessed
+    assert len(guessed) == (name in GUESSED | DOUBTED), guessed
     assert all("from the top  layer" in table for table in guessed), "the table"
 
 

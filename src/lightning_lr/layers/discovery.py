@@ -17,6 +17,7 @@ from lightning_lr.layers.forward_pass import Passes
 from lightning_lr.layers.layer_map import Layer, LayerMap
 from lightning_lr.layers.names import all_parameters, unwrapped
 from lightning_lr.layers.reading import TreeReader
+from lightning_lr.layers.second_opinion import contradictions
 from lightning_lr.layers.tree import Leaf, Series, distances, leaves
 from lightning_lr.layers.without_blocks import definition_order
 
@@ -74,6 +75,7 @@ def _by_structure(model: nn.Module) -> LayerMap:
         tree, seen = definition_order(model, passes)
         how = "forward pass" if seen else "definition order"
     found = _map(model, tree, how)
+    reader.guesses.extend(contradictions(whole, found))
     why = f"the order of the layers of {type(model).__name__} is a guess: {'; '.join(reader.guesses)}"
     if how == "definition order":
         why = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -30,6 +30,7 @@ from lightning_lr.layers.visits import Visits
 
 DRAWS = (0.0, 1.0 - 2.0**-24)
 """What random numbers in [0, 1) are while code runs on symbols."""
+Stubs = Callable[[nn.Module, nn.Module, SymbolTracer], None]
 MISSING = 16
 """Keys of a batch that a forward with ``**batch`` may ask for."""
 
@@ -68,7 +69,9 @@ class Passes:
         return {name: order[name] for name in (*module._modules.keys(), *module._parameters.keys()) if name in order}
 
 
-def symbolic_pass(module: nn.Module) -> Visits | None:
+def symbolic_pass(
+    module: nn.Module, stubs: Stubs = with_stubs, tracer: type[SymbolTracer] = SymbolTracer
+) -> Visits | None:
     """Run a module's ``forward`` on symbols, or through what else it is used
     (:func:`~lightning_lr.layers.source_order.entries`).
 
@@ -76,6 +79,11 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
     calls most is the answer. Where the code asks what only a value could answer, it is run with yes and with no, and
     where it counts, with one and with more: if what is called differs by more than something left out, there is no
     answer.
+
+    Args:
+        module: is not touched.
+        stubs: puts symbols and stubs into a copy of it.
+        tracer: makes the symbols.
     """
     if type(module).__module__.startswith("torch.jit"):
         return None
@@ -84,17 +92,18 @@ def symbolic_pass(module: nn.Module) -> Visits | None:
     for name in entries(module):
         if best is not None and (name != "training_step" or best.has(*wanted)):
             break
-        found = _fullest(module, getattr(type(module), name))
+        found = _fullest(Run(module, getattr(type(module), name), stubs, tracer))
         if best is None or (found is not None and len(found.position) > len(best.position)):
             best = found
     return best
 
 
-def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
+def _fullest(run: Run) -> Visits | None:
+    module = run.module
     wanted = _with_parameters(module)
     best: Visits | None = None
     for draw, training in ((DRAWS[1], None), (DRAWS[1], False), (DRAWS[0], None)):
-        visits = _any_way(_Run(module, forward, draw, training))
+        visits = _any_way(replace(run, draw=draw, training=training))
         if visits is not None and (best is None or len(visits.position) > len(best.position)):
             best = visits
         if visits is None or (visits.has(*wanted) and _whole_lists(module, visits)):
@@ -104,7 +113,7 @@ def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
         if best is not None and (best.has(*wanted, *own) or as_tensors):
             break
         # an optional input may be what the others read, or what a decoder cannot do without
-        more = _any_way(_Run(module, forward, DRAWS[1], None, optional=True, as_tensors=as_tensors))
+        more = _any_way(replace(run, optional=True, as_tensors=as_tensors))
         if best is None:
             best = more
         elif more is not None:
@@ -112,37 +121,39 @@ def _fullest(module: nn.Module, forward: Callable[..., Any]) -> Visits | None:
     return best
 
 
-def _any_way(run: _Run) -> Visits | None:
+def _any_way(run: Run) -> Visits | None:
     """What is seen whichever way the code decides; a way that the code itself refuses is none."""
     lists = [len(child) for child in run.module._modules.values() if isinstance(child, nn.ModuleList)]
     for turns in sorted({2, *(length for length in lists if length > 1)}, reverse=True):
-        tracer = SymbolTracer(False, turns)
+        tracer = run.tracer(False, turns)
         found, refused = run.on(tracer)
         if found is not None or refused:
             break
     if tracer.was_asked:
-        other, refused_too = run.on(SymbolTracer(True, turns))
+        other, refused_too = run.on(run.tracer(True, turns))
         if found is None or other is None:
             found = other if refused else found if refused_too else None
         else:
             found = found.joined_with(other)
     if tracer.was_counted and found is not None:
-        once, _ = run.on(SymbolTracer(False, 1))
+        once, _ = run.on(run.tracer(False, 1))
         found = found if once is None else found.joined_with(once)
         most = 1 + max((len(m) for m in run.module.modules() if isinstance(m, nn.ModuleList)), default=0)
-        often = run.on(SymbolTracer(False, most))[0] if most > turns and not tracer.was_asked else None
+        often = run.on(run.tracer(False, most))[0] if most > turns and not tracer.was_asked else None
         if found is not None and often is not None and often.says_more_than(found):
             found = often  # of the outputs of all blocks, the code takes some by their number
     return found
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """A module's method on symbols.
 
     Args:
         module: is not touched.
         forward: the method.
+        stubs: puts symbols and stubs into a copy of the module.
+        tracer: makes the symbols.
         draw: what random numbers are.
         training: whether the module trains; ``None``: as it is.
         optional: whether inputs that are ``None`` by default are given.
@@ -151,8 +162,10 @@ class _Run:
 
     module: nn.Module
     forward: Callable[..., Any]
-    draw: float
-    training: bool | None
+    stubs: Stubs
+    tracer: type[SymbolTracer]
+    draw: float = DRAWS[1]
+    training: bool | None = None
     optional: bool = False
     as_tensors: bool = False
 
@@ -167,11 +180,11 @@ class _Run:
                     stand_in = copied(self.module)
                     if self.training is not None:
                         stand_in.__dict__["training"] = self.training
-                    with_stubs(stand_in, self.module, tracer)
+                    self.stubs(stand_in, self.module, tracer)
                     without_a_trainer(stand_in, tracer)
                     arguments, keywords = arguments_of(self.forward, tracer, self.optional, without)
                     keywords |= {name: tracer.symbol() for name in missing}
-                    self.forward(stand_in, *arguments, **keywords)
+                    tracer.returned(self.forward(stand_in, *arguments, **keywords))
                 break
             except KeyError as error:  # of ``**batch``
                 key = error.args[0] if error.args else None
@@ -179,13 +192,13 @@ class _Run:
                 if not isinstance(key, str) or key in missing or not any_keyword or len(missing) > MISSING:
                     return None, False
                 missing.append(key)
-                tracer = SymbolTracer(tracer.answer, tracer.turns)
+                tracer = self.tracer(tracer.answer, tracer.turns)
             except Exception as error:  # whatever the user's code raises for a symbol
                 refused = [name for name in _refused_inputs(error, self.forward) if name not in without]
                 if not self.optional or not refused:
                     return None, _is_refusal(error)
                 without.append(refused[-1])  # two that exclude one another: the first of them
-                tracer = SymbolTracer(tracer.answer, tracer.turns)
+                tracer = self.tracer(tracer.answer, tracer.turns)
         visits = tracer.finished()
         return (visits if visits.position else None), False
 

@@ -53,6 +53,17 @@ def joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def outer_paths(path: str) -> list[str]:
+    """A path and those of the modules around it, the outermost first."""
+    parts = path.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def within(path: str, outer: str) -> bool:
+    """Whether a path is in a module, or it."""
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module has parameters of its own only."""
     return next(children(module), None) is None

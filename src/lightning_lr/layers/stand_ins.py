@@ -8,8 +8,8 @@ import io
 import math
 import random
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def with_stubs(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> 
         module: the original.
         tracer: makes the symbols.
     """
-    _with_parameters_of(stand_in, module, tracer)
+    with_parameters_of(stand_in, module, tracer)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             stand_in.__dict__[name] = tracer.parameter(name, own=True)
@@ -70,17 +70,20 @@ def with_stubs(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> 
     stand_in.__dict__["_parameters"], stand_in.__dict__["_buffers"] = {}, {}
     stand_in.__dict__["_modules"] = modules = {}
     made: dict[int, nn.Module] = {}
-    # what is registered by itself and in a list is called by its own name
-    inside = sorted(module._modules.items(), key=lambda part: isinstance(part[1], nn.ModuleList | nn.ModuleDict))
-    for name, child in inside:
-        modules[name] = child if child is None else _stub(child, tracer, "", name, 0, made, name)
+    for name, child in lists_last(module):
+        modules[name] = child if child is None else stub_of(child, tracer, "", name, 0, made, name)
     stand_in.__dict__["_modules"] = {name: modules[name] for name in module._modules}
     for name, value in stand_in.__dict__.items():
         if not name.startswith("_"):
-            stand_in.__dict__[name] = _with_stubs_in(value, made)
+            stand_in.__dict__[name] = with_stubs_in(value, made)
 
 
-def _with_parameters_of(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> None:
+def lists_last(module: nn.Module) -> list[tuple[str, nn.Module | None]]:
+    """Children, lists last: what is registered by itself and in a list is called by its own name."""
+    return sorted(module._modules.items(), key=lambda part: isinstance(part[1], nn.ModuleList | nn.ModuleDict))
+
+
+def with_parameters_of(stand_in: nn.Module, module: nn.Module, tracer: SymbolTracer) -> None:
     """``next(self.parameters()).device`` in somebody's code: a symbol for each, which comes from nothing."""
 
     def parameters(recurse: bool = True) -> Iterator[Symbol]:
@@ -94,18 +97,20 @@ def _with_parameters_of(stand_in: nn.Module, module: nn.Module, tracer: SymbolTr
         stand_in.__dict__["parameters"] = parameters
 
 
-def _with_stubs_in(value: Any, made: dict[int, nn.Module], depth: int = 0) -> Any:
+def with_stubs_in(value: Any, made: dict[int, nn.Module], depth: int = 0) -> Any:
     """A plain list, tuple or dict with stubs in the places of modules that are registered too."""
     if isinstance(value, nn.Module):
         return made.get(id(value), value)
     if type(value) in (list, tuple) and depth < 3:
-        return type(value)(_with_stubs_in(one, made, depth + 1) for one in value)
-    if type(value) is dict and depth < 3:
-        return {key: _with_stubs_in(one, made, depth + 1) for key, one in value.items()}
+        return type(value)(with_stubs_in(one, made, depth + 1) for one in value)
+    if type(value) in (dict, OrderedDict, defaultdict) and depth < 3:
+        replaced = value.copy()
+        replaced.update((key, with_stubs_in(one, made, depth + 1)) for key, one in value.items())
+        return replaced
     return value
 
 
-def _stub(
+def stub_of(
     module: nn.Module,
     tracer: SymbolTracer,
     unit: str,
@@ -114,7 +119,21 @@ def _stub(
     made: dict[int, nn.Module],
     path: str,
     held: Held | None = None,
+    later: bool = False,
 ) -> nn.Module:
+    """A copy of a child that notes its calls instead of running.
+
+    Args:
+        module: the child, or a part of it.
+        tracer: notes the calls.
+        unit: what it is a part of.
+        name: of the child, or of the part in what holds it.
+        depth: how far below the child it is.
+        made: stubs that there are, by the identity of what they stand for.
+        path: of the part, from the child down.
+        held: what it is to a child without a forward.
+        later: whether its own parts are made when one of them is looked up.
+    """
     if id(module) in made:
         return made[id(module)]
     whole, module = module, unwrapped(module)
@@ -134,7 +153,7 @@ def _stub(
         inner = "" if itself else path
         stub.__dict__["forward"] = lambda *args, **kwargs: tracer.called(here, args, kwargs, itself, inner, held)
     below = f"[{here}" if container and depth == 0 else here
-    _with_parameters_of(stub, module, tracer)
+    with_parameters_of(stub, module, tracer)
     if scripted:
         return stub
     if len(module._modules) < LARGE and depth < 12:
@@ -146,15 +165,46 @@ def _stub(
             if buffer is not None:
                 stub.__dict__[key] = tracer.parameter(here)
         stub.__dict__["_parameters"], stub.__dict__["_buffers"] = {}, {}
-        stub.__dict__["_modules"] = {
-            key: inside
-            if inside is None
-            else _stub(
-                inside, tracer, below, key, depth + 1, made, f"{path}.{key}", _held(held, module, name, depth, key)
-            )
-            for key, inside in module._modules.items()
-        }
+
+        def part(key: str) -> nn.Module | None:
+            inside, holder = module._modules[key], _held(held, module, name, depth, key)
+            if inside is None:
+                return None
+            return stub_of(inside, tracer, below, key, depth + 1, made, f"{path}.{key}", holder)
+
+        parts = MadeLater(module._modules, part) if later else {key: part(key) for key in module._modules}
+        stub.__dict__["_modules"] = parts
     return stub
+
+
+class MadeLater(dict[str, nn.Module | None]):
+    """Parts of a stub, all of them made when one is looked up."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], nn.Module | None]) -> None:
+        super().__init__(dict.fromkeys(names))
+        self._make: Callable[[str], nn.Module | None] | None = make
+
+    def _made(self) -> None:
+        make, self._make = self._make, None
+        for name in super().keys() if make is not None else ():
+            if make is not None:
+                self[name] = make(name)
+
+    def __getitem__(self, key: str) -> nn.Module | None:
+        self._made()
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._made()
+        return super().get(key, default)
+
+    def values(self) -> Any:
+        self._made()
+        return super().values()
+
+    def items(self) -> Any:
+        self._made()
+        return super().items()
 
 
 def _held(above: Held | None, module: nn.Module, name: str, depth: int, key: str) -> Held | None:
@@ -254,6 +304,7 @@ def without_a_trainer(stand_in: nn.Module, tracer: SymbolTracer) -> None:
     if hasattr(type(stand_in), "training_step"):
         for name in OF_A_TRAINER:
             stand_in.__dict__[name] = lambda *args, **kwargs: tracer.symbol()
+        stand_in.__dict__["manual_backward"] = lambda loss, *args, **kwargs: tracer.returned(loss)
         stand_in.__dict__["_trainer"] = _AnyTrainer(tracer)
 
 

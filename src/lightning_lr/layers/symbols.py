@@ -159,9 +159,24 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
 
     def made(self, *values: Any) -> Symbol:
         """What is made of some values, whatever is done with them."""
-        found = self.create_proxy("call_function", child, values, {})
+        nodes = {symbol.node: symbol for symbol in self._symbols_in(values)}
+        found = self.create_proxy("call_function", of_a_call, tuple(nodes.values()), {})
         assert isinstance(found, Symbol)
         return found
+
+    def _symbols_in(self, value: Any) -> Iterator[Symbol]:
+        if isinstance(value, Symbol):
+            yield value
+        elif isinstance(value, list | tuple):
+            for one in value:
+                yield from self._symbols_in(one)
+        elif isinstance(value, dict):
+            yield from self._symbols_in([*value.values()])
+        elif isinstance(value, slice):
+            yield from self._symbols_in([value.start, value.stop, value.step])
+        elif hasattr(value, "__dict__") and not isinstance(value, Tensor | nn.Module | type) and not callable(value):
+            inside = vars(value).values()
+            yield from self._symbols_in([one for one in inside if isinstance(one, Symbol | list | tuple | dict)])
 
     def length(self) -> int:
         """Of whatever is looped over or counted."""
@@ -280,6 +295,9 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         self._sources[made.node] = 1
         return made
 
+    def returned(self, value: Any) -> None:
+        """Told what the module's code returns."""
+
     def finished(self) -> Visits:
         """What was seen; a child of which only a parameter was used (a table of queries) counts as an input."""
         for unit, place in self._used.items():
@@ -322,5 +340,5 @@ class SymbolTracer(fx.proxy.GraphAppendingTracer):
         return {name for i, name in enumerate(self._names) if i and sources >> i & 1 and ":" not in name}
 
 
-def child() -> None:
+def of_a_call() -> None:
     """Stands for a call in the graph, which is never run."""
