@@ -135,7 +135,7 @@ class _Judgement:
     def _follows(self, lower: str, upper: str) -> bool:
         """Whether one part reads what another one makes, in every call, and not the other way round.
 
-        A decoder that reads tokens of its own, and an encoder in another argument, stands beside the encoder.
+        A decoder that reads tokens of its own, and an encoder in another argument, stands next to the encoder.
         """
         seen = self.seen
         if lower not in seen.always[upper] or upper in seen.reads[lower]:
@@ -205,7 +205,7 @@ class _Judgement:
             apart = [pair for pair in pairs if self._layers(pair[0]).isdisjoint(self._layers(pair[1]))]
             found = next((pair for pair in apart if self._feeds(*pair)), None)
             if found is not None and not isinstance(module, nn.ParameterList | nn.ParameterDict):
-                yield f"{self._full(found[1])} reads what {self._full(found[0])} makes, but is taken to stand beside it"
+                yield f"{self._full(found[1])} reads what {self._full(found[0])} makes, but is taken to stand next to it"
             elif self._holds_blocks(module, holder) and len(set(map(frozenset, at.values()))) == 1:
                 alike = (pair for pair in pairs if self._kind(pair[0]) is self._kind(pair[1]))
                 found = next((pair for pair in alike if self._feeds(*pair)), None)
@@ -214,7 +214,7 @@ class _Judgement:
                     yield f"{self._full(upper)} reads what {self._full(lower)} makes, but both are taken for one layer"
 
     def _holds_blocks(self, module: nn.Module, holder: str) -> bool:
-        """Whether what follows one another in a container counts as layers: not small parts beside larger blocks."""
+        """Whether what follows one another in a container counts as layers: not small parts next to larger blocks."""
         inside = [child for _, child in children(module) if not is_normalization(child)]
         if any(type(child) in self._in_blocks for child in inside if not is_single_layer(child)):
             return False
@@ -231,7 +231,7 @@ class _Judgement:
         return {type(part) for block in blocks for part in block.modules() if part is not block}
 
     def _is_alternative(self, element: str) -> bool:
-        """Whether an element of a list stands beside all others of its class: an expert, one head of several."""
+        """Whether an element of a list stands next to all others of its class: an expert, one head of several."""
         holder = element.rpartition(".")[0]
         module = self.places.module.get(self._full(holder))
         if not isinstance(module, LISTS) or element not in self.parts_in:

@@ -230,8 +230,8 @@ class WholeTracer(SymbolTracer):
         self._along[node] = self._along.get(node, 0) | self._bit(unit)
 
     def _note(self, unit: str, sources: int, itself: bool) -> None:
-        beside = unit in self._own and self._target is of_a_call  # an argument beside others reads none of them
-        super()._note(unit, 0 if beside else sources, itself)
+        next_to = unit in self._own and self._target is of_a_call  # an argument next to others reads none of them
+        super()._note(unit, 0 if next_to else sources, itself)
 
     def _along_of(self, nodes: Iterable[fx.Node]) -> int:
         found = 0
