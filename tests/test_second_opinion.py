@@ -88,7 +88,7 @@ RIGHT = ("embed", "first.0", "first.1", "blocks.0|gate", "blocks.1|bias", "block
         ),
         (
             ("embed", "first.0", "-first.1", "blocks.0|gate", "blocks.1|bias", "blocks.2", "out"),
-            ["first.1 reads what first.0 makes, but is taken to stand next to it"],
+            ["first.1 reads what first.0 makes, but is taken to be next to it"],
         ),
     ],
 )

@@ -205,7 +205,7 @@ class _Judgement:
             apart = [pair for pair in pairs if self._layers(pair[0]).isdisjoint(self._layers(pair[1]))]
             found = next((pair for pair in apart if self._feeds(*pair)), None)
             if found is not None and not isinstance(module, nn.ParameterList | nn.ParameterDict):
-                yield f"{self._full(found[1])} reads what {self._full(found[0])} makes, but is taken to stand next to it"
+                yield f"{self._full(found[1])} reads what {self._full(found[0])} makes, but is taken to be next to it"
             elif self._holds_blocks(module, holder) and len(set(map(frozenset, at.values()))) == 1:
                 alike = (pair for pair in pairs if self._kind(pair[0]) is self._kind(pair[1]))
                 found = next((pair for pair in alike if self._feeds(*pair)), None)
