@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy
 import pytest
 import torch
 from numpy import random as global_numpy
@@ -17,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from benchmarks.checkpointed_models import switch_cache_off
 from lightning_lr.activations import Checkpointing, CheckpointPolicy, PlanError
+from lightning_lr.activations.fingerprint import Fingerprint
 from lightning_lr.memory import measure_saved
 
 CPU = torch.device("cpu")
@@ -175,7 +178,7 @@ class Keeps(nn.Module):
         self.generator, self.numpy, self.python = torch.Generator().manual_seed(3), default_rng(3), random.Random(3)
         self.register_buffer("mean", torch.zeros(4))
         self._calls, self.first, self.running, self.previous = 0, True, torch.zeros(4), None
-        self.metric = MeanMetric()
+        self.metric, self.met = MeanMetric(), set[int]()
 
     def draw(self, x: Tensor, given: Any) -> Tensor | float:
         if self.kind == "counter":
@@ -187,6 +190,9 @@ class Keeps(nn.Module):
         if self.kind == "flag":
             was, self.first = self.first, not self.first
             return 2.0 if was else 3.0
+        if self.kind == "set":
+            self.met.add(len(self.met))
+            return 1 / len(self.met)
         if self.kind == "tensor":
             self.running = 0.9 * self.running + x.detach().mean(0)
             return 1 + self.running
@@ -248,6 +254,7 @@ KEPT = [
     "counter",
     "private counter",
     "flag",
+    "set",
     "tensor",
     "tensor in place",
     "the call before",
@@ -284,6 +291,208 @@ def test_a_block_computes_the_same_twice_from_what_it_keeps_itself(kind: str, po
 
 
 # ---------------------------------------------------------------------- iterators
+class Count:
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class Elsewhere(nn.Module):
+    """A block that changes something which is not noted: it is no attribute of its own, or inside of one."""
+
+    calls = 0
+    where: ClassVar = {"calls": 0}
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer, self.count = kind, nn.Linear(4, 4), Count()
+        self.array, self.nested = numpy.zeros(1), {"calls": [0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "class":
+            type(self).calls += 1
+        elif self.kind == "global":
+            Elsewhere.where["calls"] += 1
+        elif self.kind == "object":
+            self.count.calls += 1
+        elif self.kind == "array":
+            self.array += 1
+        elif self.kind == "nested":
+            self.nested["calls"][0] += 1
+        calls = self.calls + self.where["calls"] + self.count.calls + float(self.array[0]) + self.nested["calls"][0]
+        return torch.tanh(self.layer(x)) * (1 + 0.01 * calls)
+
+
+def chain(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(make() for _ in range(4)))
+
+
+@pytest.mark.parametrize("kind", ["class", "global", "object", "array", "nested"])
+def test_a_block_that_is_another_the_second_time_is_refused_in_the_first_step(kind: str) -> None:
+    Elsewhere.calls, Elsewhere.where["calls"] = 0, 0
+    net = chain(lambda: Elsewhere(kind))
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    with checkpointing.step():
+        loss = net(torch.randn(3, 4)).sum()
+    with pytest.raises(RuntimeError, match=r"3 gave another result.*Keep what it changes in an attribute"):
+        loss.backward()
+
+
+def test_an_object_that_a_block_makes_when_it_first_runs_stays() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.count = nn.Linear(4, 4), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.count is None:
+                self.count = Count()  # type: ignore[assignment]
+            return torch.tanh(self.layer(x))
+
+    net = chain(Lazy)
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    with checkpointing.step():
+        loss = net(torch.randn(3, 4)).sum()
+    made = [block.count for block in net]
+    loss.backward()
+    assert all(type(count) is Count for count in made)
+    assert [block.count for block in net] == made
+
+
+def test_what_a_codec_has_rounded_is_not_compared() -> None:
+    """Blocks are computed again from rounded inputs there, and give something else."""
+    net = chain(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    with checkpointing.step(), saved_tensors_hooks(lambda t: t.mul(8).round(), lambda t: t / 8):
+        loss = net(torch.randn(3, 4)).sum()
+    loss.backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_sums_in_another_order_are_the_same_result() -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert Fingerprint(x).is_of(x * (1 + 2e-7))
+    assert not Fingerprint(x).is_of(x * (1 + 1e-4))
+    assert Fingerprint(torch.tensor([1.0, float("nan"), float("inf")])).is_of(
+        torch.tensor([1.0, float("nan"), float("inf")])
+    )
+    assert not Fingerprint(torch.tensor([1, 2])).is_of(torch.tensor([1, 3]))
+
+
+def test_an_auxiliary_loss_in_an_attribute_is_not_held() -> None:
+    """Its graph is the step's own: a note of it would keep the graph of the step before alive."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.aux = nn.Linear(4, 4), torch.zeros(())
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.layer(x))
+            self.aux = y.square().mean()
+            return x + y
+
+    net = chain(Routed)
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    old: weakref.ref[Tensor] | None = None
+    for _ in range(STEPS):
+        with checkpointing.step():
+            out = net(torch.ones(3, 4))
+            loss = out.sum() + sum(block.aux for block in net)
+        assert old is None or old() is None
+        old = weakref.ref(net[0].aux)
+        loss.backward()
+        assert net[0].aux is old()
+
+
+# ---------------------------------------------------------------------- what others change before the backward
+class Switched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop, self.gain = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * self.drop(torch.tanh(self.norm(self.layer(x)))) * (1.0 if self.training else 3.0)
+
+
+def to_evaluation(net: nn.Module) -> None:
+    net.eval()
+
+
+def more_dropout(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.9
+
+
+def another_gain(net: nn.Module) -> None:
+    for block in net.children():
+        block.gain = 2.0
+
+
+@pytest.mark.parametrize("policy", ["every_block", "sqrt"])
+@pytest.mark.parametrize("change", [to_evaluation, more_dropout, another_gain])
+def test_what_is_switched_between_forward_and_backward_changes_no_gradient(
+    change: Callable[[nn.Module], None], policy: Any
+) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss_of(net: nn.Module) -> Tensor:
+        net.train()
+        for block in net.children():
+            block.drop.p, block.gain = 0.3, 1.0
+        loss: Tensor = net(x).square().sum()
+        change(net)
+        return loss
+
+    compared(lambda: chain(Switched), loss_of, CheckpointPolicy(policy))
+
+
+def test_what_is_switched_stays_switched() -> None:
+    net = chain(Switched)
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    with checkpointing.step():
+        loss = net(torch.randn(8, 4)).sum()
+    for change in (to_evaluation, more_dropout, another_gain):
+        change(net)
+    loss.backward()
+    assert not any(module.training for module in net.modules())
+    assert [(block.drop.p, block.gain) for block in net] == [(0.9, 2.0)] * 4
+
+
+def test_a_parameter_that_is_written_before_the_backward_is_refused_by_its_block() -> None:
+    """Plain autograd does not need the biases, and derives at the weights of the forward."""
+    net = chain(Switched)
+    checkpointing = Checkpointing(net, CheckpointPolicy("every_block"), CPU)
+    for step in range(2):
+        with checkpointing.step():
+            loss = net(torch.randn(8, 4)).sum()
+        if step:
+            with torch.no_grad():
+                net[1].layer.bias.add_(1.0)
+            with pytest.raises(RuntimeError, match="a parameter of 1 was changed in place after the forward"):
+                loss.backward()
+        else:
+            loss.backward()
+
+
+def test_a_parameter_that_the_block_itself_writes_is_no_change() -> None:
+    """An embedding with max_norm writes its weight in every forward, here of a block that is called twice."""
+
+    class Renormed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.table = nn.Linear(4, 4), nn.Embedding(3, 4, max_norm=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(x)) + self.table(torch.tensor([0, 1, 2]))
+
+    def loss_of(net: nn.Module) -> Tensor:
+        return (net(torch.ones(3, 4)) * net(torch.zeros(3, 4))).sum()
+
+    compared(lambda: chain(Renormed), loss_of)
+
+
 class Taking(nn.Module):
     """A block that takes its scale, and sometimes a second one, from an iterator."""
 

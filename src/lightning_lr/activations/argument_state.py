@@ -7,7 +7,7 @@ a block writes in place are copied, once a block was seen to do so.
 
 The block's own buffers (an EMA codebook, the vectors of spectral norm), its tensors, numbers, flags, lists and dicts (a
 metric's, a running mean, a count of calls), and random generators, among its arguments or its attributes, are noted the
-same way.
+same way. Its attributes are put back also where somebody else has changed them after the forward.
 
 Plain lists, tuples and dicts among a block's own arguments need no note: a segment keeps copies of them anyway.
 """
@@ -92,7 +92,7 @@ class ArgumentState:
         )
 
     def changes(self) -> ArgumentChanges | None:
-        """What was changed since; ``None`` where nothing was."""
+        """What was changed since, and what others may change; ``None`` where there is nothing."""
         written = {
             key: copied for key, (tensor, version, copied) in self._tensors.items() if version_of(tensor) != version
         }
@@ -102,13 +102,13 @@ class ArgumentState:
                 key: written[id(value)] if id(value) in written and written[id(value)] is not None else value
                 for key, value in before.items()
             }
-            if not _same(restored, _contents(holder)):
+            if isinstance(holder, nn.Module) or not _same(restored, _contents(holder)):
                 changed.append((holder, {key: _without_graph(value) for key, value in restored.items()}))
         return ArgumentChanges(changed) if changed else None
 
 
 class ArgumentChanges:
-    """Objects that a block changed, and what each held before."""
+    """Objects that a block changed or others may change, and what each held before."""
 
     def __init__(self, changed: list[tuple[Any, dict[Any, Any]]]) -> None:
         self._changed = changed
@@ -118,8 +118,9 @@ class ArgumentChanges:
         """Inside, the objects are as the block found them; afterwards as they were."""
         now = [(holder, _contents(holder)) for holder, _ in self._changed]
         try:
-            for holder, before in self._changed:
-                _fill(holder, before)
+            for (holder, before), (_, present) in zip(self._changed, now, strict=True):
+                if not _same(before, present):
+                    _fill(holder, before)
             yield
         finally:
             for holder, contents in now:
@@ -164,7 +165,7 @@ def own_state(modules: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
 NOTHING, VALUE, CONTAINER, GENERATOR, ITERATOR = "nothing", "value", "container", "generator", "iterator"
 _KINDS: dict[type, str] = {
     **dict.fromkeys((int, float, bool, str, tuple, type(None), Tensor), VALUE),
-    **dict.fromkeys((list, deque, dict), CONTAINER),
+    **dict.fromkeys((list, deque, dict, set), CONTAINER),
 }
 """What values of a type are in a module, for the types that were met."""
 
@@ -186,12 +187,8 @@ def _is_generator(thing: Any) -> bool:
 
 
 def _attributes_of(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes that are values or plain containers; an engine's counters are its own affair."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if _KINDS.get(type(value)) in (VALUE, CONTAINER) and not _is_an_engines(name)
-    }
+    """A module's own attributes, objects too, so that one that the block makes stays; an engine's are no concern."""
+    return {name: value for name, value in vars(module).items() if not _is_an_engines(name)}
 
 
 def _is_numpy_generator(thing: Any) -> bool:

@@ -221,7 +221,7 @@ class Checkpointing:
             )
         self._inside = True
         try:
-            output = segment.run(block.original, args, kwargs, name, block.norms, saved, again, noted)
+            output = segment.run(block.original, args, kwargs, name, block.norms, saved, again, noted, block.modules)
         finally:
             self._inside = False
         if state is None and noted.overwrote:
@@ -248,7 +248,9 @@ class Checkpointing:
         before = [(tensor, tensor._version) for tensor in tensors_in((args, kwargs)) if not tensor.is_inference()]
         args, kwargs = _taped(args, kwargs)
         state = ArgumentState((args, kwargs), modules=block.modules)
-        output = self._run(Segment(), block, args, kwargs, saved, state)
+        # a hook that lets go of the block's parameters must not run before its backward
+        segment = Segment(compared=not self._repeat_hooks)
+        output = self._run(segment, block, args, kwargs, saved, state)
         if state.wrote_in_place:
             self._writing.add(block.candidate.module)
         if state.wrote_in_place or any(tensor._version != version for tensor, version in before):

@@ -1,16 +1,17 @@
-"""Computing a block a second time as the first: random state, autocast, and batch norms that must not count twice."""
+"""Computing a block a second time as the first: random state, autocast, modes, and batch norms that count once."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 
 class ReplayState:
@@ -55,6 +56,51 @@ class ReplayState:
             stack.callback(_set_host_state, now)
             _set_host_state(self.host)
             yield
+
+
+class BlockModes:
+    """What a block is while it runs: the mode of each of its modules, its dropout rates, and its parameters.
+
+    The module may be switched to evaluation, or a dropout rate moved, between forward and backward (in
+    ``on_before_backward``, or by the training step after its forward). The plain run does not notice; nor does a block
+    that is computed again in the modes that it had. A parameter that was written in the meantime cannot be put back.
+
+    Args:
+        modules: of the block, before it runs.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        self._training = [module.training for module in modules]
+        self._rates = [(module, module.p) for module in modules if isinstance(module, _DropoutNd)]
+        self._versions = [(p, p._version) for module in modules for p in module._parameters.values() if p is not None]
+
+    def block_has_run(self) -> None:
+        """Take no notice of parameters that the block itself writes (an embedding's max_norm), as it will again."""
+        self._versions = [(p, version) for p, version in self._versions if p._version == version]
+
+    @contextmanager
+    def restored(self, name: str) -> Iterator[None]:
+        if any(p._version != version for p, version in self._versions):
+            raise RuntimeError(
+                f"checkpointing: a parameter of {name} was changed in place after the forward whose backward this is, "
+                "so its activations cannot be computed again; make the backward first, or leave the block out by "
+                "naming the other blocks in CheckpointPolicy(modules=[...])"
+            )
+        training = [module.training for module in self._modules]
+        rates = [(module, module.p) for module, _ in self._rates]
+        try:
+            self._set(self._training, self._rates)
+            yield
+        finally:
+            self._set(training, rates)
+
+    def _set(self, training: list[bool], rates: list[tuple[_DropoutNd, float]]) -> None:
+        for module, mode in zip(self._modules, training, strict=True):
+            if module.training != mode:
+                module.training = mode
+        for dropout, rate in rates:
+            dropout.p = rate
 
 
 def _host_state() -> tuple[Any, Any]:

@@ -18,19 +18,20 @@ Sources: Chen et al. 2016, arXiv:1604.06174; the hooks are ``torch.autograd.grap
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from threading import local
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_lr.activations.argument_state import ArgumentChanges, ArgumentState
+from lightning_lr.activations.fingerprint import Fingerprint, all_are
 from lightning_lr.activations.iterators import Tape
-from lightning_lr.activations.replay_state import ReplayState, statistics_written_once
+from lightning_lr.activations.replay_state import BlockModes, ReplayState, statistics_written_once
 from lightning_lr.nested import Mark, map_tensors, tensors_in
 
 Forward = Callable[..., Any]
@@ -167,21 +168,31 @@ class _Call:
         self.arguments = arguments
         self.kept = kept
         self.replay_state = replay_state
+        self.modes: BlockModes | None = None
         self.changes: ArgumentChanges | None = None
         """What the block changed in the objects that it was given."""
+        self.outputs: list[Fingerprint] = []
+        """Of what the block gave, where that is compared."""
 
     @contextmanager
     def as_at_first(self) -> Iterator[None]:
-        """Inside, random state, autocast, batch norms and argument objects are as when the block ran first."""
+        """Inside, random state, autocast, batch norms, modes and argument objects are as when the block ran first."""
         undone = nullcontext() if self.changes is None else self.changes.undone()
-        with undone, self.replay_state.restored(), statistics_written_once(self.norms):
+        modes = nullcontext() if self.modes is None else self.modes.restored(self.name)
+        with undone, modes, self.replay_state.restored(), statistics_written_once(self.norms):
             yield
 
 
 class Segment:
-    """Runs blocks without keeping what they save, and again when backward asks for it."""
+    """Runs blocks without keeping what they save, and again when backward asks for it.
 
-    def __init__(self) -> None:
+    Args:
+        compared: whether what the blocks give is compared, the first time and again.
+    """
+
+    def __init__(self, compared: bool = False) -> None:
+        self._compared = compared
+        self._inputs: list[Fingerprint] = []
         self._calls: list[_Call] = []
         self._holders: list[weakref.ref[Holder]] = []
         self._known: list[tuple[Mark, _FromCall | _FromOutside]] = []
@@ -202,6 +213,7 @@ class Segment:
         saved: Callable[[Holder, Tensor], None] | None = None,
         again: Forward | None = None,
         state: ArgumentState | None = None,
+        modules: Sequence[nn.Module] = (),
     ) -> Any:
         """The block's output.
 
@@ -213,6 +225,7 @@ class Segment:
             saved: called with every tensor that the block saves, while it still exists.
             again: called in backward in place of ``forward``; gives the same.
             state: of the objects among the arguments, noted just before.
+            modules: of the block, whose modes and parameters are to be the same again.
         """
         index = len(self._calls)
         outside: list[Tensor] = []
@@ -233,6 +246,9 @@ class Segment:
         call = _Call(again or forward, name, norms or [], arguments, kept, replay_state)
         self._calls.append(call)
         state = state or ArgumentState((args, kwargs))
+        call.modes = BlockModes(modules) if modules else None
+        if self._compared:
+            self._inputs += [Fingerprint(tensor) for tensor in outside]
 
         def pack(tensor: Tensor) -> Holder:
             holder = Holder(self, tensor)
@@ -244,6 +260,10 @@ class Segment:
         with saved_tensors_hooks(pack, Holder.get):
             output = forward(*args, **kwargs)
         call.changes = state.changes()
+        if call.modes is not None:
+            call.modes.block_has_run()
+        if self._compared:
+            call.outputs = [Fingerprint(tensor) for tensor in tensors_in(output)]
         self._last_outputs = [Mark(tensor) for tensor in tensors_in(output)]
         self._known += [(mark, _FromCall((index, i))) for i, mark in enumerate(self._last_outputs)]
         return output
@@ -261,7 +281,7 @@ class Segment:
             filled += 1
             if holder is not None:
                 holder.fill(tensor, name)
-            if filled == len(self._holders):
+            if filled == len(self._holders) and not compared:
                 raise _AllMade  # what follows would be computed for nothing
 
         def refuse(nothing: None) -> Tensor:
@@ -269,6 +289,10 @@ class Segment:
 
         kept = [call.kept.tensors() if call.kept is not None else [] for call in self._calls]
         made: list[list[Tensor]] = []
+        # a codec that rounds what is kept makes another output of it
+        compared = self._compared and all(
+            known.is_of(tensor) for known, tensor in zip(self._inputs, [t for some in kept for t in some], strict=True)
+        )
 
         def look_up(reference: _FromCall | _FromOutside | Tape) -> Any:
             if isinstance(reference, Tape):
@@ -288,7 +312,20 @@ class Segment:
             return
         finally:
             _here.replaying = was_replaying
-        self._differs(name)
+        if filled < len(self._holders):
+            self._differs(name)
+        for call, outputs in zip(self._calls, made, strict=True):
+            if not all_are(call.outputs, outputs):
+                self._gives_another(call.name)
+
+    def _gives_another(self, name: str) -> None:
+        raise RuntimeError(
+            f"checkpointing: {name} gave another result when it was computed again; its gradients would be wrong. It "
+            "changes a global variable, an attribute of its class, or an array or object that it keeps, or its "
+            "parameters were changed through .data after the forward. Keep what it changes in an attribute of its own "
+            "(a number, tensor, list or dict), or leave it out by naming the other blocks in "
+            "CheckpointPolicy(modules=[...])"
+        )
 
     def _differs(self, name: str) -> None:
         raise RuntimeError(
