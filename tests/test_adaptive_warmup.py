@@ -300,6 +300,23 @@ def test_rollback_before_the_first_test_restores_the_start() -> None:
     assert not any(name[0].isdigit() for name in keeps.states[3]), "Adam had no state yet"
 
 
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_epoch_start"])
+def test_rollback_restores_the_weights_that_a_hook_of_the_module_loaded(hook: str) -> None:
+    module, keeps = Valley(_adam, bad={3: 1.0}, poison=True), Keeps()
+
+    def load() -> None:
+        if module.trainer.global_step == 0:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.fill_(0.25)
+
+    setattr(module, hook, load)
+    valley_run([warmup(on_divergence="rollback", check_every=12), keeps], module)
+    for name, _ in module.named_parameters():
+        assert not torch.equal(keeps.states[2][name], torch.full_like(keeps.states[2][name], 0.25)), "it had trained"
+        assert torch.equal(keeps.states[3][name], torch.full_like(keeps.states[3][name], 0.25)), name
+
+
 def test_restore_best_begins_the_decay_at_the_state_of_the_best_test(tmp_path: Path) -> None:
     callback, keeps, logger = warmup(restore_best=True, check_every=3), Keeps(), CSVLogger(tmp_path)
     plain = valley_run([warmup(check_every=3)])

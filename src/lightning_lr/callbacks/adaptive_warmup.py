@@ -265,7 +265,11 @@ class AdaptiveWarmup(MethodCallback):
             warmup_compatibility.check_from_the_start(trainer)
         if self._run is not None and self._run.clock.updates == 0:
             self._warn_of_short_run(trainer, self._run.clock.shape)
-        if self.settings.keeps and self.machine.phase == "warm-up" and self._snapshot is None:
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        # not sooner: the module's on_train_start may load weights
+        if self._snapshot is None and self.settings.keeps and self._climbs:
             self._snapshot = Snapshot.of(pl_module, *trainer.optimizers)
 
     def on_train_batch_end(
@@ -294,6 +298,10 @@ class AdaptiveWarmup(MethodCallback):
         self._state = None
 
     # ------------------------------------------------------------------ inside
+    @property
+    def _climbs(self) -> bool:
+        return self.machine is not None and self.machine.phase == "warm-up"
+
     def _warn_of_short_run(self, trainer: Trainer, shape: RunShape) -> None:
         if shape.has_length and shape.total_updates < FEW_UPDATES and not internals.is_fast_dev_run(trainer):
             rank_zero_warn(
