@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 import lightning_lr as lr
 from lightning_lr.cli.errors import ConfigurationError
@@ -54,9 +56,9 @@ def test_a_plan_is_what_the_run_then_does(tmp_path: Path) -> None:
     made = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine(warmup=0.25)), lr.LayerwiseLRDecay(0.5))
     module, data = Module(), Data()
     before = [p.clone() for p in module.parameters()]
-    random = torch.get_rng_state()
+    drawn = torch.get_rng_state()
     planned = lr.plan(made, module, data)
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(drawn, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
     assert "forward" not in vars(module)
     assert "configure_optimizers" not in vars(module)
@@ -65,6 +67,48 @@ def test_a_plan_is_what_the_run_then_does(tmp_path: Path) -> None:
     reported = lr.report(made)
     for group, values in zip(planned.data.groups, planned.data.lr, strict=True):
         assert reported.data.metrics[f"lr/{group}"].values == pytest.approx(values, rel=1e-6)
+
+
+class Drawing(Dataset[Any]):
+    """Samples that depend on how many were read before, and on every random generator that there is."""
+
+    def __init__(self) -> None:
+        self.reads, self.own = 0, numpy.random.default_rng(1)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.reads += 1
+        drawn = self.own.random() + numpy.random.rand() + random.random() + float(torch.rand(()))
+        return torch.full((3,), self.reads / 24 + drawn)
+
+
+class Keeping(LightningDataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawing, self.generator = Drawing(), torch.Generator().manual_seed(3)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.drawing, batch_size=4, shuffle=True, generator=self.generator)
+
+
+@pytest.mark.parametrize("source", [Keeping, lambda: Keeping().train_dataloader()])
+@pytest.mark.parametrize("reads", ["checkpointed", "compression", "nothing"])
+def test_a_plan_reads_a_batch_that_the_run_does_not_miss(reads: str, source: Any, tmp_path: Path) -> None:
+    """Activations are planned on a batch; reading it moves generators, samplers and what the data set counts."""
+
+    def trained(planned: bool) -> list[float]:
+        seed_everything(2, verbose=False)
+        compression = [lr.ActivationCompression(bits=8)] if reads == "compression" else []
+        strategy = "checkpointed" if reads == "checkpointed" else "auto"
+        made, module, data = trainer(tmp_path, *compression, strategy=strategy), Module(), source()
+        if planned:
+            lr.plan(made, module, data)
+        made.fit(module, data)
+        return [*torch.cat([p.detach().flatten() for p in module.parameters()]).tolist(), random.random()]
+
+    assert trained(planned=True) == trained(planned=False)
 
 
 @pytest.mark.parametrize(("dealt", "updates"), [(True, 6), (False, 12)])

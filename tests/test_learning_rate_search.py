@@ -474,6 +474,14 @@ def test_finding_a_rate_leaves_module_trainer_and_random_numbers_as_they_were() 
     assert run(search=True) == run(search=False)
 
 
+def test_finding_a_rate_leaves_a_generator_of_the_loaders_own_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    loader = DataLoader(data(256), batch_size=8, shuffle=True, generator=generator)
+    find_learning_rate(Trainer(**quiet(max_epochs=6)), Toy(), loader, budget=0.5)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_the_number_is_the_callbacks() -> None:
     seed_everything(5, verbose=False)
     loader = DataLoader(data(256), batch_size=8)

@@ -61,7 +61,8 @@ def find_learning_rate(
     taking_part += [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
     random, state = RandomState(), ForkedState([module], leave_out=[trainer])
     data = datamodule if isinstance(datamodule, LightningDataModule) else None
-    notes = ForkedState([*taking_part, *([] if data is None else [data])], leave_out=[trainer, module], tensors=False)
+    read = [data] if data is not None else [] if datamodule is None else internals.changed_by_reading(datamodule)
+    notes = ForkedState([*taking_part, *read], leave_out=[trainer, module], tensors=False)
     device = next((parameter.device for parameter in module.parameters()), None)
     try:
         with internals.borrowed(trainer, [*taking_part, search]):

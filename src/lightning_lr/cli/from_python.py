@@ -29,8 +29,8 @@ _PLANNED: WeakKeyDictionary[Trainer, ShownPlan] = WeakKeyDictionary()
 def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | Any = None) -> ShownPlan:
     """Show a run before it is trained: learning rate, batch, phases, and what its callbacks decide.
 
-    Nothing is trained: module and callbacks are copied, and random numbers are as before. A data module's ``setup``
-    is called, as ``fit`` will call it again.
+    Nothing is trained: module and callbacks are copied, and random numbers, loaders and data sets are as before. A data
+    module's ``setup`` is called, as ``fit`` will call it again.
 
     Args:
         trainer: with its callbacks, before ``fit``.
@@ -56,9 +56,8 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
         >>> lr.plan(trainer, BoringModel()).data.shape.total_updates
         128
     """
-    import torch
-
     from lightning_lr import lightning_internals as internals
+    from lightning_lr.branches import RandomState
     from lightning_lr.callbacks.given_for_a_run import check_run
     from lightning_lr.cli.plan.configured_run import TrainerSettings, plan_run
     from lightning_lr.cli.plan.options import PlanOptions
@@ -85,8 +84,11 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
     data: Any = datamodule
     if datamodule is not None and not hasattr(datamodule, "train_dataloader"):
         data = SimpleNamespace(setup=lambda stage: None, train_dataloader=lambda: datamodule, batch_size=None)
-    with torch.random.fork_rng():
+    random = RandomState()
+    try:
         planned = plan_run(settings, copy.deepcopy(module, dict(memo)), data, PlanOptions())
+    finally:
+        random.restore()
     title = plan_title(planned, type(module).__name__)
 
     def draw() -> Any:

@@ -116,7 +116,7 @@ from lightning_lr.lightning_internals.training_step import (
     takes_the_iterator,
     training_step_arguments,
 )
-from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches
+from lightning_lr.lightning_internals.upcoming_batches import UpcomingBatches, changed_by_reading, unnoticed_batch
 from lightning_lr.lightning_internals.updates import (
     HOOKS_OF_AN_UPDATE,
     after_optimizer_step,
@@ -150,6 +150,7 @@ __all__ = [
     "bracket_scheduler_steps",
     "bracket_steps",
     "broadcast_from_rank_zero",
+    "changed_by_reading",
     "class_of_mirror",
     "combined_length",
     "configured_optimizers",
@@ -218,6 +219,7 @@ __all__ = [
     "train_loaders",
     "training_step_arguments",
     "unnoticed",
+    "unnoticed_batch",
     "update_ends",
     "validates_callbacks",
     "validates_over_epochs",

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_lr.batch_size import RampBatchSampler
-from lightning_lr.branches import RandomState
+from lightning_lr.branches import ForkedState, RandomState
 from lightning_lr.nested import tensors_in
 
 MOST_DATA_SETS = 10_000
@@ -54,17 +55,7 @@ class UpcomingBatches:
     @property
     def forked(self) -> list[Any]:
         """The objects in which a second iterator leaves traces."""
-        combined = self._trainer.fit_loop._combined_loader
-        assert combined is not None
-        found: list[Any] = []
-        for loader in combined.flattened:
-            found += [
-                loader,
-                *(getattr(loader, name, None) for name in ("batch_sampler", "sampler", "dataset", "generator")),
-            ]
-            found.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
-            found += _data_sets_in(getattr(loader, "dataset", None))
-        return [thing for thing in found if thing is not None]
+        return changed_by_reading(self._trainer.fit_loop._combined_loader)
 
     def first(self, count: int) -> Iterator[Any]:
         """The first ``count`` micro-batches: fewer from a stream that ends before, the same at every call."""
@@ -150,6 +141,27 @@ class UpcomingBatches:
             return _END
         self._ahead.append(item)
         return item[0]
+
+
+def changed_by_reading(loaders: Any) -> list[Any]:
+    """The objects in which reading leaves traces: a loader, or several, with their samplers, data sets, generators."""
+    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders, "max_size_cycle")
+    found: list[Any] = []
+    for loader in combined.flattened:
+        found += [loader, *(getattr(loader, n, None) for n in ("batch_sampler", "sampler", "dataset", "generator"))]
+        found.append(getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+        found += _data_sets_in(getattr(loader, "dataset", None))
+    return [thing for thing in found if thing is not None]
+
+
+def unnoticed_batch(loaders: Any) -> Any:
+    """The first batch, read so that whoever reads next begins with the same one."""
+    random, traces = RandomState(), ForkedState(changed_by_reading(loaders), tensors=False)
+    try:
+        return next(iter(loaders))
+    finally:
+        traces.restore()
+        random.restore()
 
 
 def _data_sets_in(dataset: Any) -> list[Any]:

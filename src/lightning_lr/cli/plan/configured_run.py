@@ -94,7 +94,9 @@ def plan_run(
     )
     plan = replace(plan, summary={**plan.summary, **activations})
     optimizer = optimizers[0] if optimizers else None
-    return with_costs(plan, settings, model, optimizer, options, lambda: next(iter(_train_loader(model, data))))
+    return with_costs(
+        plan, settings, model, optimizer, options, lambda: internals.unnoticed_batch(_train_loader(model, data))
+    )
 
 
 def _activations(
@@ -108,7 +110,7 @@ def _activations(
     if settings.checkpointing is None and compression is None:
         return {}
     try:
-        batch = next(iter(_train_loader(model, data)))
+        batch = internals.unnoticed_batch(_train_loader(model, data))
     except ConfigurationError:
         notes.append("activations are not planned: they need a batch of the training data, which is not here")
         return {}
