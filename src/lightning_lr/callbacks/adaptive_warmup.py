@@ -281,6 +281,8 @@ class AdaptiveWarmup(MethodCallback):
             if internals.update_ends(trainer) and (not run.manual or self._stepped(run)):
                 self._observe(run, machine)
                 self._decide(trainer, pl_module, run, machine)
+            elif run.manual and run.clock.progress >= self.settings.max_warmup:
+                self._refuse_unseen_steps(run)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,6 +344,15 @@ class AdaptiveWarmup(MethodCallback):
             )
         loss: Tensor = logged[self.loss]
         return loss
+
+    def _refuse_unseen_steps(self, run: Run) -> None:
+        """Nothing would ever end the climb."""
+        if not any(managed.stepped for managed in run.optimizers if self.acts_on(managed.index)):
+            raise MisconfigurationException(
+                f"AdaptiveWarmup: {self.settings.max_warmup:g} of the run has been trained, and no optimizer that "
+                "climbs has made a step: updates are made by another method (first_step and second_step of SAM), or by "
+                "an optimizer inside of another. Let the module call step, such as optimizer.step(closure)"
+            )
 
     def _stepped(self, run: Run) -> bool:
         """Whether one of the optimizers that climb has made an update in this micro-batch."""

@@ -72,6 +72,8 @@ class ManagedOptimizer:
         self.writer = HyperparameterWriter(self.optimizer, [value["lr"] for value in self._base], index, prefix)
         self.effective_lr: list[Any] = []
         """The lr of each group in the update of this micro-batch; empty if it made none yet, or a scaler skipped it."""
+        self.stepped = False
+        """Whether it has made any update yet, by its ``step``."""
         self.unrefined = self._manual
         """Whether an update is about to be made; a step that is tried out (a branch of a search) is none."""
 
@@ -108,6 +110,7 @@ class ManagedOptimizer:
 
     def _after_step(self) -> None:
         # not reached when an AMP scaler skips the step
+        self.stepped = True
         self.effective_lr = self.writer.end_step()
         self.unrefined = self._manual  # where each step is the user's
 

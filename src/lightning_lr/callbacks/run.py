@@ -72,6 +72,8 @@ class Run:
         self._counted = True
         self._window_open = True
         self._fresh = trainer.global_step == 0  # the module's on_train_start is still to come
+        self._steps_awaited = not internals.has_loss_scaler(trainer)  # which may skip each of them
+        self._trained = False
         self._warned_of_end = internals.is_fast_dev_run(trainer)
         self._bar = internals.BarNotes()
         self._undo = [
@@ -154,6 +156,7 @@ class Run:
     def begin_epoch(self, trainer: Trainer) -> None:
         """An epoch starts: its loader may be another one, and what was left of a window is not trained on."""
         self._loaders = self._loaders.now(trainer)
+        self._warn_of_unseen_steps()
         if self._fresh:
             self._fresh = False
             self._take_rates_of_start()
@@ -338,6 +341,7 @@ class Run:
     def end(self, trainer: Trainer) -> None:
         """Training has ended: where it did so by itself, its curves should have come to their end."""
         self._bar.remove(trainer)
+        self._warn_of_unseen_steps()
         if self._stopwatch is not None:  # the last updates may not have been logged
             self._stopwatch.note(self.clock.updates)
         stopped = self._warned_of_end or trainer.should_stop
@@ -409,8 +413,22 @@ class Run:
         """Count the micro-batch that was read last, once, if it was trained on."""
         if not self._counted:
             self._counted = True
+            self._trained |= trained
             if trained:
                 self.clock.count(self._pending)
+
+    def _warn_of_unseen_steps(self) -> None:
+        """Once, where an epoch has been trained and no optimizer has made a step."""
+        if not self._steps_awaited or not self._trained:
+            return
+        self._steps_awaited = False
+        if not any(managed.stepped for managed in self.optimizers):
+            rank_zero_warn(
+                "lightning_lr: an epoch has been trained, and no optimizer of configure_optimizers has made a step. "
+                "Where updates are made by another method (first_step and second_step of SAM) or by an optimizer "
+                "inside of another, their learning rates are written, but nothing is learned from them, nor logged. "
+                "Let the module call step, such as optimizer.step(closure)"
+            )
 
     def _warn_of_updates_after_the_end(self) -> None:
         clock = self.clock
