@@ -75,11 +75,36 @@ def auto(**arguments: Any) -> ActivationCompression:
 
 
 # ---------------------------------------------------------------------- off and around
+class Noting(Net):
+    """Keeps what it has done in everything that a module may keep things in, and goes by it."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+        self.by_epoch: dict[int, list[int]] = {}
+        self.running = torch.zeros(())
+        self.generator = torch.Generator().manual_seed(5)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.made.append(batch_idx)
+        self.seen.append(batch_idx)
+        self.by_epoch.setdefault(self.current_epoch, []).append(batch_idx)
+        self.running.add_(1)
+        noise = torch.rand((), generator=self.generator)
+        return super().training_step(batch, batch_idx) * (1 + noise / (len(self.seen) + self.running))
+
+
 def test_probing_disturbs_nothing() -> None:
     # no tensor is as large as a group, so that nothing is rounded, but the extra training steps are made
-    bare, _ = train(None)
-    probed, _ = train(ActivationCompression("auto", group_size=2**20, probe_every=2))
-    assert probed.steps > bare.steps
+    bare, _ = train(None, module=Noting())
+    made = len(Noting.made)
+    probed, _ = train(ActivationCompression("auto", group_size=2**20, probe_every=2), module=Noting())
+    assert len(Noting.made) - made > made
+    assert (bare.steps, bare.seen, bare.by_epoch) == (probed.steps, probed.seen, probed.by_epoch)
+    assert torch.equal(bare.running, probed.running)
+    assert torch.equal(bare.generator.get_state(), probed.generator.get_state())
     assert torch.equal(weights(bare), weights(probed))
     for one, two in zip(bare.buffers(), probed.buffers(), strict=True):
         assert torch.equal(one, two)

@@ -104,7 +104,7 @@ class ActivationCompression(MethodCallback):
         self._sizes_noted = False
         self._update = 0
         self._undo: Any = None
-        self._goes_on = False
+        self._first = False
 
     @property
     def tally(self) -> Tally | None:
@@ -175,16 +175,17 @@ class ActivationCompression(MethodCallback):
     # ------------------------------------------------------------------ hooks, in the Trainer's order
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._goes_on = trainer.global_step > 0
+        self._first = True
         self._undo = internals.around_training_step(trainer, self._compressing)
         self._sizes_noted = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch = batch_tensors(batch)
-        if self._goes_on and hasattr(trainer.strategy, "watch_apart") and not internals.takes_the_iterator(pl_module):
-            trainer.strategy.watch_apart(batch)  # a checkpointed strategy: what is kept depends on its plan
-        self._goes_on = False
+        if self._first and hasattr(trainer.strategy, "watch_apart") and not internals.takes_the_iterator(pl_module):
+            # a checkpointed strategy: what is kept depends on its plan, which is made of what is seen without rounding
+            trainer.strategy.watch_apart(batch)
+        self._first = False
         run = self._run
         if run is None or self._compressor is None:
             return

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torchmetrics import Metric
 
+from lightning_lr.branches import ForkedState
 from lightning_lr.lightning_internals.logs import silent_loggers
 from lightning_lr.lightning_internals.scaler import loss_scale
 from lightning_lr.patching import buffers_put_back, override_on_instance
@@ -59,29 +60,39 @@ def around_training_step(trainer: Trainer, around: Callable[[], AbstractContextM
 def detached_training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
     """The loss of a training step that nobody notices: with its graph, without DDP, and as if it had not happened.
 
-    Random numbers, buffers (the statistics of batch norm) and the states of metrics are put back; what is logged is
-    dropped. The plugin's own context is entered (autocast), not what :func:`around_training_step` put around it. The
-    loss is scaled as by an AMP scaler, so that gradients neither vanish nor overflow.
+    Random numbers, buffers (the statistics of batch norm), the states of metrics and what the step changes in its
+    attributes (counts, lists, tensors, generators) are put back; what is logged is dropped. The plugin's own context is
+    entered (autocast), not what :func:`around_training_step` put around it. The loss is scaled as by an AMP scaler, so
+    that gradients neither vanish nor overflow.
     """
     context = type(trainer.precision_plugin).train_step_context
-    with isolate_rng(), silent_loggers(trainer), _put_back(module), context(trainer.precision_plugin):
+    with isolate_rng(), silent_loggers(trainer), _put_back(trainer, module), context(trainer.precision_plugin):
         output = module.training_step(*training_step_arguments(module, batch))
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return None if loss is None else loss * loss_scale(trainer)
 
 
 @contextmanager
-def _put_back(module: LightningModule) -> Iterator[None]:
+def _put_back(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
+    outside = [trainer, trainer.datamodule, trainer.strategy, *trainer.optimizers, *listeners]  # type: ignore[attr-defined]
+    attributes = ForkedState([module], leave_out=[*outside, *module.parameters(), *module.buffers()])
     metrics = [
         (metric, copy.deepcopy(_metric_state(metric))) for metric in module.modules() if isinstance(metric, Metric)
     ]
-    undo = [override_on_instance(module, name, lambda *args, **kwargs: None) for name in ("log", "log_dict")]
+    undo = [
+        override_on_instance(part, name, lambda *args, **kwargs: None)
+        for part in module.modules()
+        if isinstance(part, LightningModule)
+        for name in ("log", "log_dict")
+    ]
     try:
         with buffers_put_back(module):
             yield
     finally:
         for put_back in undo:
             put_back()
+        attributes.restore()
         for metric, state in metrics:
             vars(metric).update(state)
 

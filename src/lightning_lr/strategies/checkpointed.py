@@ -80,8 +80,9 @@ class CheckpointsActivations(_Base):
     def watch_apart(self, batch: Any) -> None:
         """Watch a forward that nobody notices, so that the plan is followed from the next training step on.
 
-        For a run that goes on under ``ActivationCompression``: a watched step keeps other activations than one by the
-        plan. Without rounding the gradients are the same, with it they would not be the uninterrupted run's.
+        For runs under ``ActivationCompression``, which hides what is saved outside of the blocks, and in which a
+        watched step, that keeps other activations than one by the plan, has other gradients. So a run that is resumed
+        goes on by the plan, and with the gradients, of the uninterrupted one.
         """
         if self.checkpointing is None:  # a strategy that checkpoints only on request
             return
