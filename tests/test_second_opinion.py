@@ -19,14 +19,18 @@ from tests.support.wrong_maps import WRONG
 
 
 def placed(model: nn.Module, *names: str) -> LayerMap:
-    """Layers from input to head by the beginnings of names, ``|`` between; one with ``-`` is beside the last."""
+    """Layers from input to head by the beginnings of names, ``|`` between; one with ``-`` is beside the last.
+
+    ``name=`` before them calls a layer otherwise.
+    """
     found, depth = list[Layer](), -1
     for name in names:
         depth += not name.startswith("-")
-        starts = name.lstrip("-").split("|")
+        called, _, starting = name.lstrip("-").rpartition("=")
+        starts = starting.split("|")
         inside = [n for n, _ in model.named_parameters() if any(n == s or n.startswith(f"{s}.") for s in starts)]
         assert inside, name
-        found.append(Layer(name.lstrip("-"), depth, tuple(inside)))
+        found.append(Layer(called or starting, depth, tuple(inside)))
     assert sum(len(layer.parameters) for layer in found) == len(list(model.parameters()))
     return LayerMap(tuple(found), "repeated blocks")
 
@@ -171,8 +175,8 @@ class Short(nn.Module):
 def test_a_block_of_a_list_is_no_part_of_the_stem() -> None:
     model = Short()
     assert contradictions(model, placed(model, "embed", "local", "deep.0", "deep.1", "out")) == []
-    assert contradictions(model, placed(model, "embed|local", "deep.0", "deep.1", "out")) == [
-        "local holds a block like those of deep, but is taken for a part of embed|local"
+    assert contradictions(model, placed(model, "stem=embed|local", "deep.0", "deep.1", "out")) == [
+        "local holds a block like those of deep, but is taken for a part of stem"
     ]
 
 
@@ -254,6 +258,81 @@ class Detached(nn.Module):
 def test_what_is_detached_is_no_way() -> None:
     model = Detached()
     assert contradictions(model, placed(model, "blocks.0", "blocks.1", "blocks.2", "boxes")) == []
+
+
+class Sided(nn.Module):
+    """A part that takes what the first block makes to the output, and one that draws tokens for another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.side, self.out = layers(5), lin(), lin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.blocks[0](x)
+        for block in self.blocks[1:]:
+            x = block(x)
+        out: Tensor = self.out(x + self.side(first))
+        return out
+
+
+def test_a_part_is_next_to_what_it_reads_or_to_what_reads_it() -> None:
+    model = Sided()
+    blocks = [f"blocks.{i}" for i in range(5)]
+    for at in (0, 1, 4):
+        names = [f"{name}|side" if index == at else name for index, name in enumerate(blocks)]
+        assert contradictions(model, placed(model, *names, "out")) == []
+    assert contradictions(model, placed(model, *blocks[:2], "blocks.2|side", *blocks[3:], "out")) == [
+        "side is taken to be next to nothing that it reads or that reads it"
+    ]
+
+
+class Drawn(nn.Module):
+    """Tokens that one network draws are read by another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.small, self.large = nn.Embedding(9, 4), layers(1), layers(3)
+        self.guess, self.out = nn.Linear(4, 9), lin()
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        guess = self.guess(self.small[0](self.embed(ids)))
+        x = self.embed(guess.argmax(-1))
+        for layer in self.large:
+            x = layer(x)
+        return guess, self.out(x)
+
+
+def test_a_choice_is_no_way() -> None:
+    model = Drawn()
+    names = ("embed", "large.0", "large.1", "-small.0", "large.2", "out|guess")
+    assert contradictions(model, placed(model, *names)) == []
+
+
+class Shared(nn.Module):
+    """One block after every other one, each time with a small part of its own for the place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.common = nn.Module()
+        self.common.attn, self.common.mlp, self.common.adapters = lin(), lin(), layers(2, lin)
+        self.first, self.second = nn.Module(), nn.Module()
+        self.first.block, self.second.block = self.common, self.common
+        self.embed, self.layers, self.out = lin(), layers(2), lin()
+        del self.common
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for layer, holder, index in zip(self.layers, (self.first, self.second), (0, 1), strict=True):
+            block: Any = holder.block
+            y = layer(x)
+            x = block.mlp(block.attn(y) + block.adapters[index](y))
+        out: Tensor = self.out(x)
+        return out
+
+
+def test_a_shared_block_is_in_the_lowest_of_its_places() -> None:
+    model = Shared()
+    assert contradictions(model, placed(model, "embed", "layers.0|first", "layers.1", "out")) == []
 
 
 def test_nothing_of_the_model_is_touched() -> None:

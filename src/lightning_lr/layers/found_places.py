@@ -106,10 +106,9 @@ class Places:
                 if len(set().union(*(self.at[joined(p, n)] for n, c in more if type(c) is type(inside[0][1])))) > 1
             ]  # fmt: skip
             within = {self.layer[i] for i in self.inside[path] if i in self.layer}
-            if others and len(within) == 1 and self.at[path] <= {0, self.found.depth - 1}:
-                layer = within.pop()
-                if self.members[layer] - {*self.inside[path]}:
-                    name = self.name(layer)
+            if others and len(within) == 1:
+                name = self.name(within.pop())
+                if name.rpartition(".")[2] in ("stem", "head"):
                     yield f"{path} holds a block like those of {others[0]}, but is taken for a part of {name}"
 
     def name(self, layer: int) -> str:

@@ -99,7 +99,13 @@ def items_of(
             continue
         # what makes its input, too, is below it and them
         blocks = [n for n in blocks if visits.also_alone([item.name]) or not visits.reaches([n], [item.name])]
-        apart = bool(blocks) and not visits.enters(item.name, blocks)
+        if _judges(item, visits, [n for o in items if o.bears for n in members_of(o)]):
+            item.bears = item.is_aside = True  # a discriminator of single layers, next to what it is called on
+            continue
+        modulates = is_leaf(item.module) and not visits.also_alone(
+            [item.name]
+        )  # it scales an output by what stems make
+        apart = bool(blocks) and not visits.enters(item.name, blocks) and not modulates
         if apart and visits.reaches([item.name], [n for n in rest if visits.reaches(blocks, [n])]):
             item.bears = item.is_aside = True  # it joins the blocks above them
     order = structure.passes.order(module)
@@ -115,6 +121,17 @@ def items_of(
         if item.is_block and item.name not in counted and (first or not any(i.bears for i in items[index + 1 :])):
             item.bears = item.is_block = False
     return items
+
+
+def _judges(item: Item, visits: Visits, blocks: Sequence[str]) -> bool:
+    """Whether a network without blocks is called on data and on what networks with blocks make, and feeds nothing."""
+    return (
+        not is_leaf(item.module)
+        and not isinstance(item.module, nn.ModuleList | nn.ModuleDict)
+        and visits.also_alone([item.name])
+        and visits.reaches(blocks, [item.name])
+        and visits.feeds_nothing(item.name)
+    )
 
 
 def _zipped(

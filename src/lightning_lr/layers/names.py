@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 WRAPPED = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
 """Where FSDP, ``torch.compile`` and the checkpoint wrapper keep the module that they wrap."""
@@ -65,8 +66,8 @@ def within(path: str, outer: str) -> bool:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module has parameters of its own only."""
-    return next(children(module), None) is None
+    """Whether a module has parameters of its own only, also where they are made of others (``weight_norm``)."""
+    return all(isinstance(child, nn.ModuleDict) and is_parametrized(module) for _, child in children(module))
 
 
 def is_single_layer(module: nn.Module) -> bool:
@@ -85,6 +86,5 @@ def leafs_of(module: nn.Module) -> Iterator[nn.Module]:
 def is_normalization(module: nn.Module) -> bool:
     """Whether a module is a layer like batch norm: no parameter has more than one dimension, or it is called so."""
     return is_leaf(module) and (
-        "norm" in type(module).__name__.lower()
-        or all(p.ndim <= 1 for p in module._parameters.values() if p is not None)
+        "norm" in type(module).__name__.lower() or all(p.ndim <= 1 for p in module.parameters())
     )

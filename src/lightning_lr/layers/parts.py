@@ -18,6 +18,7 @@ class Reading:
         stem: parameters that are the stem.
         lead: parameters before the first block of a first stage: the stem where there is no other.
         parts: the layers.
+        norms: parameters of norms right after the layers.
         after: parameters that follow the layers.
         head: parameters that are the head by name.
     """
@@ -25,6 +26,7 @@ class Reading:
     stem: list[str] = field(default_factory=list)
     lead: list[str] = field(default_factory=list)
     parts: list[Node] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
     head: list[str] = field(default_factory=list)
 
@@ -41,14 +43,21 @@ class Reading:
             self.lead += other.lead
         elif other.parts:
             between = [*self.after, *self.head, *other.stem, *other.lead]
-            self.after, self.head = [], []
-            if with_stem and between:
+            with_stem = with_stem and bool(between)  # norms alone make no layer
+            between = [*self.norms, *between]
+            self.norms, self.after, self.head = [], [], []
+            if with_stem:
                 self.parts.append(Leaf(joined(path, "stem"), between))
             else:
                 lowest(other.parts[0]).parameters[:0] = between
         else:
             self.after += [*other.stem, *other.lead]
         self.parts += other.parts
+        self.end_with(other)
+
+    def end_with(self, other: Reading) -> None:
+        """What follows the layers of another one follows those of this one, too."""
+        self.norms += other.norms
         self.after += other.after
         self.head += other.head
 
@@ -59,7 +68,7 @@ class Reading:
             next(leaves(self.parts[0])).parameters[:0] = self.lead
         else:
             stem += self.lead
-        top = [Leaf(joined(path, "head"), [*self.after, *self.head])] if head else []
+        top = [Leaf(joined(path, "head"), [*self.norms, *self.after, *self.head])] if head else []
         return Series([Leaf(joined(path, "stem"), stem, stem=True), *self.parts, *top])
 
 

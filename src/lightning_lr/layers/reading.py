@@ -109,15 +109,14 @@ class TreeReader:
                         child = module._modules.get(name)
                         tower.stem += [joined(path, name)] if child is None else names_in(child, joined(path, name))
                     towers.append(tower.tree(joined(path, item.name), head=False))
-                    read.after += tower.after
-                    read.head += tower.head
+                    read.end_with(tower)
                 read.parts = [Series([Parallel(list(towers))])]
             reading.follow(read, joined(path, group[0].name), with_stem=above and index > 0)
             for item in (item for item in items if places.get(item.name) == str(index)):
                 names = names_of(item, path)
                 if is_normalization(item.module) and not reading.after and len(group) == 1:
                     (
-                        list(leaves(reading.parts[-1]))[-1].parameters if index + 1 < len(groups) else reading.after
+                        list(leaves(reading.parts[-1]))[-1].parameters if index + 1 < len(groups) else reading.norms
                     ).extend(names)
                 else:
                     reading.after += names
@@ -134,7 +133,8 @@ class TreeReader:
                 read.tree(joined(path, item.name), head=False) for item, read in zip(idle, aside, strict=True)
             ]
             reading.parts[-1] = Series([Parallel([reading.parts[-1]], trees)])
-            reading.after += [name for read in aside for name in (*read.after, *read.head)]
+            for read in aside:
+                reading.end_with(read)
         return reading
 
     def _item(self, item: Item, path: str, on_backbone: bool, visits: Visits | None) -> Reading:
@@ -189,8 +189,7 @@ class TreeReader:
                     continue
                 tower = self._read(i, module, here, on_backbone)
                 towers.append(tower.tree(here, head=False))
-                read.after += tower.after
-                read.head += tower.head
+                read.end_with(tower)
             read.parts = [Series([Parallel(towers)])]
             reading.follow(read, joined(path, item.name))
         if not reading.parts:

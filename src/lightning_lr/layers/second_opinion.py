@@ -108,6 +108,7 @@ class _Judgement:
             yield f"{self._full(upper)} reads what {self._full(lower)} makes, but is taken to be below it"
         yield from self._recurrent()
         yield from self._gaps()
+        yield from self._floating()
         yield from self._lists()
         for one, other in self._unlike():
             yield f"{self._full(one)} and {self._full(other)}, read by the same parts, are taken to be at two heights"
@@ -173,6 +174,17 @@ class _Judgement:
             if not any(self._has_twin(part, at) for part in parts):
                 what = f"{at - top} below what reads it" if readers else f"{at} below the top, though nothing reads it"
                 yield f"{self.places.name(layer)} is taken to be {what}"
+
+    def _floating(self) -> Iterator[str]:
+        """Parts that are next to nothing that they read, nor to anything that reads them."""
+        for part, at in self.at.items():
+            near = [self.at[other] for other in self.seen.reads[part] if other in self.at]
+            readers = self.readers.get(part, set())
+            if len(at) != 1 or not near or not readers or self.seen.returned.isdisjoint({part, *readers}):
+                continue
+            here = min(at)
+            if min(map(min, near)) > here + 1 and self._top(readers) < here - 1:
+                yield f"{self._full(part)} is taken to be next to nothing that it reads or that reads it"
 
     def _top(self, readers: set[str]) -> int:
         return max((max(self.at[part]) for part in readers if part in self.at), default=0)

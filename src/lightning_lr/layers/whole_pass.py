@@ -30,6 +30,9 @@ MORE_WAYS: tuple[dict[str, Any], ...] = (
 METADATA = ("dtype", "device", "shape", "layout", "ndim", "requires_grad", "is_cuda")
 """What code looks up in a tensor without reading its values."""
 
+CHOICES = ("argmax", "argmin", "argsort", "multinomial", "bernoulli", "eq", "ne", "lt", "le", "gt", "ge", "long", "int")
+"""What gives a choice or a number of something, through which no gradient goes."""
+
 
 @dataclass
 class Seen:
@@ -205,6 +208,8 @@ class WholeTracer(SymbolTracer):
         self._target = target
         node = super().create_node(kind, target, args, kwargs, *rest, **more)
         looked_up = (target is getattr and args[1] in METADATA) or (kind == "call_method" and target == "size")
+        if str(getattr(target, "__name__", target)) in CHOICES:
+            self._learning[node] = 0
         if looked_up:
             self._sources[node] = self._learning[node] = 0
         self._along[node] = 0 if looked_up else self._along_of(node.all_input_nodes)
