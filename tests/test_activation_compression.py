@@ -303,6 +303,53 @@ def test_inputs_of_checkpointed_segments_get_eight_bits_and_the_rest_is_not_seen
     assert found["checkpointed"][2] < found["plain"][2]
 
 
+class Residual(Net):
+    """Blocks of which the cut differs by what is saved outside of them, which the compression's hooks take first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            self.stem = nn.Linear(16, 8)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU()) for _ in range(4))
+            self.last = nn.Linear(8, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        self.steps += 1
+        hidden = self.stem(x)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return nn.functional.mse_loss(self.last(hidden), y)
+
+
+@pytest.mark.parametrize("bits", [8, "auto"])
+def test_a_run_under_checkpointing_is_resumed_by_the_same_plan_to_the_bit(bits: Any, tmp_path: Path) -> None:
+    plans: list[Any] = []
+
+    class Look(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            plans.append(trainer.strategy.checkpointing.plan.parts)  # type: ignore[attr-defined]
+
+    def run(**arguments: Any) -> Net:
+        trained, _ = train(
+            ActivationCompression(bits, group_size=16),
+            module=Residual(),
+            strategy="checkpointed",
+            callbacks=[Look(), *arguments.pop("more", [])],
+            **arguments,
+        )
+        return trained
+
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole = run(more=[save], enable_checkpointing=True)
+    assert whole.steps == 12, "and the step that was watched is not counted"
+    for epoch in (0, 1):
+        resumed = run(ckpt_path=str(tmp_path / f"epoch={epoch}.ckpt"))
+        assert torch.equal(weights(resumed), weights(whole)), epoch
+    assert plans[0] == plans[1] == plans[2]
+
+
 # ---------------------------------------------------------------------- decisions
 def test_auto_probes_when_due_and_writes_it_down(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torchmetrics import Metric
 
 from lightning_lr.branches import ForkedState
@@ -77,6 +78,11 @@ def _put_back(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
     outside = [trainer, trainer.datamodule, trainer.strategy, *trainer.optimizers, *listeners]  # type: ignore[attr-defined]
     attributes = ForkedState([module], leave_out=[*outside, *module.parameters(), *module.buffers()])
+    for gone in attributes.gone:
+        rank_zero_warn(
+            f"lightning_lr: {gone}, and what a training step that is tried out takes from it is gone for the run; keep "
+            "what can be set back in its place (a counter, a list with a position, a generator of random numbers)"
+        )
     metrics = [
         (metric, copy.deepcopy(_metric_state(metric))) for metric in module.modules() if isinstance(metric, Metric)
     ]
