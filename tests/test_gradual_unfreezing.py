@@ -6,7 +6,7 @@ import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_lr import GradualUnfreezing, LayerwiseLRDecay, LearningRateSchedule, SlantedTriangle
+from lightning_lr import (
+    Constant,
+    GradualUnfreezing,
+    LayerwiseLRDecay,
+    LearningRateSchedule,
+    LearningRateSearch,
+    SlantedTriangle,
+)
 from lightning_lr.curves import Phase
 from lightning_lr.layers import FrozenLayers, UnfreezingOrder
 from lightning_lr.progress import EpochShape, RunShape
@@ -108,6 +115,42 @@ def test_frozen_layers_do_not_move_by_a_bit_until_their_turn(configure: Configur
             assert still == (epoch < place * epochs_per_layer), (update, part)
         trained = min(4, 1 + epoch // epochs_per_layer)
         assert watch.required[update] == list(PARTS[:trained]), "no gradient is computed for what is frozen"
+
+
+class GivesGradients(Deep):
+    """Gives every parameter a gradient, in a hook that comes after the callbacks': gradient noise, a penalty."""
+
+    def __init__(self, hook: str) -> None:
+        super().__init__(adamw)
+        self.hook = hook
+
+    def give(self, hook: str) -> None:
+        for p in self.parameters() if hook == self.hook else ():
+            p.grad = torch.full_like(p, 1e-2) if p.grad is None else p.grad + 1e-2
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.give("on_before_optimizer_step")
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        self.give("configure_gradient_clipping")
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        def closure() -> Any:
+            loss = optimizer_closure()
+            self.give("optimizer_step")
+            return loss
+
+        optimizer.step(closure=closure)
+
+
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "configure_gradient_clipping", "optimizer_step"])
+def test_a_gradient_that_a_hook_gives_to_a_frozen_layer_does_not_move_it(hook: str) -> None:
+    module, watch = GivesGradients(hook), Watch()
+    start = {part: state_of(module, part) for part in PARTS}
+    fit([gentle(), watch], module=module, max_epochs=4)
+    for update, row in enumerate(watch.rows):
+        moved = [part for part in PARTS if not torch.equal(row[part], start[part])]
+        assert moved == list(PARTS[: 1 + update // 6]), update
 
 
 @pytest.mark.parametrize("configure", [sgd, adamw])
@@ -400,6 +443,28 @@ def _under_ddp(**arguments: Any) -> tuple[Tensor, list[list[str]], list[bool]]:
     return weights(module), watch.required, saved
 
 
+class Noting(NoNorm):
+    """Notes how far the stem is from where it began, in every training step, those of branches too."""
+
+    distances: ClassVar[list[float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if not hasattr(self, "began"):
+            self.began = self.stem.weight.detach().clone()
+        self.distances.append(float((self.stem.weight.detach() - self.began).abs().max()))
+        return super().training_step(batch, batch_idx)
+
+
+def _searched() -> tuple[int, float]:
+    """Steps of branches and of the run in the first epoch, and how far a frozen layer moved in them."""
+    Noting.distances.clear()
+    sampler = DistributedSampler(data(256), shuffle=False)
+    loader = DataLoader(data(256), batch_size=4, sampler=sampler)
+    search = LearningRateSearch(Constant(), budget=1.0)
+    fit([gentle(epochs_per_layer=2), search], module=Noting(adamw), loader=loader, max_epochs=2, **ddp())
+    return len(Noting.distances), max(Noting.distances)
+
+
 def _sharded() -> tuple[list[bool], list[Tensor]]:
     """FSDP2: gradients of frozen layers are dropped; what was frozen is still the same, and then trains."""
     mesh = init_device_mesh("cpu", (2,))
@@ -432,6 +497,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
         ("plain", _under_ddp),
         ("finds unused", partial(_under_ddp, find_unused_parameters=True)),
         ("sharded", _sharded),
+        ("searched", _searched),
     ]
     return run_in_two_processes(cases, tmp_path_factory.mktemp("ddp"))
 
@@ -450,6 +516,16 @@ def test_two_processes_equal_one_and_save_the_backward_where_ddp_allows(
         # means over two ranks are summed in another order
         assert (trained - weights(one)).abs().max() < rounding_after(30)
     assert torch.equal(two_processes[0][case][0], two_processes[1][case][0])
+
+
+def test_frozen_layers_do_not_move_in_branches_either(two_processes: list[dict[str, Any]]) -> None:
+    """Under plain DDP their gradients are computed; what drops them is a part of an update, of a branch's too."""
+    for rank in two_processes:
+        if isinstance(rank["searched"], Exception):
+            raise rank["searched"]
+        steps, distance = rank["searched"]
+        assert steps > 64, "the run's own 64, and those of the race"
+        assert distance == 0.0
 
 
 def test_sharded_parameters_stay_still_until_their_turn(two_processes: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -82,6 +82,7 @@ class GradualUnfreezing(MethodCallback):
         self._module: LightningModule | None = None
         self._order: UnfreezingOrder | None = None
         self._frozen: FrozenLayers | None = None
+        self._undo: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------------ what the method defines
     @property
@@ -168,6 +169,11 @@ class GradualUnfreezing(MethodCallback):
                 "computed and dropped, which saves no time; with DDP, find_unused_parameters=True saves it"
             )
         self._frozen = FrozenLayers(pl_module, self.order, without_backward, self.train_batch_norm)
+        # once more, after every hook of the user's: one may give each parameter a gradient (noise, zeros, a penalty)
+        self._undo = [
+            internals.before_optimizer_step(trainer, optimizer, self._frozen.drop_gradients, in_branches=True)
+            for optimizer in trainer.optimizers
+        ]
         # frozen is when the first epoch or batch starts: the module's on_train_start may freeze something of its own
         if not pl_module.automatic_optimization:
             self._warn_of_frozen_optimizers(trainer, self.order.begun(internals.starting_position(trainer)[0]))
@@ -225,6 +231,9 @@ class GradualUnfreezing(MethodCallback):
 
     def _leave(self, trainer: Trainer) -> None:
         super()._leave(trainer)
+        for undo in self._undo:
+            undo()
+        self._undo = []
         if self._frozen is not None:
             self._frozen.restore()
         self._frozen = None

@@ -38,7 +38,9 @@ def leave_out(callback: Callback, hooks: Iterable[str]) -> Callable[[], None]:
     return undo
 
 
-def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[[], None]) -> Callable[[], None]:
+def before_optimizer_step(
+    trainer: Trainer, optimizer: Optimizer, act: Callable[[], None], in_branches: bool = False
+) -> Callable[[], None]:
     """Call ``act`` directly before ``optimizer`` makes an update; returns a function that undoes this.
 
     Gradients are complete then, unscaled and clipped, and no hook of the user's comes in between: where the closure
@@ -47,6 +49,13 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
     manual optimization. (LBFGS evaluates its closure several times, and ``act`` follows each.)
 
     A strategy whose engine clips in its own step calls back through ``before_update`` when that is done.
+
+    Args:
+        trainer: of the optimizer.
+        optimizer: whose updates are meant.
+        act: what to do before each.
+        in_branches: whether also before those of a branch, which are nobody else's business: for what decides how an
+            update is made.
     """
     clipped = getattr(trainer.strategy, "before_update", None)
     if clipped is not None:
@@ -54,7 +63,7 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
         return undo
 
     def before_step(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if optimizer in _UNHEARD:
+        if optimizer in _UNHEARD and not in_branches:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
@@ -75,7 +84,7 @@ def before_optimizer_step(trainer: Trainer, optimizer: Optimizer, act: Callable[
 
 @contextmanager
 def unheard(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, nothing that :func:`before_optimizer_step` was given is called: the updates are those of a branch."""
+    """Inside, the updates are those of a branch: :func:`before_optimizer_step` calls only what belongs to them."""
     _UNHEARD.add(optimizer)
     try:
         yield
