@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -199,6 +199,78 @@ def test_everything_that_a_step_may_change_is_put_back(kind: str) -> None:
     assert facts(thing) != before, "the change changes nothing"
     fork.restore()
     assert facts(thing) == before
+
+
+COUNT, NOTES, NETWORK = 0, {"seen": [1]}, nn.Linear(2, 2)
+
+
+class Stats:
+    """Is never made: its attributes are a program's notes."""
+
+    steps = 0
+
+
+def _helper() -> float:
+    global COUNT
+    COUNT += 1
+    return COUNT + Stats.steps
+
+
+def _closure() -> Callable[[], int]:
+    count = 0
+
+    def counts() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return counts
+
+
+class InCode(nn.Module):
+    """Goes by everything that code can keep besides objects."""
+
+    calls = 0
+    shared: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = _closure()
+        self.method = types.MethodType(lambda thing: setattr(thing, "count", thing.count + 1) or thing.count, Slotted())
+        self.partial = partial(lambda notes: notes.append(1) or len(notes), [])
+
+    def forward(self, more: list[int] = []) -> list[Any]:  # noqa: B006
+        InCode.calls += 1
+        InCode.shared.append(1)
+        Stats.steps += 1
+        NOTES["seen"].append(2)
+        more.append(3)
+        _helper.last = getattr(_helper, "last", 0) + 1  # type: ignore[attr-defined]
+        with torch.no_grad():
+            NETWORK.weight.add_(1)
+        found: list[Any] = [self.calls, len(self.shared), _helper(), len(NOTES["seen"]), len(more), self.counts()]
+        found += [_helper.last, self.method(), self.partial(), NETWORK.weight.sum().item()]  # type: ignore[attr-defined]
+        return found
+
+
+def test_what_code_keeps_outside_of_objects_is_put_back() -> None:
+    module = InCode()
+    module()
+    fork = ForkedState([module])
+    first = module()
+    assert all(one != two for one, two in zip(first, module(), strict=True)), "each call leaves a trace in each place"
+    fork.restore()
+    assert module() == first
+
+
+def test_data_that_code_alone_leads_to_is_not_copied() -> None:
+    data = torch.zeros(1 << 20)
+
+    class Reads(nn.Module):
+        def forward(self) -> Tensor:
+            return data.sum()
+
+    assert ForkedState([Reads()]).copied_bytes < 1 << 16
 
 
 def test_two_names_of_one_tensor_are_copied_once() -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import array
+import functools
 import itertools
+import math
 import random
 import sys
 import types
@@ -26,6 +28,16 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from lightning_lr.branches.code import (
+    LARGE,
+    attributes_of_class,
+    cells_of,
+    functions_in,
+    globals_of,
+    held_by,
+    put_attribute_back,
+)
 
 ENTERED = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, Sampler, BatchSampler)
 """Classes of libraries whose instances are entered: they are what trains."""
@@ -93,8 +105,13 @@ class ForkedState:
         """Size of the copies on the host."""
         self.gone: list[str] = []
         """Attributes whose values cannot be put back: iterators, from which a branch takes what is next."""
+        self._in_code: deque[Any] = deque()  # what was met in code, which is walked when all else has been
+        self._most_elements: float = math.inf
         waiting: deque[tuple[Any, bool]] = deque((root, True) for root in roots)
-        while waiting:  # without recursion: a list of lists may be deeper than Python's stack
+        while waiting or self._in_code:  # without recursion: a list of lists may be deeper than Python's stack
+            if not waiting:  # a program's variables hold its data, too
+                self._largest, self._most_elements = min(self._largest, LARGE), LARGE
+                waiting.append((self._in_code.popleft(), False))
             thing, is_root = waiting.popleft()
             waiting.extend((inner, False) for inner in self._remember(thing, is_root))
 
@@ -107,9 +124,18 @@ class ForkedState:
     # ------------------------------------------------------------------ inside
     def _remember(self, thing: Any, is_root: bool) -> Iterable[Any]:
         """Remember one object; what is inside it is remembered next."""
+        if isinstance(thing, type):
+            self._remember_class(thing)
+            return ()
         if id(thing) in self._left_out or id(thing) in self._met or _is_immutable(thing):
             return ()
+        if isinstance(thing, types.FunctionType):
+            self._remember_functions([thing])
+            return ()
         self._met[id(thing)] = thing
+        if isinstance(thing, types.MethodType | functools.partial):
+            self._remember_functions(functions_in(thing))
+            return held_by(thing)
         generator = _generator(thing)
         if generator is not None:
             self._restore.append(generator)
@@ -129,6 +155,8 @@ class ForkedState:
     def _remember_tensor(self, tensor: Tensor) -> Iterable[Any]:
         # a result that has a graph is read, never written; nobody can write into an expanded one
         if not self._tensors or not tensor.is_leaf or tensor.is_meta or _is_expanded(tensor):
+            return ()
+        if tensor.numel() > self._most_elements:
             return ()
         held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         held = held.detach()
@@ -165,7 +193,7 @@ class ForkedState:
         return copy
 
     def _remember_array(self, array: Any) -> Iterable[Any]:
-        if self._tensors:
+        if self._tensors and getattr(array, "size", 0) <= self._most_elements:
             copy = array.copy()
             self.copied_bytes += int(getattr(copy, "nbytes", 0))
 
@@ -218,7 +246,37 @@ class ForkedState:
                 self._restore.append(lambda name=name, value=value: object.__setattr__(thing, name, value))  # type: ignore[misc]
         if isinstance(thing, dict | list | set | deque):
             inner.extend(self._remember_container(thing))
+        for kind in type(thing).__mro__:
+            self._remember_class(kind)
         return inner
+
+    def _remember_class(self, kind: type) -> None:
+        """What a class of the user's has itself: counters, lists, and what its methods go by."""
+        if id(kind) in self._met or not _is_users_code(kind.__module__):
+            return
+        self._met[id(kind)] = kind
+        for name, value in attributes_of_class(kind):
+            functions = list(functions_in(value))
+            if functions:
+                self._remember_functions(functions)
+            elif not hasattr(type(value), "__get__"):
+                self._restore.append(put_attribute_back(kind, name, value))
+                self._in_code.append(value)
+
+    def _remember_functions(self, functions: Iterable[types.FunctionType]) -> None:
+        """What functions of the user's keep: variables of closures, global ones, defaults, attributes."""
+        for function in functions:
+            if id(function) in self._met or not _is_users_code(function.__module__):
+                continue
+            self._met[id(function)] = function
+            for restore, value in (*cells_of(function), *globals_of(function)):
+                self._restore.append(restore)
+                self._in_code.append(value)
+            self._in_code += [
+                vars(function),
+                *(function.__defaults__ or ()),
+                *(function.__kwdefaults__ or {}).values(),
+            ]
 
 
 # ---------------------------------------------------------------------- kinds
@@ -260,6 +318,12 @@ def _is_of_the_user(thing: Any) -> bool:
     if package in LIBRARIES or package in sys.stdlib_module_names:
         return False
     return any(base not in (object,) for base in kind.__mro__) and (hasattr(thing, "__dict__") or bool(_slots(kind)))
+
+
+def _is_users_code(module: str | None) -> bool:
+    """Whether a class or function of a module is the user's."""
+    package = (module or "builtins").partition(".")[0]
+    return not (package in LIBRARIES or package in sys.stdlib_module_names or package == "lightning_lr")
 
 
 def _slots(kind: type) -> Iterator[str]:
