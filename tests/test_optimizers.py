@@ -403,6 +403,27 @@ def test_bad_arguments_of_one_optimizer_are_refused(make: Make, says: str) -> No
         make(parameters())
 
 
+@pytest.mark.parametrize(
+    ("kind", "own", "says"),
+    [
+        (LARS, {"lr": -3.0}, "LARS: got lr=-3.0"),
+        (LARS, {"momentum": -0.1}, "momentum=-0.1"),
+        (LARS, {"momentum": 0.0, "nesterov": True}, "needs a momentum above 0"),
+        (LAMB, {"lr": "1e-2"}, "LAMB: got lr='1e-2'"),
+        (LAMB, {"weight_decay": -0.1}, "weight_decay=-0.1"),
+        (LAMB, {"betas": (1.2, 0.9)}, r"betas\[0\]=1.2; give a number in \[0, 1\)"),
+    ],
+)
+def test_bad_arguments_of_a_group_are_refused_and_so_is_the_group(kind: Any, own: dict[str, Any], says: str) -> None:
+    first, *others = parameters()
+    with pytest.raises(ValueError, match=says):
+        kind([{"params": [first]}, {"params": others, **own}], lr=0.1)
+    optimizer = kind([first], lr=0.1)
+    with pytest.raises(ValueError, match=says):
+        optimizer.add_param_group({"params": others, **own})
+    assert len(optimizer.param_groups) == 1
+
+
 @every
 def test_sparse_gradients_are_refused(make: Make) -> None:
     table = nn.Embedding(4, 2, sparse=True)

@@ -97,25 +97,29 @@ class LAMB(TrustRatioOptimizer):
         maximize: bool = False,
         capturable: bool = False,
     ) -> None:
-        check_learning_rate("LAMB", lr)
-        check_not_negative("LAMB", eps=eps, weight_decay=weight_decay)
-        check_flags("LAMB", foreach, maximize=maximize, capturable=capturable)
-        if not is_list(betas) or len(betas) != 2:
-            raise ValueError(f"LAMB: got betas={betas!r}; give two numbers in [0, 1), for example (0.9, 0.999)")
-        for index, beta in enumerate(betas):
-            if not (is_real(beta) and 0.0 <= beta < 1.0):
-                raise ValueError(f"LAMB: got betas[{index}]={beta!r}; give a number in [0, 1)")
-        defaults = {
+        defaults: Group = {
             "lr": lr,
             "betas": betas,
-            "eps": float(eps),
-            "weight_decay": float(weight_decay),
+            "eps": eps,
+            "weight_decay": weight_decay,
             "adapt": adapt,
             "foreach": foreach,
             "maximize": maximize,
             "capturable": capturable,
         }
-        super().__init__(params, defaults)
+        self._check(defaults)
+        super().__init__(params, defaults | {"eps": float(eps), "weight_decay": float(weight_decay)})
+
+    def _check(self, group: Group) -> None:
+        check_learning_rate("LAMB", group["lr"])
+        check_not_negative("LAMB", eps=group["eps"], weight_decay=group["weight_decay"])
+        check_flags("LAMB", group["foreach"], maximize=group["maximize"], capturable=group["capturable"])
+        betas = group["betas"]
+        if not is_list(betas) or len(betas) != 2:
+            raise ValueError(f"LAMB: got betas={betas!r}; give two numbers in [0, 1), for example (0.9, 0.999)")
+        for index, beta in enumerate(betas):
+            if not (is_real(beta) and 0.0 <= beta < 1.0):
+                raise ValueError(f"LAMB: got betas[{index}]={beta!r}; give a number in [0, 1)")
 
     def _shaped_states(self, group: Group) -> Sequence[str]:
         return ("exp_avg", "exp_avg_sq")

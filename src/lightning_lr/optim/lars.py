@@ -30,6 +30,8 @@ from lightning_lr.optim.local_tensors import (
 from lightning_lr.optim.norms import trust_ratios
 from lightning_lr.optim.trust_ratio import Adapt, TrustRatioOptimizer, check_learning_rate
 
+_NUMBERS = ("momentum", "weight_decay", "trust_coefficient", "eps")
+
 
 # ---------------------------------------------------------------------- the formula
 def _ratio(group: Group, weight: Any, grad: Any) -> Any:
@@ -109,25 +111,28 @@ class LARS(TrustRatioOptimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        check_learning_rate("LARS", lr)
-        check_not_negative(
-            "LARS", momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, eps=eps
-        )
-        check_flags("LARS", foreach, nesterov=nesterov, maximize=maximize)
-        if nesterov and momentum <= 0:
-            raise ValueError(f"LARS: got nesterov=True with momentum={momentum!r}; it needs a momentum above 0")
-        defaults = {
+        defaults: Group = {
             "lr": lr,
-            "momentum": float(momentum),
-            "weight_decay": float(weight_decay),
-            "trust_coefficient": float(trust_coefficient),
-            "eps": float(eps),
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
             "nesterov": nesterov,
             "adapt": adapt,
             "foreach": foreach,
             "maximize": maximize,
         }
-        super().__init__(params, defaults)
+        self._check(defaults)
+        super().__init__(params, defaults | {name: float(defaults[name]) for name in _NUMBERS})
+
+    def _check(self, group: Group) -> None:
+        check_learning_rate("LARS", group["lr"])
+        check_not_negative("LARS", **{name: group[name] for name in _NUMBERS})
+        check_flags("LARS", group["foreach"], nesterov=group["nesterov"], maximize=group["maximize"])
+        if group["nesterov"] and group["momentum"] <= 0:
+            raise ValueError(
+                f"LARS: got nesterov=True with momentum={group['momentum']!r}; it needs a momentum above 0"
+            )
 
     def _shaped_states(self, group: Group) -> Sequence[str]:
         return () if group["momentum"] == 0 else ("momentum_buffer",)

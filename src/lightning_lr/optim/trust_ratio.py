@@ -84,12 +84,16 @@ class TrustRatioOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         adapt = group["adapt"]
-        if not callable(adapt) and not (isinstance(adapt, str) and adapt in _RULES):
+        try:
+            self._check(group)
+            if not callable(adapt) and not (isinstance(adapt, str) and adapt in _RULES):
+                raise ValueError(
+                    f"{type(self).__name__}: got adapt={adapt!r}; allowed are {', '.join(map(repr, _RULES))} or a "
+                    "function of a parameter"
+                )
+        except ValueError:
             self.param_groups.pop()
-            raise ValueError(
-                f"{type(self).__name__}: got adapt={adapt!r}; allowed are {', '.join(map(repr, _RULES))} or a function "
-                "of a parameter"
-            )
+            raise
         if callable(adapt):  # plain numbers, which a checkpoint can hold and a loaded one can bring back
             group["adapt"] = [bool(adapt(parameter)) for parameter in group["params"]]
         self._own.update(map(id, group["params"]))
@@ -122,6 +126,14 @@ class TrustRatioOptimizer(Optimizer):
             if pieces:
                 self._update(group, pieces)
         return loss
+
+    @abstractmethod
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters that are none: those of the constructor, and a group's own.
+
+        Raises:
+            ValueError: with what was given and what is allowed.
+        """
 
     @abstractmethod
     def _update(self, group: dict[str, Any], pieces: list[Piece]) -> None:
