@@ -69,6 +69,27 @@ def test_a_plan_is_what_the_run_then_does(tmp_path: Path) -> None:
         assert reported.data.metrics[f"lr/{group}"].values == pytest.approx(values, rel=1e-6)
 
 
+class Downloaded(LightningDataModule):
+    def prepare_data(self) -> None:
+        self.here = True
+
+    def setup(self, stage: str) -> None:
+        if not hasattr(self, "here"):
+            raise FileNotFoundError("no images in ./data")
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+
+def test_data_that_is_not_here_is_asked_for_in_the_words_of_python(tmp_path: Path) -> None:
+    made, data = trainer(tmp_path, lr.LearningRateSchedule(lr.Cosine())), Downloaded()
+    with pytest.raises(ConfigurationError, match=r"no images in ./data.*call its prepare_data\(\) before") as refused:
+        lr.plan(made, Module(), data)
+    assert "--" not in str(refused.value)
+    data.prepare_data()
+    assert lr.plan(made, Module(), data).data.shape.total_updates == 12
+
+
 class Drawing(Dataset[Any]):
     """Samples that depend on how many were read before, and on every random generator that there is."""
 

@@ -86,7 +86,8 @@ def plan(trainer: Trainer, module: LightningModule, datamodule: LightningDataMod
         data = SimpleNamespace(setup=lambda stage: None, train_dataloader=lambda: datamodule, batch_size=None)
     random = RandomState()
     try:
-        planned = plan_run(settings, copy.deepcopy(module, dict(memo)), data, PlanOptions())
+        options = PlanOptions(without_data="call its prepare_data() before, or give plan a loader of as many samples")
+        planned = plan_run(settings, copy.deepcopy(module, dict(memo)), data, options)
     finally:
         random.restore()
     title = plan_title(planned, type(module).__name__)

@@ -145,7 +145,7 @@ def _epoch(
     world_size: int,
 ) -> EpochShape:
     if options.dataset_size is None:
-        epoch = _epoch_of_loader(_train_loader(model, data), world_size, settings, options)
+        epoch = _epoch_of_loader(_train_loader(model, data, options.without_data), world_size, settings, options)
     else:
         batch_size = options.batch_size or getattr(data, "batch_size", None) or getattr(model, "batch_size", None)
         if not isinstance(batch_size, int):
@@ -158,7 +158,7 @@ def _epoch(
     return limited(epoch, 1.0 if limit is None else limit)
 
 
-def _train_loader(model: LightningModule, data: LightningDataModule | None) -> Any:
+def _train_loader(model: LightningModule, data: LightningDataModule | None, instead: str = "") -> Any:
     """The training loader over data that is present; never downloads."""
     source: Any = model if data is None else data
     try:
@@ -169,7 +169,7 @@ def _train_loader(model: LightningModule, data: LightningDataModule | None) -> A
     except Exception as error:  # whatever a user's setup raises without its data, or without a Trainer
         raise ConfigurationError(
             f"plan: {type(source).__name__} could not set up its training data without a Trainer and without "
-            f"downloading ({described(error)}); give --dataset-size N"
+            f"downloading ({described(error)}); {instead}"
         ) from error
 
 

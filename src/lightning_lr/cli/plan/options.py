@@ -42,6 +42,7 @@ class PlanOptions:
         step_time: seconds of a micro-batch; ``"measure"`` measures them here.
         update_time: seconds of an update; ``None`` for what is measured, or 0.
         network: between the devices.
+        without_data: what to do where the training data is not here.
     """
 
     config: str | None = None
@@ -55,6 +56,7 @@ class PlanOptions:
     step_time: StepTime | str | None = None
     update_time: float | None = None
     network: Network = field(default_factory=Network)
+    without_data: str = "give --dataset-size N"
 
     @property
     def shows_memory(self) -> bool:
