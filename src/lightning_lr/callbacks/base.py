@@ -281,6 +281,8 @@ class MethodCallback(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._before is None:  # the module's setup has attached it
+            self.setup(trainer, pl_module, "fit")
         caller = type(self).__name__
         if not internals.has_optimizer(trainer):
             raise MisconfigurationException(
@@ -307,6 +309,9 @@ class MethodCallback(Callback):
         members = members_of(trainer)
         if members[0] is not self:
             return
+        for member in members:
+            if member._before is None:  # the module's on_fit_start has attached it
+                member.on_fit_start(trainer, pl_module)
         internals.begin_epoch_after_resume(trainer)
         inside_epoch = internals.starting_position(trainer)[1] > 0
         resume_checks.check_absent(self._absent, inside_epoch)
@@ -333,13 +338,17 @@ class MethodCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is not None and run.last is self:  # accumulation and loader may be others in this epoch
+        if run is None:
+            self._refuse_to_come_late()
+        elif run.last is self:  # accumulation and loader may be others in this epoch
             run.begin_epoch(trainer)
             run.write_next_update()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is not None and run.first is self:
+        if run is None:
+            self._refuse_to_come_late()
+        elif run.first is self:
             run.begin_micro_batch(trainer, batch, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -451,6 +460,12 @@ class MethodCallback(Callback):
             if hook not in acts
             and getattr(type(self), hook) in (getattr(Callback, hook), getattr(MethodCallback, hook))
         ]
+
+    def _refuse_to_come_late(self) -> None:
+        raise MisconfigurationException(
+            f"{type(self).__name__}: it was attached when training had begun, where it has no effect; give it to "
+            "Trainer(callbacks=[...]), or return it from the module's configure_callbacks"
+        )
 
     def _keep_place(self) -> None:
         if self._run is not None:

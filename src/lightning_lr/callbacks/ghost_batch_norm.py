@@ -37,6 +37,7 @@ class GhostBatchNorm(Callback):
             )
         warn_of_mirror(self)
         self.ghost_batch_size = ghost_batch_size
+        self._converted = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_mirror(self, trainer)
@@ -55,11 +56,25 @@ class GhostBatchNorm(Callback):
                 f"GhostBatchNorm: {type(pl_module).__name__} has no batch norm layers (in __init__ or setup); remove "
                 "the callback"
             )
+        self._converted = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._converted:  # the module's setup or on_fit_start has attached it
+            self.setup(trainer, pl_module, "fit")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._converted:
+            raise MisconfigurationException(
+                "GhostBatchNorm: it was attached when training had begun, where it has no effect; give it to "
+                "Trainer(callbacks=[...]), or return it from the module's configure_callbacks"
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._converted = False
         restore_batch_norm(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._converted = False
         restore_batch_norm(pl_module)
 
     @property

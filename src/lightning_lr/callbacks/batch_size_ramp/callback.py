@@ -160,6 +160,8 @@ class BatchSizeRamp(MethodCallback):
         )
 
     def prepare(self, trainer: Trainer, module: LightningModule) -> None:
+        if not self._ramped.ready:
+            self._refuse_to_come_late()
         self._refuse_to_begin_inside_an_epoch(trainer)
         corrected = self._ramped.stream is not None or self.count_samples is not None
         if corrected and internals.engine_holds_gradients(trainer):
@@ -292,7 +294,9 @@ class BatchSizeRamp(MethodCallback):
         self._warn_of_lone_sample(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None and self._ramped.follow(trainer):
+        if self._run is None:
+            self._refuse_to_come_late()
+        elif self._ramped.follow(trainer):
             self._run.plan_again(trainer)
         if self._ramped.stream is not None:
             self._ramped.stream.begin_epoch(trainer)
@@ -301,6 +305,8 @@ class BatchSizeRamp(MethodCallback):
         self._warn_of_lone_sample(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._run is None:
+            self._refuse_to_come_late()
         stream, self._correction = self._ramped.stream, 1.0
         if stream is not None:
             stream.begin_micro_batch(trainer, batch_idx)
@@ -319,6 +325,8 @@ class BatchSizeRamp(MethodCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._run is None:
+            self._refuse_to_come_late()
         ends, schedule = internals.update_ends(trainer), self.settings.schedule
         if ends and isinstance(schedule, AdaptiveRamp):
             assert self._run is not None
