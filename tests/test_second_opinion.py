@@ -351,7 +351,7 @@ def test_contradictions_are_in_the_warning_with_the_table() -> None:
 
 @pytest.mark.parametrize(("way", "share"), {
     "two layers in each other's place": 0.95, "a layer in the head": 0.93, "a layer in the stem": 0.92,
-    "a list in one layer": 0.88, "a tower below another one": 0.85,
+    "a list in one layer": 0.88, "a tower below another one": 0.8,
 }.items())  # fmt: skip
 def test_most_wrong_maps_are_seen(way: str, share: float) -> None:
     """Right maps of networks written by hand, each wrong in one place; every second network, and all with towers."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_lr.layers.layer_map import LayerMap
 from lightning_lr.layers.matcher import group_matcher
-from lightning_lr.layers.names import all_parameters, children, is_leaf, joined
+from lightning_lr.layers.names import children, is_leaf, joined, unwrapped
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 CONTAINERS = (*LISTS, nn.Sequential)
@@ -26,20 +26,23 @@ class Places:
 
     def __init__(self, model: nn.Module, found: LayerMap) -> None:
         self.found = found
-        layer = {name: index for index, one in enumerate(found.layers) for name in one.parameters}
-        self.layer = {id(p): layer[name] for name, p in all_parameters(model) if name in layer}
-        top = found.depth - 1
-        self.distance = {one: top - found.layers[index].depth for one, index in self.layer.items()}
-        """From the top, of a parameter by its identity."""
         self.module: dict[str, nn.Module] = {}
         self.inside: dict[str, list[int]] = {}
         """Identities of the parameters in a module, or of one parameter."""
         self.at: dict[str, set[int]] = {}
         """Their distances from the top."""
+        self.children: dict[str, list[tuple[str, nn.Module]]] = {}
+        """What has parameters in a module, by its name there."""
         self._walk(model, "")
+        layer = {name: index for index, one in enumerate(found.layers) for name in one.parameters}
+        self.layer = {inside[0]: layer[path] for path, inside in self.inside.items() if path in layer}
+        """Index of the layer of a parameter, by its identity."""
+        top = found.depth - 1
+        self.distance = {one: top - found.layers[index].depth for one, index in self.layer.items()}
+        """From the top, of a parameter by its identity."""
         for path, inside in self.inside.items():
             self.at[path] = {self.distance[one] for one in inside if one in self.distance}
-        uses = Counter(id(parameter) for _, parameter in all_parameters(model))
+        uses = Counter(inside[0] for path, inside in self.inside.items() if path not in self.module)
         self.shared = {
             path for path, module in self.module.items()
             if not is_leaf(module) and 2 * sum(uses[i] > 1 for i in self.inside[path]) > len(self.inside[path])
@@ -75,7 +78,7 @@ class Places:
             path = waiting.pop()
             module = self.module[path]
             parts |= {below(root, joined(path, name)) for name, p in module._parameters.items() if p is not None}
-            for name, child in children(module):
+            for name, child in self.children[path]:
                 here = joined(path, name)
                 single = is_leaf(child) and not isinstance(child, CONTAINERS)
                 if single or group_matcher(child) is not None or self.is_block(here):
@@ -114,16 +117,23 @@ class Places:
     def name(self, layer: int) -> str:
         return self.found.layers[layer].name
 
-    def _walk(self, module: nn.Module, path: str) -> None:
+    def _walk(self, module: nn.Module, path: str) -> bool:
+        """Note what is in a module, and say whether it has parameters."""
         inside: list[int] = []
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 self.inside[joined(path, name)] = [id(parameter)]
                 inside.append(id(parameter))
-        for name, child in children(module):
-            self._walk(child, joined(path, name))
-            inside += self.inside[joined(path, name)]
-        self.module[path], self.inside[path] = module, inside
+        self.children[path] = []
+        for name, child in module._modules.items():
+            here = joined(path, name)
+            if child is None or not self._walk(unwrapped(child), here):
+                continue
+            self.children[path].append((name, self.module[here]))
+            inside += self.inside[here]
+        if inside:
+            self.module[path], self.inside[path] = module, inside
+        return bool(inside)
 
 
 def below(root: str, path: str) -> str:

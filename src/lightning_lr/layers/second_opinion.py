@@ -183,7 +183,8 @@ class _Judgement:
             if len(at) != 1 or not near or not readers or self.seen.returned.isdisjoint({part, *readers}):
                 continue
             here = min(at)
-            if min(map(min, near)) > here + 1 and self._top(readers) < here - 1:
+            apart = min(map(min, near)) > here + 1 and self._top(readers) < here - 1
+            if apart and not self._has_twin(part, here):
                 yield f"{self._full(part)} is taken to be next to nothing that it reads or that reads it"
 
     def _top(self, readers: set[str]) -> int:
