@@ -325,6 +325,20 @@ def test_an_optimizer_that_cannot_be_made_leaves_factors(
     assert "Model.configure_optimizers does not work before training" in printed
 
 
+@pytest.mark.parametrize("strategy", ["checkpointed", {"class_path": "lightning_lr.CheckpointedStrategy"}])
+def test_a_strategy_of_one_device_is_refused_with_several_as_by_fit(
+    strategy: Any, write: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = config([schedule("Cosine")])
+    content["trainer"] |= {"strategy": strategy, "devices": 2, "accelerator": "cpu"}
+    assert main(["plan", "--config", write(content)]) == 2
+    assert "the Trainer has 2 devices, and this strategy uses one; set devices=1" in capsys.readouterr().err
+    content["trainer"]["devices"] = 1
+    assert main(["plan", "--config", write(content)]) == 0
+    content["trainer"] |= {"strategy": "ddp_checkpointed", "devices": 2}
+    assert main(["plan", "--config", write(content)]) == 0
+
+
 def test_a_strategy_that_does_not_exist_is_refused_with_the_nearest(
     write: Callable[[dict[str, Any]], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

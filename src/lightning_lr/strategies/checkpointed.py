@@ -170,6 +170,19 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
         self.policy = _policy(self, policy)
         super().__init__(**kwargs)
 
+    @staticmethod
+    def refuse_several(devices: int) -> None:
+        """Refuse more than one device.
+
+        Raises:
+            MisconfigurationException: with what to do.
+        """
+        if devices > 1:
+            raise MisconfigurationException(
+                f"CheckpointedStrategy: the Trainer has {devices} devices, and this strategy uses one; set "
+                "devices=1, or take strategy='ddp_checkpointed' (CheckpointedDDPStrategy)"
+            )
+
     # Lightning sets these two, as on every strategy that has them, when it has read the Trainer's arguments. They are
     # how this strategy learns its device (test_device_is_the_trainers guards it).
     @property
@@ -178,11 +191,8 @@ class CheckpointedStrategy(CheckpointsActivations, SingleDeviceStrategy):
 
     @parallel_devices.setter
     def parallel_devices(self, devices: list[torch.device] | None) -> None:
-        if devices and len(devices) > 1:
-            raise MisconfigurationException(
-                f"CheckpointedStrategy: the Trainer has {len(devices)} devices, and this strategy uses one; set "
-                "devices=1, or take strategy='ddp_checkpointed' (CheckpointedDDPStrategy)"
-            )
+        if devices:
+            self.refuse_several(len(devices))
         if devices:
             self._root_device = torch.device(devices[0])
 

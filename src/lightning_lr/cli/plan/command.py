@@ -24,6 +24,7 @@ from lightning_lr.cli.plan.table import picture_lines, plan_table, plan_title
 from lightning_lr.cli.printable import cell
 from lightning_lr.cli.terminal import terminal
 from lightning_lr.cli.trainer_cli import REFUSALS, LearningRateCLI
+from lightning_lr.strategies import CheckpointedStrategy
 
 
 def plan(words: Sequence[str]) -> None:
@@ -93,6 +94,9 @@ class PlanCLI(LearningRateCLI):
         self.settings = TrainerSettings(**self._get(self.config_init, "trainer"))
         self.settings.callbacks += extra
         self.settings.checkpointing = configured_policy(self.strategy)
+        named = self.strategy.get("class_path", "") if hasattr(self.strategy, "get") else self.strategy
+        one_device = (CheckpointedStrategy.strategy_name, CheckpointedStrategy.__name__)
+        self.settings.one_device = str(named).rpartition(".")[2] in one_device
         self.settings.sharding = configured_sharding(self.strategy)
         return cast(Trainer, self.settings)
 

@@ -33,6 +33,7 @@ from lightning_lr.cli.plan.planned_trainer import planned_trainer
 from lightning_lr.cli.plan.state_memory import Sharding
 from lightning_lr.cli.plan.walk import Schedulers, make_plan
 from lightning_lr.progress import EpochShape, RunShape
+from lightning_lr.strategies import CheckpointedStrategy
 
 
 class TrainerSettings:
@@ -48,6 +49,8 @@ class TrainerSettings:
         self.arguments = arguments
         self.checkpointing: CheckpointPolicy | None = None
         """The policy of the configured strategy, if it is one of this package's that checkpoint."""
+        self.one_device = False
+        """Whether the configured strategy is ``CheckpointedStrategy``, which several devices are refused by."""
         self.sharding = Sharding()
         """The ZeRO stage of the configured strategy."""
 
@@ -79,6 +82,8 @@ def plan_run(
     for method in methods:
         method.check_arguments(trainer)
     world_size = _world_size(settings, options, notes)
+    if settings.one_device:
+        CheckpointedStrategy.refuse_several(world_size)
     epoch = _epoch(settings, model, data, options, world_size)
     shape = _run_shape(settings, callbacks, epoch, notes)
     optimizers, schedulers = _optimizers(settings, model, data, shape, notes)
