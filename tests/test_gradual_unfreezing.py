@@ -6,6 +6,7 @@ import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, ClassVar
 
 import pytest
@@ -446,23 +447,24 @@ def _under_ddp(**arguments: Any) -> tuple[Tensor, list[list[str]], list[bool]]:
 class Noting(NoNorm):
     """Notes how far the stem is from where it began, in every training step, those of branches too."""
 
-    distances: ClassVar[list[float]] = []
+    distances: ClassVar[SimpleQueue[float]] = SimpleQueue()
+    """Nothing that a branch would put back."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not hasattr(self, "began"):
             self.began = self.stem.weight.detach().clone()
-        self.distances.append(float((self.stem.weight.detach() - self.began).abs().max()))
+        self.distances.put(float((self.stem.weight.detach() - self.began).abs().max()))
         return super().training_step(batch, batch_idx)
 
 
 def _searched() -> tuple[int, float]:
     """Steps of branches and of the run in the first epoch, and how far a frozen layer moved in them."""
-    Noting.distances.clear()
     sampler = DistributedSampler(data(256), shuffle=False)
     loader = DataLoader(data(256), batch_size=4, sampler=sampler)
     search = LearningRateSearch(Constant(), budget=1.0)
     fit([gentle(epochs_per_layer=2), search], module=Noting(adamw), loader=loader, max_epochs=2, **ddp())
-    return len(Noting.distances), max(Noting.distances)
+    distances = [Noting.distances.get() for _ in range(Noting.distances.qsize())]
+    return len(distances), max(distances)
 
 
 def _sharded() -> tuple[list[bool], list[Tensor]]:
