@@ -179,6 +179,7 @@ def forked(
     scaler = internals.scaler_of(trainer)
     listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
     outside = [trainer, trainer.datamodule, trainer.strategy, *listeners]  # type: ignore[attr-defined]
+    outside.append(getattr(trainer.strategy, "checkpointing", None))  # that the forwards of blocks lead to
     batches = internals.UpcomingBatches(trainer, window)
     # what listeners hold is theirs: hooks of theirs may note what they saw, but they train nothing
     notes = ForkedState(

@@ -77,6 +77,7 @@ def detached_training_step(trainer: Trainer, module: LightningModule, batch: Any
 def _put_back(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     listeners = [*trainer.callbacks, *trainer.loggers]  # type: ignore[attr-defined]
     outside = [trainer, trainer.datamodule, trainer.strategy, *trainer.optimizers, *listeners]  # type: ignore[attr-defined]
+    outside.append(getattr(trainer.strategy, "checkpointing", None))  # that the forwards of blocks lead to
     attributes = ForkedState([module], leave_out=[*outside, *module.parameters(), *module.buffers()])
     for gone in attributes.gone:
         rank_zero_warn(
