@@ -355,6 +355,28 @@ def test_parts_with_blocks_that_no_forward_pass_calls_shift_nothing_whatever_the
         assert low == high + 2 > 2 + len(trained)
 
 
+class WithFolds(nn.Module):
+    """A tower that a value of its input decides about, so that a pass without a value need not call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folds, self.language_model, self.head = tower(2), tower(3), nn.Linear(8, 9)
+
+    def forward(self, x: Tensor, proteins: Any = None) -> Any:
+        if isinstance(proteins, dict):
+            x = x + self.folds(proteins["tokens"])
+        return self.head(self.language_model(x))
+
+
+def test_what_only_an_input_that_was_not_given_leads_to_keeps_its_place_and_is_said() -> None:
+    with pytest.warns(UserWarning, match="folds: called by no forward pass, and placed by its definition"):
+        discover(WithFolds())
+    found = distances(WithFolds(), silent=False)
+    assert of(found, "head", *(f"language_model.layers.{i}" for i in (2, 1, 0))) == [0, 1, 2, 3]
+    lower, upper = of(found, "folds.layers.0", "folds.layers.1")
+    assert lower == upper + 1 > 4
+
+
 def test_another_name_of_blocks_that_are_called_is_nothing_that_is_left_out() -> None:
     assert of(distances(Renamed()), "head", *(f"net.layers.{i}" for i in (2, 1, 0)), "stem") == [0, 1, 2, 3, 4]
 

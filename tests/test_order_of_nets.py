@@ -34,6 +34,7 @@ SEEN = {
     "Informer: the encoder distils between its layers", "SAC: an actor, twin critics and their targets",
     "deep and cross network: kernels in parameter lists", "prototypical network with a learned temperature",
     "robot policy: an encoder per camera in a ModuleDict, an EMA copy is kept outside",
+    "a style-based generator: blocks named by their resolution", "language model with memories of the last segment",
 }  # fmt: skip
 """Not in the right order; the second opinion says so."""
 SILENT = {
@@ -43,9 +44,21 @@ SILENT = {
     "chat about pictures: features are put where the image tokens stand",
     "emotion from sight and sound: two encoders, fusion, tasks weighed by uncertainty",
     "video transformer, first over space and then over time",
+    "a normalizing flow of several scales with data-dependent scales",
+    "points: set abstraction and feature propagation",
+    "restoration without activations: zipped lists of stages",
 }
 """Known faults without a warning, and two orders with the last norm of a tower elsewhere (emotion, video)."""
-WRONG = SEEN | SILENT | {
+STRICTER = {
+    "an anchor-free detector with a path aggregation neck",
+    "frames between frames: a flow that three blocks refine, a teacher that sees the answer",
+    "objects as points: deconvolutions and heads set by name",
+    "a world model of pixels, trained over time by training_step alone",
+    "reading text in images: convolutions by name, then two recurrent layers",
+}
+"""Orders of the eighth sample that ask for more than the card: what is between blocks apart from both, single layers
+of a Sequential apart where other parts have blocks, what follows the last block below the head."""
+WRONG = SEEN | SILENT | STRICTER | {
     "towers side by side, decided by a value",
     "a trained copy beside a frozen U-Net, joined by zero convolutions",
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import combinations, permutations
 
 from torch import nn
@@ -15,12 +15,13 @@ from lightning_lr.layers.structure import Structure
 from lightning_lr.layers.visits import Visits
 
 
-def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) -> list[Item]:
+def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None, in_text: Container[str]) -> list[Item]:
     """Parts with blocks that a forward pass leaves out, next to others that it calls.
 
     What is not called must not shift the others. It has the layers that it would have alone, in case something else
-    calls it. A name such as ``vision_tower`` or ``projector``
-    speaks for itself: its input may be optional.
+    calls it. What the text of ``forward`` names (``in_text``) may be called with other inputs: it keeps the place that
+    its name and its definition give it, a guess where the name means nothing. A name such as ``vision_tower``
+    or ``projector`` speaks for itself: its input may be optional.
     """
     called = [item for item in items if visits is not None and visits.has(*members_of(item))]
     trained = {id(parameter) for item in called for parameter in _parameters(item)}
@@ -41,10 +42,13 @@ def idle_of(structure: Structure, items: Sequence[Item], visits: Visits | None) 
     writes = any(roles.LANGUAGE.fullmatch(item.name) for item in trunk)
     if roles.are_towers(item.name for item in items if item.bears) and not in_series and not writes:
         return []  # side by side, as their names say
-    structure.guesses.append(
-        f"{', '.join(item.name for item in idle)}: called by no forward pass, and taken to feed nothing"
-    )
-    return idle
+    unused = [item for item in idle if not any(name in in_text for name in members_of(item))]
+    unclear = [item for item in idle if item not in unused and not roles.says_what_it_reads(item.name)]
+    for found, place in ((unused, "taken to feed nothing"), (unclear, "placed by its definition")):
+        if found:
+            names = ", ".join(item.name for item in found)
+            structure.guesses.append(f"{names}: called by no forward pass, and {place}")
+    return unused
 
 
 def _parameters(item: Item) -> list[nn.Parameter]:

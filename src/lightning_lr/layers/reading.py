@@ -82,11 +82,11 @@ class TreeReader:
         is_head = heads_of(self.structure, own, inside, visits)
         woven = woven_in(self.structure, inside, visits, is_head)
         items = items_of(self.structure, module, [part for part in inside if part[0] not in woven], visits, is_head)
-        idle = idle_of(self.structure, items, visits)
+        order = self.structure.passes.order(module)
+        idle = idle_of(self.structure, items, visits, order)
         items = [item for item in items if item not in idle]
         groups = groups_of(self.structure, items, visits, on_backbone, isinstance(module, nn.ModuleDict))
         on_backbone = on_backbone or any(roles.BACKBONE.fullmatch(item.name) for item in items if item.bears)
-        order = self.structure.passes.order(module)
         places = places_of(self.structure, items, groups, visits, is_head, order)
         owned = {name: place_of_own(name, groups, visits, is_head, order) for name in own}
         stems = stems_of_towers([*own, *(item.name for item in items if not item.bears)], groups, visits)

@@ -2,6 +2,9 @@
 
 from tests.support.nets import (  # noqa: F401  # each adds its own
     adapted,
+    eighth_images,
+    eighth_others,
+    eighth_sequences,
     everyday,
     fifth_mixed,
     fourth_everyday,
