@@ -188,7 +188,5 @@ def test_no_gradient_of_transformers_models_differs_under_checkpointing() -> Non
     rows = {(name, case): row for name, model in found.items() for case, row in model.items()}
     assert set(found) == set(checkpointed_models.KINDS)
     assert not [key for key, row in rows.items() if row.get("differ") or row.get("losses differ")]
-    refused = {key: row["fails"] for key, row in rows.items() if "fails" in row}
-    assert set(refused) <= {("recurrent_gemma", f"cache asked for, {p}") for p in checkpointed_models.POLICIES}
-    assert all("saved a tensor of" in message for message in refused.values())
+    assert not [key for key, row in rows.items() if "fails" in row]
     assert checkpointed_models.TABLE.read_text() == checkpointed_models.report(found)
