@@ -314,16 +314,20 @@ def _is_of_the_user(thing: Any) -> bool:
     if callable(thing) and not isinstance(getattr(thing, "__dict__", None), dict):
         return False
     kind = type(thing)
-    package = kind.__module__.partition(".")[0]
-    if package in LIBRARIES or package in sys.stdlib_module_names:
+    if _is_of_a_library(kind.__module__):
         return False
     return any(base not in (object,) for base in kind.__mro__) and (hasattr(thing, "__dict__") or bool(_slots(kind)))
 
 
 def _is_users_code(module: str | None) -> bool:
     """Whether a class or function of a module is the user's."""
-    package = (module or "builtins").partition(".")[0]
-    return not (package in LIBRARIES or package in sys.stdlib_module_names or package == "lightning_lr")
+    module = module or "builtins"
+    return not _is_of_a_library(module) and module.partition(".")[0] != "lightning_lr"
+
+
+def _is_of_a_library(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in LIBRARIES or package in sys.stdlib_module_names
 
 
 def _slots(kind: type) -> Iterator[str]:

@@ -102,9 +102,8 @@ def items_of(
         if _judges(item, visits, [n for o in items if o.bears for n in members_of(o)]):
             item.bears = item.is_aside = True  # a discriminator of single layers, next to what it is called on
             continue
-        modulates = is_leaf(item.module) and not visits.also_alone(
-            [item.name]
-        )  # it scales an output by what stems make
+        # it scales an output by what stems make
+        modulates = is_leaf(item.module) and not visits.also_alone([item.name])
         apart = bool(blocks) and not visits.enters(item.name, blocks) and not modulates
         if apart and visits.reaches([item.name], [n for n in rest if visits.reaches(blocks, [n])]):
             item.bears = item.is_aside = True  # it joins the blocks above them

@@ -185,9 +185,9 @@ class MadeLater(dict[str, nn.Module | None]):
         self._make: Callable[[str], nn.Module | None] | None = make
 
     def _made(self) -> None:
-        make, self._make = self._make, None
-        for name in super().keys() if make is not None else ():
-            if make is not None:
+        if self._make is not None:
+            make, self._make = self._make, None
+            for name in self:
                 self[name] = make(name)
 
     def __getitem__(self, key: str) -> nn.Module | None:

@@ -55,8 +55,7 @@ def leaves(node: Node, aside: bool = False) -> Iterator[Leaf]:
 
 def depth_of(node: Node) -> int:
     """How many layers there are from the lowest to the top."""
-    distance = distances(node)
-    return 1 + max((distance[leaf] for leaf in leaves(node) if leaf in distance), default=-1)
+    return 1 + max(_measured(node).values(), default=-1)
 
 
 def layers_in(node: Node) -> int:
@@ -66,9 +65,14 @@ def layers_in(node: Node) -> int:
 
 def lowest(node: Node) -> Leaf:
     """The first of the layers that are farthest from the top."""
+    distance = _measured(node)
+    return max(distance, key=lambda leaf: distance[leaf]) if distance else next(leaves(node))
+
+
+def _measured(node: Node) -> dict[Leaf, int]:
+    """:func:`distances` of what others are measured by, in definition order."""
     distance = distances(node)
-    found = [leaf for leaf in leaves(node) if leaf in distance]
-    return max(found, key=lambda leaf: distance[leaf]) if found else next(leaves(node))
+    return {leaf: distance[leaf] for leaf in leaves(node) if leaf in distance}
 
 
 def distances(node: Node) -> dict[Leaf, int]:
